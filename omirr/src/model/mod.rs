@@ -1,0 +1,14 @@
+//! The words that every room shares: paths, entries, versions, rows.
+//!
+//! Plain values with no I/O, no clock and no locks. What is written to disk or
+//! sent to a peer is made of these types; `wire/codec.rs` turns them to bytes.
+
+mod entry;
+mod path;
+mod row;
+mod version;
+
+pub use entry::{Entry, Hash, Kind, LinkGroup, Time, Xattr};
+pub use path::{PathError, RelPath};
+pub use row::{Record, Row, StatSig};
+pub use version::{Relation, ReplicaId, Stamp, Vector, Version};

@@ -1,0 +1,184 @@
+//! Where changes come from.
+//!
+//! In: the kernel (eBPF programs, fanotify) or the clock (scans). Out: typed
+//! [`Event`]s that name inodes and names, in the order in which they happened.
+//! A source never looks at a file and never waits for what is behind it: its
+//! thread drains the kernel's queue into the sink as fast as it can. An event
+//! is a hint; what is true is on disk.
+
+use std::time::Duration;
+
+/// What happened. The set is the tracer's; a source that knows less detail
+/// reports the nearest one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Op {
+    Write,
+    Truncate,
+    Fallocate,
+    Create,
+    Mkdir,
+    Mknod,
+    Symlink,
+    Link,
+    Unlink,
+    Rmdir,
+    Rename,
+    /// Two names swapped their inodes.
+    Exchange,
+    /// Mode, owner, times, flags.
+    Attr,
+    Xattr,
+    /// The last writer closed the file: its content is at rest.
+    Close,
+}
+
+impl Op {
+    /// The operation in one lower-case word, as `omirr trace` prints it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Op::Write => "write",
+            Op::Truncate => "truncate",
+            Op::Fallocate => "fallocate",
+            Op::Create => "create",
+            Op::Mkdir => "mkdir",
+            Op::Mknod => "mknod",
+            Op::Symlink => "symlink",
+            Op::Link => "link",
+            Op::Unlink => "unlink",
+            Op::Rmdir => "rmdir",
+            Op::Rename => "rename",
+            Op::Exchange => "exchange",
+            Op::Attr => "attr",
+            Op::Xattr => "xattr",
+            Op::Close => "close",
+        }
+    }
+
+    /// Whether the operation may have changed a file's content.
+    pub fn touches_content(self) -> bool {
+        matches!(self, Op::Write | Op::Truncate | Op::Fallocate | Op::Create | Op::Close | Op::Link | Op::Rename | Op::Exchange)
+    }
+}
+
+/// A name in a directory that is known by its inode.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Dirent {
+    /// The directory's inode number; on the event's device.
+    pub dir: u64,
+    /// Empty: the directory itself.
+    pub name: Box<[u8]>,
+}
+
+/// One change, as a source reports it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// `CLOCK_MONOTONIC`, ns; 0 where the source does not know.
+    pub time_ns: u64,
+    pub op: Op,
+    /// The kernel's device number of the filesystem (`st_dev` of its files).
+    pub dev: u64,
+    /// The changed inode; 0 where the source does not know.
+    pub ino: u64,
+    /// Its generation; 0 where unknown.
+    pub generation: u32,
+    /// Whether the changed inode is a directory.
+    pub is_dir: bool,
+    /// Where it is, or was before a rename; none for an inode whose name the
+    /// source does not know.
+    pub at: Option<Dirent>,
+    /// Rename, exchange, link: the new name.
+    pub to: Option<Dirent>,
+    /// The bytes written, from and up to, where the source knows.
+    pub range: Option<(u64, u64)>,
+    /// Who did it: process, command, user. 0 and empty where unknown.
+    pub pid: u32,
+    pub uid: u32,
+    pub comm: [u8; 16],
+}
+
+impl Event {
+    /// The command as text, up to its first NUL.
+    pub fn comm(&self) -> String {
+        let end = self.comm.iter().position(|&b| b == 0).unwrap_or(self.comm.len());
+        String::from_utf8_lossy(&self.comm[..end]).into_owned()
+    }
+}
+
+/// What a source hands to whoever listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Signal {
+    Event(Event),
+    /// Events were lost on this device (all devices if none): what lies there
+    /// must be compared with the index. `count` of them, if known.
+    Lost { dev: Option<u64>, count: u64 },
+}
+
+/// Takes what the source reports; called on the source's own thread, must not
+/// block. A batch keeps the order of the changes.
+pub type Sink = Box<dyn FnMut(Vec<Signal>) + Send>;
+
+/// A tree that a source must report on.
+#[derive(Clone, Debug)]
+pub struct Watch {
+    /// The share's root, absolute.
+    pub path: std::path::PathBuf,
+    /// `st_dev` and inode of the root.
+    pub dev: u64,
+    pub ino: u64,
+}
+
+/// Which source runs and why, for `status`, `doctor` and the log.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct About {
+    /// `ebpf`, `fanotify` or `scan`.
+    pub kind: &'static str,
+    /// `fentry` or `kprobe`, for eBPF.
+    pub attach: Option<&'static str>,
+    /// `ring` or `perf`, for eBPF.
+    pub transport: Option<&'static str>,
+    /// One sentence: why this one, and why not a better one.
+    pub reason: String,
+}
+
+/// What a source counts, since it started.
+#[derive(Clone, Debug, Default, serde::Serialize)]
+pub struct SourceStats {
+    /// Events that reached the daemon.
+    pub events: u64,
+    /// Events that the kernel could not hand over.
+    pub dropped: u64,
+    /// Size of the kernel's buffer, bytes; 0 where there is none.
+    pub buffer_bytes: u64,
+    /// The most that was seen waiting in it, bytes.
+    pub high_water_bytes: u64,
+    /// Per CPU: handed over, dropped. Empty where the source does not tell.
+    pub per_cpu: Vec<CpuStats>,
+    /// Hooks that are attached, and those that are not with what covers them.
+    pub hooks: Vec<HookStats>,
+}
+
+#[derive(Clone, Debug, Default, serde::Serialize)]
+pub struct CpuStats {
+    pub cpu: u32,
+    pub submitted: u64,
+    pub dropped: u64,
+}
+
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct HookStats {
+    /// The kernel function.
+    pub hook: String,
+    pub attached: bool,
+    /// Why not, and what covers it.
+    pub note: Option<String>,
+    pub hits: u64,
+}
+
+/// A running source. Dropping it detaches it and ends its thread.
+pub trait Source: Send + Sync {
+    fn about(&self) -> &About;
+    fn stats(&self) -> SourceStats;
+    /// Returns once every change made before the call has been given to the
+    /// sink; an error says that it took longer than `timeout`.
+    fn barrier(&self, timeout: Duration) -> anyhow::Result<()>;
+}

@@ -1,0 +1,99 @@
+//! The messages of protocol 1. `docs/PROTOCOL.md` tells how they follow one
+//! another.
+//!
+//! Each node dials each of its peers, once per share, and sends its own rows
+//! over that connection; the other direction is another connection that the
+//! peer dials. "Sender" is the node that dialled.
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use crate::model::{Hash, RelPath, ReplicaId, Row};
+
+/// First bytes of every connection, before the first frame, in both directions.
+pub const MAGIC: [u8; 8] = *b"omirr\0\0\x01";
+/// Both sides must speak the same one.
+pub const PROTOCOL: u32 = 1;
+
+/// What a frame may hold, so that a peer cannot make this node allocate.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// A frame as it is on the wire, bytes.
+    pub frame_bytes: usize,
+    /// A frame's body after decompression, bytes.
+    pub body_bytes: usize,
+    /// Rows in a batch.
+    pub batch_rows: usize,
+}
+
+pub const LIMITS: Limits = Limits { frame_bytes: 16 << 20, body_bytes: 32 << 20, batch_rows: 16_384 };
+
+/// A row on its way, with its place in the sender's order.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WireRow {
+    /// The sender's local sequence number.
+    pub seq: u64,
+    pub path: RelPath,
+    pub row: Row,
+    /// Where the content was before; the receiver most likely has it there.
+    pub moved_from: Option<RelPath>,
+    /// The whole content, if it is small.
+    pub inline: Option<Bytes>,
+}
+
+/// A piece of a file that is being sent, in order.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Part {
+    Data(Bytes),
+    /// The receiver's own chunk, by its place in `Want::have`.
+    Have(u32),
+    /// So many zero bytes that need no blocks.
+    Hole(u64),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Message {
+    /// Sender's first message.
+    Hello {
+        protocol: u32,
+        /// `omirr 0.1.0`, for messages.
+        software: String,
+        /// The sender's node name, for messages.
+        node: String,
+        share: String,
+        replica: ReplicaId,
+        /// The sender's highest sequence number.
+        head: u64,
+        /// Names of the nodes behind replicas, for the names of conflict copies.
+        names: Vec<(ReplicaId, String)>,
+    },
+    /// Receiver's answer: send what comes after `cursor`.
+    Welcome {
+        protocol: u32,
+        software: String,
+        node: String,
+        replica: ReplicaId,
+        /// The sequence number of `Hello`'s replica up to which the receiver
+        /// has durably applied everything.
+        cursor: u64,
+        names: Vec<(ReplicaId, String)>,
+    },
+    /// Receiver's other answer; the connection ends.
+    Refuse { reason: String },
+    /// Rows in sequence order. Everything up to `upto` that is not among them
+    /// need not be known to the receiver.
+    Batch { upto: u64, rows: Vec<WireRow> },
+    /// Receiver asks for content that it lacks. `have` names the chunks of what
+    /// it has, by the first 16 bytes of their BLAKE3 hash; see `content`.
+    Want { id: u64, path: RelPath, size: u64, hash: Hash, have: Vec<[u8; 16]> },
+    /// Sender's answer, in pieces, in order.
+    Content { id: u64, parts: Vec<Part>, last: bool },
+    /// Sender's other answer: the path has changed since; a newer row follows.
+    Gone { id: u64, reason: String },
+    /// Everything up to `durable` is on the receiver's disk. `pending` rows
+    /// after it wait, for the reason given.
+    Ack { durable: u64, pending: u64, reason: Option<String> },
+    /// Are you there? Answered by `Pong`.
+    Ping,
+    Pong,
+}
