@@ -1,0 +1,266 @@
+//! Receiving a peer's rows of one share.
+//!
+//! In: an accepted connection. Out: batches and contents for the share's
+//! keeper, and on the wire what the keeper has to say: acknowledgements and
+//! requests for content. Nothing here decides or writes the tree, but for
+//! contents that are staged in files without a name.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::bail;
+use rustc_hash::FxHashMap;
+use tokio::sync::{mpsc, watch};
+
+use super::share::{Command, Figures, Inbound, Input, Share};
+use crate::apply::Staged;
+use crate::content::{self, Assembler};
+use crate::model::{Hash, RelPath};
+use crate::net::{Connection, PublicKey};
+use crate::wire::{Message, PROTOCOL, Part};
+
+/// Files that are asked for and not complete.
+const FETCHES_MAX: usize = 16;
+/// From this size on a file that is here in an older version is asked for by
+/// the chunks that it lacks, bytes.
+const DELTA_MIN: u64 = 256 << 10;
+const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+/// A peer that says nothing for so long is taken for gone; it pings.
+const SILENCE_MAX: Duration = Duration::from_secs(20);
+
+/// Serves one accepted connection to its end.
+pub async fn serve(connection: Connection, key: PublicKey, shares: &[Arc<Share>], mut stop: watch::Receiver<bool>) {
+    let address = connection.peer_address();
+    let result = tokio::select! {
+        _ = stop.wait_for(|stop| *stop) => return,
+        result = session(connection, key, shares) => result,
+    };
+    if let Err(error) = result {
+        tracing::warn!(from = %address, "a connection has ended: {error:#}");
+    }
+}
+
+async fn session(connection: Connection, key: PublicKey, shares: &[Arc<Share>]) -> anyhow::Result<()> {
+    let address = connection.peer_address();
+    let (mut reader, mut writer) = connection.split();
+    let hello = match tokio::time::timeout(HELLO_TIMEOUT, reader.recv()).await {
+        Ok(message) => message?,
+        Err(_elapsed) => bail!("{address} does not say what it wants"),
+    };
+    let Message::Hello { protocol, software, node, share, replica, names, .. } = hello else {
+        bail!("{address} begins with {}, not with a greeting", hello.name());
+    };
+    let refuse = |reason: String| Message::Refuse { reason };
+    if let Err(error) = crate::net::check_protocol(&node, &address.to_string(), protocol, &software) {
+        writer.send(&refuse(error.to_string())).await?;
+        return Err(error.into());
+    }
+    let Some(share) = shares.iter().find(|candidate| candidate.name == share) else {
+        let known: Vec<_> = shares.iter().map(|share| share.name.as_str()).collect();
+        let reason = format!("there is no share {share:?} here, only {}", known.join(", "));
+        writer.send(&refuse(reason.clone())).await?;
+        bail!("{node} ({address}): {reason}");
+    };
+    let Some(link) = share.link_of(&key.0) else {
+        let reason = format!("share {} is not configured for you here: add your node to its peers", share.name);
+        writer.send(&refuse(reason.clone())).await?;
+        bail!("{node} ({address}): {reason}");
+    };
+    if let Some(reason) = share.stopped() {
+        writer.send(&refuse(format!("share {} is stopped here: {reason}", share.name))).await?;
+        return Ok(());
+    }
+    let meta = share.index.meta();
+    let known = &meta.peers[link.place as usize];
+    let cursor = if known.replica == replica { known.cursor } else { 0 };
+    let _ = share.inputs.send(Input::Names(names)).await;
+    writer
+        .send(&Message::Welcome {
+            protocol: PROTOCOL,
+            software: super::software(),
+            node: share.node.clone(),
+            replica: meta.replica,
+            cursor,
+            names: meta.names,
+        })
+        .await?;
+    tracing::info!(share = %share.name, peer = %link.peer, "receiving, from row {cursor} on");
+
+    let (commands, mut orders) = mpsc::unbounded_channel();
+    let inbound = Arc::new(Inbound {
+        peer: link.peer.clone(),
+        place: link.place,
+        replica,
+        commands,
+        closed: AtomicBool::new(false),
+    });
+    let _closing = Closing { share: Arc::clone(share), inbound: Arc::clone(&inbound) };
+    let mut fetches = Fetches::new(share, &inbound);
+    let (asked, mut to_ask) = mpsc::unbounded_channel::<Message>();
+    let mut last_upto = cursor;
+    loop {
+        tokio::select! {
+            message = tokio::time::timeout(SILENCE_MAX, reader.recv()) => {
+                let Ok(message) = message else { bail!("{} has said nothing for {} s", link.peer, SILENCE_MAX.as_secs()) };
+                match message? {
+                    Message::Batch { upto, rows } => {
+                        if upto < last_upto || rows.first().is_some_and(|row| row.seq <= last_upto) {
+                            bail!("{} sends rows up to {upto} after row {last_upto}", link.peer);
+                        }
+                        last_upto = upto;
+                        let bytes = rows.iter().filter_map(|row| row.inline.as_ref()).map(|inline| inline.len() as u64).sum();
+                        Figures::add(&share.figures.content_received_bytes, bytes);
+                        let input = Input::Batch { inbound: Arc::clone(&inbound), upto, rows };
+                        if share.inputs.send(input).await.is_err() {
+                            bail!("the share is stopped here");
+                        }
+                    }
+                    Message::Content { id, parts, last } => fetches.answer(id, Piece::Parts(parts, last)).await?,
+                    Message::Gone { id, reason } => fetches.answer(id, Piece::Gone(reason)).await?,
+                    Message::Ping => writer.send(&Message::Pong).await?,
+                    other => bail!("{} sends {} where a batch is due", link.peer, other.name()),
+                }
+            }
+            Some(order) = orders.recv() => match order {
+                Command::Ack { durable, pending, reason } => {
+                    writer.send(&Message::Ack { durable, pending, reason }).await?;
+                }
+                Command::Want { path, seq, size, hash } => fetches.queue.push_back(Wanted { path, seq, size, hash }),
+            },
+            Some(want) = to_ask.recv() => writer.send(&want).await?,
+            else => bail!("the share is stopped here"),
+        }
+        fetches.start(&asked);
+    }
+}
+
+/// Tells the keeper when the connection ends, however it ends.
+struct Closing {
+    share: Arc<Share>,
+    inbound: Arc<Inbound>,
+}
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        self.inbound.closed.store(true, Ordering::Release);
+        let (share, inbound) = (Arc::clone(&self.share), Arc::clone(&self.inbound));
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move {
+                let _ = share.inputs.send(Input::Closed { inbound }).await;
+            });
+        }
+    }
+}
+
+/// A file that is to be fetched.
+struct Wanted {
+    path: RelPath,
+    seq: u64,
+    size: u64,
+    hash: Hash,
+}
+
+/// What the sender answers to a request, in order.
+enum Piece {
+    Parts(Vec<Part>, bool),
+    Gone(String),
+}
+
+/// The contents that are on their way.
+struct Fetches {
+    share: Arc<Share>,
+    inbound: Arc<Inbound>,
+    next_id: u64,
+    queue: VecDeque<Wanted>,
+    /// By id: where the answer goes.
+    open: FxHashMap<u64, mpsc::Sender<Piece>>,
+}
+
+impl Fetches {
+    fn new(share: &Arc<Share>, inbound: &Arc<Inbound>) -> Fetches {
+        Fetches {
+            share: Arc::clone(share),
+            inbound: Arc::clone(inbound),
+            next_id: 0,
+            queue: VecDeque::new(),
+            open: FxHashMap::default(),
+        }
+    }
+
+    /// Begins fetching what is queued, as far as the limit allows.
+    fn start(&mut self, asked: &mpsc::UnboundedSender<Message>) {
+        while self.open.len() < FETCHES_MAX {
+            let Some(wanted) = self.queue.pop_front() else { return };
+            let id = self.next_id;
+            self.next_id += 1;
+            let (pieces, incoming) = mpsc::channel(4);
+            self.open.insert(id, pieces);
+            let (share, inbound, asked) = (Arc::clone(&self.share), Arc::clone(&self.inbound), asked.clone());
+            tokio::task::spawn_blocking(move || {
+                let outcome = fetch(&share, id, &wanted, &asked, incoming).map_err(|error| format!("{error:#}"));
+                let Wanted { path, seq, .. } = wanted;
+                if !inbound.closed.load(Ordering::Acquire) {
+                    // The keeper has ended if this fails; nothing waits then.
+                    let _ = share.inputs.blocking_send(Input::Content { inbound, path, seq, outcome });
+                }
+            });
+        }
+    }
+
+    async fn answer(&mut self, id: u64, piece: Piece) -> anyhow::Result<()> {
+        let last = !matches!(piece, Piece::Parts(_, false));
+        let Some(pieces) = self.open.get(&id) else {
+            bail!("{} sends content that was not asked for", self.inbound.peer);
+        };
+        // A fetch that has given up, on a full disk say, takes no more.
+        let _ = pieces.send(piece).await;
+        if last {
+            self.open.remove(&id);
+        }
+        Ok(())
+    }
+}
+
+/// Asks for one file and stages it; returns when it is complete and its hash
+/// is what the row says.
+fn fetch(
+    share: &Share,
+    id: u64,
+    wanted: &Wanted,
+    asked: &mpsc::UnboundedSender<Message>,
+    mut incoming: mpsc::Receiver<Piece>,
+) -> anyhow::Result<Staged> {
+    let dirs = share.root.batch();
+    let parent = wanted.path.parent().unwrap_or_else(RelPath::root);
+    let mut staged = dirs.stage_file(&parent, wanted.size)?;
+    let base = (wanted.size >= DELTA_MIN).then(|| dirs.open_file(&wanted.path).ok()).flatten();
+    let chunks = match &base {
+        Some(base) => content::chunk_list(base)?,
+        None => Vec::new(),
+    };
+    let have = chunks.iter().map(|chunk| chunk.id).collect();
+    asked.send(Message::Want { id, path: wanted.path.clone(), size: wanted.size, hash: wanted.hash, have })?;
+    let mut assembler = Assembler::new(wanted.size);
+    loop {
+        let (parts, last) = match incoming.blocking_recv() {
+            Some(Piece::Parts(parts, last)) => (parts, last),
+            Some(Piece::Gone(reason)) => bail!("{reason}"),
+            None => bail!("the connection has ended"),
+        };
+        for part in parts {
+            if let Part::Data(data) = &part {
+                Figures::add(&share.figures.content_received_bytes, data.len() as u64);
+            }
+            assembler.take(part, base.as_ref(), &chunks, &mut staged)?;
+        }
+        if last {
+            break;
+        }
+    }
+    if assembler.finish()? != wanted.hash {
+        bail!("the content that arrived is not the one that was announced");
+    }
+    Ok(staged)
+}
