@@ -84,15 +84,16 @@ impl DirtySet {
         kept.since = kept.since.min(dirt.since);
     }
 
-    /// Takes up to `limit` paths that are due at `now`, in path order; due or
-    /// not, if `force`.
+    /// Takes up to `limit` paths that are due at `now`, in path order;
+    /// with `force` also those that are not, unless they keep changing.
     pub fn take(&mut self, now: Instant, force: bool, limit: usize) -> Vec<(RelPath, Dirt)> {
-        if force && self.paths.len() <= limit {
+        let ready = |dirt: &Dirt| dirt.due <= now || (force && dirt.unstable == 0);
+        if self.paths.len() <= limit && self.paths.values().all(ready) {
             return std::mem::take(&mut self.paths).into_iter().collect();
         }
         let mut taken = Vec::new();
         self.paths.retain(|path, dirt| {
-            if taken.len() < limit && (force || dirt.due <= now) {
+            if taken.len() < limit && ready(dirt) {
                 taken.push((path.clone(), *dirt));
                 return false;
             }

@@ -9,14 +9,14 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use rayon::prelude::*;
-use rustc_hash::{FxHashMap, FxHashSet};
+use rustc_hash::FxHashMap;
 
 use super::dirty::Dirt;
 use super::keeper::Keeper;
 use super::share::Figures;
 use crate::apply::Dirs;
-use crate::engine::{self, Clock, Seen};
-use crate::index::{Durable, IndexError, Reader, Writer};
+use crate::engine::{self, Seen};
+use crate::index::{Durable, IndexError, Reader};
 use crate::model::{Entry, LinkGroup, Record, RelPath, StatSig};
 use crate::observe::{self, Observed};
 
@@ -178,50 +178,71 @@ impl Keeper {
     /// Writes the rows of what was found, and tells the senders.
     fn write_rows(&mut self, looks: &[Look]) -> anyhow::Result<()> {
         let share = Arc::clone(&self.share);
-        let now_ms = super::now_ms();
-        let mut made = 0u64;
+        let reader = share.index.read()?;
         let mut groups: FxHashMap<u64, LinkGroup> = FxHashMap::default();
-        let gone: FxHashSet<&RelPath> =
-            looks.iter().filter(|look| matches!(look.found, Observed::Absent)).map(|look| &look.path).collect();
-        let clock = &mut self.clock;
-        share.index.write(|w| {
-            let mut local = LocalRows { clock, now_ms, made: &mut made };
-            for look in looks {
-                match &look.found {
-                    Observed::Present { entry, sig, .. } => {
-                        let old = w.get(&look.path)?;
-                        if !entry.is_dir() && old.as_ref().is_some_and(|old| old.row.is_live_dir()) {
-                            local.bury_beneath(w, &look.path)?;
-                        }
-                        let entry = linked(w, entry, sig, old.as_ref(), &mut groups)?;
-                        local.present(w, &look.path, entry, sig, look.moved_from.as_ref())?;
-                        if let Some(from) = look.moved_from.as_ref().filter(|from| gone.contains(from)) {
-                            local.bury(w, from)?;
-                        }
+        let mut sigs: FxHashMap<&RelPath, StatSig> = FxHashMap::default();
+        let mut observed = Vec::with_capacity(looks.len());
+        for look in looks {
+            let was_dir = look.record.as_ref().is_some_and(|record| record.row.is_live_dir());
+            let seen = match &look.found {
+                Observed::Present { entry, sig, .. } => {
+                    sigs.insert(&look.path, *sig);
+                    Seen::Present(linked(&reader, entry, sig, look.record.as_ref(), &mut groups)?)
+                }
+                Observed::Absent => Seen::Absent,
+                Observed::Unchanged { sig } => {
+                    sigs.insert(&look.path, *sig);
+                    continue;
+                }
+                Observed::Unstable { .. } | Observed::Foreign => continue,
+            };
+            let still_dir = matches!(&seen, Seen::Present(entry) if entry.is_dir());
+            if was_dir && !still_dir {
+                for pair in reader.beneath(&look.path)? {
+                    let (path, record) = pair?;
+                    if !record.row.deleted {
+                        observed.push(engine::Observed { path, seen: Seen::Absent, when_ms: None, moved_from: None });
                     }
-                    Observed::Unchanged { sig } => {
-                        if let Some(old) = w.get(&look.path)?
-                            && old.sig.as_ref() != Some(sig)
-                            && !old.row.deleted
-                        {
-                            w.put(&look.path, &Record { sig: Some(*sig), ..old })?;
-                        }
-                    }
-                    _ => {}
                 }
             }
-            // Children before parents, so that a peer can remove as it reads.
-            for look in looks.iter().rev().filter(|look| matches!(look.found, Observed::Absent)) {
-                local.bury_beneath(w, &look.path)?;
-                local.bury(w, &look.path)?;
+            // When the change was made, not when it was seen: what a scan finds
+            // after a long absence must not win over what peers did since.
+            let when_ms = sigs.get(&look.path).map(|sig| sig.ctime.millis());
+            observed.push(engine::Observed {
+                path: look.path.clone(),
+                seen,
+                when_ms,
+                moved_from: look.moved_from.clone(),
+            });
+        }
+        observed.sort_by(|a, b| a.path.cmp(&b.path));
+        observed.dedup_by(|a, b| a.path == b.path);
+        let decided = engine::decide_local(&reader, observed, &mut self.author, super::now_ms())?;
+        let head = self.author.seq();
+        let made = decided.len() as u64;
+        share.index.write(|w| {
+            w.meta().head = head;
+            for one in decided {
+                let sig = sigs.remove(&one.path).filter(|_| !one.row.deleted);
+                let record =
+                    Record { row: one.row, seq: one.seq, sig, via: one.via, moved_from: one.moved_from };
+                w.put(&one.path, &record)?;
             }
-            let durable = if *local.made > 0 { Durable::Yes } else { Durable::Later };
-            Ok(((), durable))
+            // Where only `stat` has changed, the row stays as it is.
+            for (path, sig) in sigs {
+                if let Some(old) = w.get(path)?
+                    && !old.row.deleted
+                    && old.sig != Some(sig)
+                {
+                    w.put(path, &Record { sig: Some(sig), ..old })?;
+                }
+            }
+            Ok(((), if made > 0 { Durable::Yes } else { Durable::Later }))
         })?;
         if made > 0 {
             Figures::add(&share.figures.rows_made, made);
             for look in looks {
-                if !matches!(look.found, Observed::Unchanged { .. }) {
+                if matches!(look.found, Observed::Present { .. } | Observed::Absent) {
                     share.figures.delay(look.dirt.since);
                 }
                 if let Observed::Present { entry, content: Some(content), .. } = &look.found
@@ -232,72 +253,6 @@ impl Keeper {
             }
             self.durable_now();
         }
-        let touched = looks.iter().map(|look| look.path.clone()).collect::<Vec<_>>();
-        self.repair(&touched)
-    }
-}
-
-/// Makes rows of local changes within one transaction.
-pub(super) struct LocalRows<'a> {
-    pub(super) clock: &'a mut Clock,
-    pub(super) now_ms: u64,
-    /// How many rows were made.
-    pub(super) made: &'a mut u64,
-}
-
-impl LocalRows<'_> {
-    /// Writes a row for what is at `path` now, if it differs from its row.
-    pub(super) fn present(
-        &mut self,
-        w: &mut Writer<'_>,
-        path: &RelPath,
-        entry: Entry,
-        sig: &StatSig,
-        moved_from: Option<&RelPath>,
-    ) -> Result<(), IndexError> {
-        let old = w.get(path)?;
-        // When the change was made, not when it was seen: a scan after a long
-        // absence must not win over what peers have done since.
-        let when = sig.ctime.millis();
-        let old_row = old.as_ref().map(|old| &old.row);
-        let stamp = self.clock.stamp_for(self.now_ms, Some(when), old_row.map(|row| &row.version.stamp));
-        let seq = w.meta().head + 1;
-        match engine::local_change(old_row, Seen::Present(entry), w.meta().replica, seq, stamp) {
-            Some(row) => {
-                let seq = w.next_seq();
-                let record = Record { row, seq, sig: Some(*sig), via: None, moved_from: moved_from.cloned() };
-                w.put(path, &record)?;
-                *self.made += 1;
-            }
-            None => {
-                if let Some(old) = old.filter(|old| old.sig.as_ref() != Some(sig)) {
-                    w.put(path, &Record { sig: Some(*sig), ..old })?;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Writes a tombstone for `path`, if it is live.
-    pub(super) fn bury(&mut self, w: &mut Writer<'_>, path: &RelPath) -> Result<(), IndexError> {
-        let Some(old) = w.get(path)? else { return Ok(()) };
-        let stamp = self.clock.stamp_for(self.now_ms, None, Some(&old.row.version.stamp));
-        let seq = w.meta().head + 1;
-        if let Some(row) = engine::local_change(Some(&old.row), Seen::Absent, w.meta().replica, seq, stamp) {
-            let seq = w.next_seq();
-            w.put(path, &Record { row, seq, sig: None, via: None, moved_from: None })?;
-            *self.made += 1;
-        }
-        Ok(())
-    }
-
-    /// Tombstones for everything beneath `path`, deepest first.
-    pub(super) fn bury_beneath(&mut self, w: &mut Writer<'_>, path: &RelPath) -> Result<(), IndexError> {
-        let live: Vec<RelPath> =
-            w.beneath(path)?.into_iter().filter(|(_, record)| !record.row.deleted).map(|(path, _)| path).collect();
-        for path in live.iter().rev() {
-            self.bury(w, path)?;
-        }
         Ok(())
     }
 }
@@ -305,14 +260,13 @@ impl LocalRows<'_> {
 /// `entry` with its hard-link group: the inode's, as this pass or the index
 /// knows it, or a new one.
 fn linked(
-    w: &mut Writer<'_>,
+    reader: &Reader,
     entry: &Entry,
     sig: &StatSig,
     old: Option<&Record>,
     groups: &mut FxHashMap<u64, LinkGroup>,
 ) -> Result<Entry, IndexError> {
-    let mut entry = entry.clone();
-    entry.link = None;
+    let mut entry = Entry { link: None, ..entry.clone() };
     if entry.is_dir() {
         return Ok(entry);
     }
@@ -323,22 +277,17 @@ fn linked(
         let kept = Entry { link: old_entry.and_then(|old| old.link), ..entry.clone() };
         return Ok(if old_entry == Some(&kept) { kept } else { entry });
     }
-    let group = match groups.get(&sig.ino) {
-        Some(group) => Some(*group),
-        None => {
-            let same_inode = |record: &Record| record.sig.is_some_and(|s| s.ino == sig.ino && s.btime == sig.btime);
-            let own = old.filter(|old| same_inode(old)).and_then(|old| old.row.live()?.link);
-            match own {
-                Some(group) => Some(group),
-                None => match w.path_of_ino(sig.ino)? {
-                    Some(other) => {
-                        w.get(&other)?.filter(same_inode).and_then(|other| other.row.live()?.link)
-                    }
-                    None => None,
-                },
-            }
-        }
-    };
+    let same_inode = |record: &&Record| record.sig.is_some_and(|s| s.ino == sig.ino && s.btime == sig.btime);
+    let group_of = |record: &Record| record.row.live().and_then(|entry| entry.link);
+    let mut group = groups.get(&sig.ino).copied();
+    if group.is_none() {
+        group = old.filter(same_inode).and_then(group_of);
+    }
+    if group.is_none()
+        && let Some(other) = reader.path_of_ino(sig.ino)?
+    {
+        group = reader.get(&other)?.as_ref().filter(same_inode).and_then(group_of);
+    }
     let group = group.unwrap_or_else(|| LinkGroup(crate::index::random_u64()));
     groups.insert(sig.ino, group);
     entry.link = Some(group);

@@ -15,10 +15,10 @@ use rustc_hash::FxHashMap;
 use tokio::sync::{mpsc, watch};
 
 use super::share::{Command, Figures, Inbound, Input, Share};
-use crate::apply::Staged;
-use crate::content::{self, Assembler};
+use crate::apply::{self, Staged};
+use crate::content::{self, Assembler, ChunkSize, OwnChunks};
 use crate::model::{Hash, RelPath};
-use crate::net::{Connection, PublicKey};
+use crate::net::{Connection, NetError, PublicKey};
 use crate::wire::{Message, PROTOCOL, Part};
 
 /// Files that are asked for and not complete.
@@ -26,13 +26,15 @@ const FETCHES_MAX: usize = 16;
 /// From this size on a file that is here in an older version is asked for by
 /// the chunks that it lacks, bytes.
 const DELTA_MIN: u64 = 256 << 10;
+/// So many chunks are named in a request.
+const HAVE_MAX: usize = 1 << 18;
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 /// A peer that says nothing for so long is taken for gone; it pings.
 const SILENCE_MAX: Duration = Duration::from_secs(20);
 
 /// Serves one accepted connection to its end.
 pub async fn serve(connection: Connection, key: PublicKey, shares: &[Arc<Share>], mut stop: watch::Receiver<bool>) {
-    let address = connection.peer_address();
+    let address = connection.peer_addr();
     let result = tokio::select! {
         _ = stop.wait_for(|stop| *stop) => return,
         result = session(connection, key, shares) => result,
@@ -43,7 +45,7 @@ pub async fn serve(connection: Connection, key: PublicKey, shares: &[Arc<Share>]
 }
 
 async fn session(connection: Connection, key: PublicKey, shares: &[Arc<Share>]) -> anyhow::Result<()> {
-    let address = connection.peer_address();
+    let address = connection.peer_addr();
     let (mut reader, mut writer) = connection.split();
     let hello = match tokio::time::timeout(HELLO_TIMEOUT, reader.recv()).await {
         Ok(message) => message?,
@@ -53,7 +55,7 @@ async fn session(connection: Connection, key: PublicKey, shares: &[Arc<Share>]) 
         bail!("{address} begins with {}, not with a greeting", hello.name());
     };
     let refuse = |reason: String| Message::Refuse { reason };
-    if let Err(error) = crate::net::check_protocol(&node, &address.to_string(), protocol, &software) {
+    if let Err(error) = crate::net::check_protocol(&format!("{node} ({address}, {software})"), protocol) {
         writer.send(&refuse(error.to_string())).await?;
         return Err(error.into());
     }
@@ -63,7 +65,7 @@ async fn session(connection: Connection, key: PublicKey, shares: &[Arc<Share>]) 
         writer.send(&refuse(reason.clone())).await?;
         bail!("{node} ({address}): {reason}");
     };
-    let Some(link) = share.link_of(&key.0) else {
+    let Some(link) = share.link_of(key.as_bytes()) else {
         let reason = format!("share {} is not configured for you here: add your node to its peers", share.name);
         writer.send(&refuse(reason.clone())).await?;
         bail!("{node} ({address}): {reason}");
@@ -98,15 +100,27 @@ async fn session(connection: Connection, key: PublicKey, shares: &[Arc<Share>]) 
     });
     let _closing = Closing { share: Arc::clone(share), inbound: Arc::clone(&inbound) };
     let mut fetches = Fetches::new(share, &inbound);
-    let (asked, mut to_ask) = mpsc::unbounded_channel::<Message>();
+    // What is said goes by a task of its own: reading must not wait for writing,
+    // or two nodes could wait for one another.
+    let (say, mut to_say) = mpsc::unbounded_channel::<Message>();
+    let mut writing = tokio::spawn(async move {
+        while let Some(message) = to_say.recv().await {
+            writer.send(&message).await?;
+        }
+        Ok::<(), NetError>(())
+    });
     let mut last_upto = cursor;
     loop {
         tokio::select! {
+            ended = &mut writing => {
+                ended??;
+                bail!("the share is stopped here");
+            }
             message = tokio::time::timeout(SILENCE_MAX, reader.recv()) => {
                 let Ok(message) = message else { bail!("{} has said nothing for {} s", link.peer, SILENCE_MAX.as_secs()) };
                 match message? {
                     Message::Batch { upto, rows } => {
-                        if upto < last_upto || rows.first().is_some_and(|row| row.seq <= last_upto) {
+                        if upto < last_upto {
                             bail!("{} sends rows up to {upto} after row {last_upto}", link.peer);
                         }
                         last_upto = upto;
@@ -119,20 +133,19 @@ async fn session(connection: Connection, key: PublicKey, shares: &[Arc<Share>]) 
                     }
                     Message::Content { id, parts, last } => fetches.answer(id, Piece::Parts(parts, last)).await?,
                     Message::Gone { id, reason } => fetches.answer(id, Piece::Gone(reason)).await?,
-                    Message::Ping => writer.send(&Message::Pong).await?,
+                    Message::Ping => drop(say.send(Message::Pong)),
                     other => bail!("{} sends {} where a batch is due", link.peer, other.name()),
                 }
             }
             Some(order) = orders.recv() => match order {
                 Command::Ack { durable, pending, reason } => {
-                    writer.send(&Message::Ack { durable, pending, reason }).await?;
+                    drop(say.send(Message::Ack { durable, pending, reason }));
                 }
                 Command::Want { path, seq, size, hash } => fetches.queue.push_back(Wanted { path, seq, size, hash }),
             },
-            Some(want) = to_ask.recv() => writer.send(&want).await?,
             else => bail!("the share is stopped here"),
         }
-        fetches.start(&asked);
+        fetches.start(&say);
     }
 }
 
@@ -233,34 +246,45 @@ fn fetch(
     mut incoming: mpsc::Receiver<Piece>,
 ) -> anyhow::Result<Staged> {
     let dirs = share.root.batch();
-    let parent = wanted.path.parent().unwrap_or_else(RelPath::root);
-    let mut staged = dirs.stage_file(&parent, wanted.size)?;
-    let base = (wanted.size >= DELTA_MIN).then(|| dirs.open_file(&wanted.path).ok()).flatten();
-    let chunks = match &base {
-        Some(base) => content::chunk_list(base)?,
-        None => Vec::new(),
-    };
-    let have = chunks.iter().map(|chunk| chunk.id).collect();
+    let staged = apply::stage_file(&dirs, &wanted.path)?;
+    let mut own = None;
+    if wanted.size >= DELTA_MIN
+        && let Ok(base) = apply::open_file(&dirs, &wanted.path)
+    {
+        let chunks = content::chunk_list(&base, ChunkSize::for_file(wanted.size), HAVE_MAX)?;
+        own = Some(OwnChunks::new(base, chunks));
+    }
+    let have = own.as_ref().map(OwnChunks::ids).unwrap_or_default();
     asked.send(Message::Want { id, path: wanted.path.clone(), size: wanted.size, hash: wanted.hash, have })?;
-    let mut assembler = Assembler::new(wanted.size);
+    let mut assembler = Assembler::new(InOrder(staged), wanted.size, wanted.hash, own)?;
     loop {
         let (parts, last) = match incoming.blocking_recv() {
             Some(Piece::Parts(parts, last)) => (parts, last),
             Some(Piece::Gone(reason)) => bail!("{reason}"),
             None => bail!("the connection has ended"),
         };
-        for part in parts {
-            if let Part::Data(data) = &part {
-                Figures::add(&share.figures.content_received_bytes, data.len() as u64);
-            }
-            assembler.take(part, base.as_ref(), &chunks, &mut staged)?;
-        }
+        let bytes = parts.iter().map(|part| if let Part::Data(data) = part { data.len() as u64 } else { 0 }).sum();
+        Figures::add(&share.figures.content_received_bytes, bytes);
+        assembler.take(&parts)?;
         if last {
-            break;
+            return Ok(assembler.finish()?.0);
         }
     }
-    if assembler.finish()? != wanted.hash {
-        bail!("the content that arrived is not the one that was announced");
+}
+
+/// A staged file as the assembler fills it: front to back.
+struct InOrder(Staged);
+
+impl content::Sink for InOrder {
+    fn write_at(&mut self, bytes: &[u8], at: u64) -> std::io::Result<()> {
+        if at > self.0.len() {
+            self.0.hole(at - self.0.len()).map_err(std::io::Error::other)?;
+        }
+        self.0.append(bytes).map_err(std::io::Error::other)
     }
-    Ok(staged)
+
+    /// The file gets its length when it is finished, holes at its end included.
+    fn set_len(&mut self, _bytes: u64) -> std::io::Result<()> {
+        Ok(())
+    }
 }

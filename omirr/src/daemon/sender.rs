@@ -6,6 +6,7 @@
 //! One task per peer and share: a peer that is slow or gone delays nobody.
 
 use std::collections::VecDeque;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,17 +16,18 @@ use rayon::prelude::*;
 use tokio::sync::{mpsc, watch};
 
 use super::share::{Figures, Input, Link, Share};
-use crate::apply::Dirs;
+use crate::apply::{self, Dirs};
 use crate::content;
+use crate::engine::Outgoing;
 use crate::model::{Hash, Record, RelPath};
-use crate::net::{self, Identity, PublicKey};
+use crate::net::{self, Identity, NetError, PublicKey};
 use crate::wire::{Message, PROTOCOL, Part, WireRow};
 
 /// Contents up to this many bytes travel with their row.
 pub const INLINE_MAX: u64 = 128 << 10;
 /// A batch is closed at so many rows or bytes of content.
 const BATCH_ROWS: usize = 1024;
-const BATCH_BYTES: usize = 4 << 20;
+const BATCH_BYTES: usize = 6 << 20;
 /// So much may be on its way without an acknowledgement, bytes.
 const WINDOW_BYTES: usize = 64 << 20;
 const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -71,7 +73,8 @@ enum Never {}
 
 /// One connection, from dialling to its end.
 async fn session(share: &Arc<Share>, link: &Arc<Link>, identity: &Identity) -> anyhow::Result<Never> {
-    let connection = net::dial(&link.address, identity, &PublicKey(link.key), DIAL_TIMEOUT).await?;
+    let mut connection = net::dial(&link.address, identity, &PublicKey::from(link.key), DIAL_TIMEOUT).await?;
+    connection.set_peer_name(&link.peer);
     let (mut reader, mut writer) = connection.split();
     let meta = share.index.meta();
     let durable = *share.head.borrow();
@@ -88,8 +91,8 @@ async fn session(share: &Arc<Share>, link: &Arc<Link>, identity: &Identity) -> a
         .await?;
     let answer = tokio::time::timeout(DIAL_TIMEOUT, reader.recv()).await.context("the peer does not answer")??;
     let cursor = match answer {
-        Message::Welcome { protocol, software, cursor, names, .. } => {
-            net::check_protocol(&link.peer, &link.address, protocol, &software)?;
+        Message::Welcome { protocol, cursor, names, .. } => {
+            net::check_protocol(&link.peer, protocol)?;
             let _ = share.inputs.send(Input::Names(names)).await;
             cursor
         }
@@ -111,24 +114,35 @@ async fn session(share: &Arc<Share>, link: &Arc<Link>, identity: &Identity) -> a
     }
     link.acked.send_replace(cursor);
 
-    // Three tasks: one prepares batches, one prepares contents, and this one
-    // writes what they have, small changes before big contents.
-    let (batches, mut ready) = mpsc::channel::<(u64, usize, Bytes)>(2);
+    // One task prepares batches, one prepares contents, one reads what the peer
+    // says, and this one writes: small changes before big contents. Reading
+    // must not wait for writing, or two nodes could wait for one another.
+    let (batches, mut ready) = mpsc::channel::<(u64, usize, Message)>(2);
     let (wants, wanted) = mpsc::channel::<WantJob>(1024);
     let (pieces, mut content) = mpsc::channel::<Message>(4);
+    let (said, mut heard_of) = mpsc::channel::<Result<Message, NetError>>(1024);
+    let outgoing = Outgoing::new(link.place, cursor, 0);
     let _tasks = Tasks(vec![
-        tokio::spawn(prepare_batches(Arc::clone(share), Arc::clone(link), cursor, batches)),
+        tokio::spawn(prepare_batches(Arc::clone(share), outgoing, cursor, batches)),
         tokio::spawn(prepare_contents(Arc::clone(share), wanted, pieces)),
+        tokio::spawn(async move {
+            loop {
+                let message = reader.recv().await;
+                let last = message.is_err();
+                if said.send(message).await.is_err() || last {
+                    return;
+                }
+            }
+        }),
     ]);
     let mut in_flight: VecDeque<(u64, usize)> = VecDeque::new();
     let mut in_flight_bytes = 0;
     let mut ping = tokio::time::interval(PING_EVERY);
     let mut heard = tokio::time::Instant::now();
-    let mut pongs = 0u32;
     loop {
         tokio::select! {
             biased;
-            message = reader.recv() => {
+            Some(message) = heard_of.recv() => {
                 heard = tokio::time::Instant::now();
                 match message? {
                     Message::Ack { durable, pending, reason } => {
@@ -153,15 +167,15 @@ async fn session(share: &Arc<Share>, link: &Arc<Link>, identity: &Identity) -> a
                             .try_send(WantJob { id, path, size, hash, have })
                             .map_err(|_full| anyhow!("{} asks for too much at once", link.peer))?;
                     }
-                    Message::Pong => pongs += 1,
+                    Message::Pong => {}
                     Message::Ping => writer.send(&Message::Pong).await?,
                     other => bail!("{} sends {} where an acknowledgement is due", link.peer, other.name()),
                 }
             }
-            Some((upto, bytes, frame)) = ready.recv(), if in_flight_bytes < WINDOW_BYTES => {
+            Some((upto, bytes, batch)) = ready.recv(), if in_flight_bytes < WINDOW_BYTES => {
                 in_flight.push_back((upto, bytes));
                 in_flight_bytes += bytes;
-                writer.send_frame(&frame).await?;
+                writer.send(&batch).await?;
             }
             Some(piece) = content.recv() => writer.send(&piece).await?,
             _ = ping.tick() => {
@@ -175,7 +189,6 @@ async fn session(share: &Arc<Share>, link: &Arc<Link>, identity: &Identity) -> a
             }
             else => bail!("the tasks that prepare batches have ended"),
         }
-        let _ = pongs;
     }
 }
 
@@ -190,72 +203,63 @@ impl Drop for Tasks {
     }
 }
 
-/// Follows the durable head and turns the rows after `sent` into frames.
+/// Follows the durable head and makes batches of what comes after `sent`.
 async fn prepare_batches(
     share: Arc<Share>,
-    link: Arc<Link>,
+    mut outgoing: Outgoing,
     mut sent: u64,
-    batches: mpsc::Sender<(u64, usize, Bytes)>,
+    batches: mpsc::Sender<(u64, usize, Message)>,
 ) {
     let mut head = share.head.subscribe();
     loop {
         let Ok(durable) = head.wait_for(|durable| *durable > sent).await.map(|durable| *durable) else { return };
-        let (task_share, place) = (Arc::clone(&share), link.place);
-        let built = tokio::task::spawn_blocking(move || build_batch(&task_share, place, sent, durable)).await;
+        let task_share = Arc::clone(&share);
+        let built = tokio::task::spawn_blocking(move || {
+            let built = build_batch(&task_share, &mut outgoing, durable);
+            (outgoing, built)
+        });
+        let Ok((returned, built)) = built.await else { return };
+        outgoing = returned;
         match built {
-            Ok(Ok((upto, bytes, frame))) => {
-                sent = upto;
-                if batches.send((upto, bytes, frame)).await.is_err() {
+            Ok(Some((upto, bytes, batch))) => {
+                sent = sent.max(upto);
+                if batches.send((upto, bytes, batch)).await.is_err() {
                     return;
                 }
             }
-            Ok(Err(error)) => {
+            // Everything up to the head is on its way, or waits for more rows.
+            Ok(None) => sent = durable,
+            Err(error) => {
                 share.stop(format!("{error:#}"));
                 return;
             }
-            Err(_cancelled) => return,
         }
     }
 }
 
-/// The next batch after `sent`: its last sequence number, its size in bytes,
-/// and its frame.
-fn build_batch(share: &Share, place: u32, sent: u64, durable: u64) -> anyhow::Result<(u64, usize, Bytes)> {
-    let rows = share.index.read()?.after(sent, durable, BATCH_ROWS)?;
-    let complete = rows.len() < BATCH_ROWS;
-    let mut bytes = 0usize;
-    let mut upto = sent;
-    let mut taken = Vec::with_capacity(rows.len());
-    let mut cut = false;
-    for (seq, path, record) in rows {
-        let inline = inline_size(&record).unwrap_or(0);
-        if bytes > 0 && bytes + inline > BATCH_BYTES {
-            cut = true;
-            break;
-        }
-        bytes += inline + 200;
-        upto = seq;
-        if record.via != Some(place) {
-            taken.push((seq, path, record));
-        }
-    }
-    if complete && !cut {
-        upto = durable;
-    }
+/// The next batch: up to which row it tells everything, its size in bytes, and
+/// the batch itself.
+fn build_batch(
+    share: &Share,
+    outgoing: &mut Outgoing,
+    durable: u64,
+) -> anyhow::Result<Option<(u64, usize, Message)>> {
+    let reader = share.index.read_upto(durable)?;
+    let Some(outbound) = outgoing.next_batch(&reader, BATCH_ROWS, BATCH_BYTES)? else { return Ok(None) };
     let dirs = share.root.batch();
-    let rows: Vec<WireRow> = taken
+    let rows: Vec<WireRow> = outbound
+        .rows
         .into_par_iter()
         .with_min_len(16)
-        .map(|(seq, path, record)| {
+        .map(|(path, record)| {
             let inline = inline_content(share, &dirs, &path, &record);
-            WireRow { seq, path, row: record.row, moved_from: record.moved_from, inline }
+            WireRow { seq: record.seq, path, row: record.row, moved_from: record.moved_from, inline }
         })
         .collect();
-    for row in &rows {
-        Figures::add(&share.figures.content_sent_bytes, row.inline.as_ref().map_or(0, |inline| inline.len() as u64));
-    }
-    let frame = crate::wire::codec::encode(&Message::Batch { upto, rows })?;
-    Ok((upto, bytes, frame))
+    let content: usize = rows.iter().filter_map(|row| row.inline.as_ref()).map(Bytes::len).sum();
+    Figures::add(&share.figures.content_sent_bytes, content as u64);
+    let bytes = content + rows.len() * 200;
+    Ok(Some((outbound.upto, bytes, Message::Batch { upto: outbound.upto, rows })))
 }
 
 fn inline_size(record: &Record) -> Option<usize> {
@@ -274,8 +278,10 @@ fn inline_content(share: &Share, dirs: &Dirs<'_>, path: &RelPath, record: &Recor
     if let Some(content) = share.recent.get(&hash) {
         return Some(content);
     }
-    let content = dirs.read_small(path, size).ok()?;
-    (blake3::hash(&content).as_bytes() == &hash.0).then(|| Bytes::from(content))
+    let file = apply::open_file(dirs, path).ok()?;
+    let mut content = vec![0; size];
+    std::os::unix::fs::FileExt::read_exact_at(&file, &mut content, 0).ok()?;
+    (content::hash_bytes(&content) == hash).then(|| Bytes::from(content))
 }
 
 struct WantJob {
@@ -305,28 +311,15 @@ async fn prepare_contents(share: Arc<Share>, mut wanted: mpsc::Receiver<WantJob>
 }
 
 fn send_content(share: &Share, job: &WantJob, pieces: &mpsc::Sender<Message>) -> anyhow::Result<()> {
-    let file = share.root.batch().open_file(&job.path)?;
-    let found = file.metadata()?.len();
-    if found != job.size {
-        bail!("{} has {found} bytes now, not {}", job.path, job.size);
-    }
-    // The last group is held back until the whole is known to be what was
-    // asked for, so that the peer never completes a mixture.
-    let mut held: Option<Vec<Part>> = None;
-    let hash = content::send(&file, &job.have, &mut |parts: Vec<Part>| {
+    let file = apply::open_file(&share.root.batch(), &job.path)?;
+    let emit = |parts: Vec<Part>, last| {
         let bytes: u64 = parts.iter().map(|part| if let Part::Data(data) = part { data.len() as u64 } else { 0 }).sum();
         Figures::add(&share.figures.content_sent_bytes, bytes);
-        if let Some(parts) = held.replace(parts) {
-            pieces
-                .blocking_send(Message::Content { id: job.id, parts, last: false })
-                .map_err(|_closed| anyhow!("the connection has ended"))?;
+        match pieces.blocking_send(Message::Content { id: job.id, parts, last }) {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(_closed) => ControlFlow::Break(()),
         }
-        Ok(())
-    })?;
-    if hash != job.hash {
-        bail!("{} has changed since it was announced", job.path);
-    }
-    pieces
-        .blocking_send(Message::Content { id: job.id, parts: held.unwrap_or_default(), last: true })
-        .map_err(|_closed| anyhow!("the connection has ended"))
+    };
+    content::send_content(&file, job.size, job.hash, &job.have, emit)?;
+    Ok(())
 }

@@ -11,6 +11,7 @@
 //! that a sequence number is never used for two different rows.
 
 mod read;
+mod rows;
 mod write;
 
 use std::path::{Path, PathBuf};
