@@ -17,6 +17,8 @@
 //! - [`apply`]: writing beneath a share's root.
 //! - [`daemon`]: the tasks that join the rooms.
 
+pub mod apply;
 pub mod model;
+pub mod observe;
 pub mod source;
 pub mod wire;
