@@ -17,9 +17,11 @@
 //! - [`apply`]: writing beneath a share's root.
 //! - [`daemon`]: the tasks that join the rooms.
 
+pub mod apply;
 pub mod config;
 pub mod content;
 pub mod model;
 pub mod net;
+pub mod observe;
 pub mod source;
 pub mod wire;
