@@ -17,6 +17,7 @@
 //! - [`apply`]: writing beneath a share's root.
 //! - [`daemon`]: the tasks that join the rooms.
 
+pub mod engine;
 pub mod model;
 pub mod source;
 pub mod wire;
