@@ -20,6 +20,7 @@
 pub mod apply;
 pub mod config;
 pub mod content;
+pub mod engine;
 pub mod model;
 pub mod net;
 pub mod observe;
