@@ -20,9 +20,12 @@
 pub mod apply;
 pub mod config;
 pub mod content;
+pub mod daemon;
 pub mod engine;
+pub mod index;
 pub mod model;
 pub mod net;
 pub mod observe;
+pub mod resolve;
 pub mod source;
 pub mod wire;

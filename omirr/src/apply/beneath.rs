@@ -104,6 +104,17 @@ impl ShareRoot {
         self.ino
     }
 
+    /// What tells this directory from any other that may be found under its
+    /// path after a restart: its inode and its birth time, ns (0 where the
+    /// filesystem keeps none). Device numbers change from boot to boot.
+    pub fn identity(&self) -> Result<(u64, u64), ApplyError> {
+        let stat = crate::observe::statx_fd(self.fd.as_fd())
+            .map_err(|errno| ApplyError::system("look at", &RelPath::root(), errno))?;
+        let sig = crate::observe::sig_of(&stat);
+        let secs = u64::try_from(sig.btime.secs).unwrap_or(0);
+        Ok((sig.ino, secs.wrapping_mul(1_000_000_000) + u64::from(sig.btime.nanos)))
+    }
+
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }

@@ -21,6 +21,7 @@ mod beneath;
 mod error;
 mod make;
 mod place;
+mod read;
 mod stage;
 #[cfg(test)]
 mod tests;
@@ -38,7 +39,8 @@ pub use make::{ensure_parents, make_dir, make_node, make_symlink, set_attrs, set
 pub use place::{
     DirRemoval, install, link_existing, move_entry, remove_dir, remove_file, remove_leftover, set_aside,
 };
-pub use stage::{Ready, Staged, clone_local, stage_file, sync_batch, sync_names};
+pub use read::open_file;
+pub use stage::{Ready, Staged, clone_local, stage_file, sync_all, sync_batch, sync_names};
 
 use crate::model::{StatSig, Time};
 

@@ -328,6 +328,7 @@ pub fn sync_names(dirs: &Dirs<'_>, parents: &[RelPath]) -> Result<(), ApplyError
     })
 }
 
-fn sync_all(root: &ShareRoot) -> Result<(), ApplyError> {
+/// Returns once everything on the filesystem of the share is on the disk.
+pub fn sync_all(root: &ShareRoot) -> Result<(), ApplyError> {
     syncfs(root.fd()).map_err(|errno| ApplyError::system("sync the filesystem of", &RelPath::root(), errno))
 }

@@ -28,10 +28,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use clap::ValueEnum;
-use serde::Serialize;
 
 use self::mistake::Mistakes;
+pub use crate::engine::Policy;
+
 pub use self::{
     choice::{Attach, SourceKind, Transport},
     excludes::{Excludes, PatternError, TEMP_PREFIX},
@@ -92,18 +92,6 @@ pub struct Share {
     pub peers: Vec<String>,
     pub excludes: Excludes,
     pub conflicts: Policy,
-}
-
-/// What becomes of the content that loses when two nodes changed one file
-/// without knowing of each other.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Policy {
-    /// It is kept beside the winner, under another name.
-    #[default]
-    KeepBoth,
-    /// It goes.
-    NewestWins,
 }
 
 impl Config {

@@ -165,7 +165,7 @@ impl Keeper {
     /// Makes everything applied so far durable, then acknowledges it.
     pub(super) fn flush(&mut self) -> anyhow::Result<()> {
         if self.unflushed.take().is_some() {
-            self.share.root.sync()?;
+            crate::apply::sync_all(&self.share.root)?;
             let cursors = self.cursors();
             self.share.index.write(|w| {
                 for (place, replica, cursor) in &cursors {
@@ -195,7 +195,7 @@ impl Keeper {
             .filter(|pending| Arc::ptr_eq(&pending.inbound, &delivered.inbound))
             .map(|pending| pending.row.seq - 1)
             .min()
-            .unwrap_or(delivered.upto)
+            .map_or(delivered.upto, |before| before.min(delivered.upto))
     }
 
     /// After a durable commit: senders may go on, peers hear of their rows.

@@ -18,10 +18,19 @@ use crate::apply::Dirs;
 use crate::engine::{self, Seen};
 use crate::index::{Durable, IndexError, Reader};
 use crate::model::{Entry, LinkGroup, Record, RelPath, StatSig};
-use crate::observe::{self, Observed};
+use crate::observe::{self, Observed, Reading};
 
 /// So many paths are looked at before their rows are written.
 const PORTION: usize = 2048;
+
+/// File types in `st_mode`.
+const S_IFMT: u32 = 0o170_000;
+const S_IFREG: u32 = 0o100_000;
+const S_IFDIR: u32 = 0o040_000;
+
+pub(super) fn is_dir(sig: &StatSig) -> bool {
+    sig.mode & S_IFMT == S_IFDIR
+}
 
 /// A path that was looked at, with its record as of before.
 struct Look {
@@ -73,7 +82,7 @@ impl Keeper {
                             self.walk(&look.path, look.dirt, &mut more)?;
                         }
                     }
-                    Observed::Unchanged { sig } if look.dirt.subtree && sig.mode & 0o170_000 == 0o040_000 => {
+                    Observed::Unchanged { sig } if look.dirt.subtree && is_dir(sig) => {
                         self.walk(&look.path, look.dirt, &mut more)?;
                     }
                     Observed::Present { sig, .. } if sig.nlink > 1 => {
@@ -104,11 +113,11 @@ impl Keeper {
         let mut names = Vec::new();
         let walked = observe::scan(&share.root, start, &skip, |dir| {
             let mut resolver = share.resolver.lock();
-            for (name, sig) in &dir.children {
-                if sig.mode & 0o170_000 == 0o040_000 {
-                    resolver.learn_dir(sig.ino, dir.ino, name);
+            for child in &dir.children {
+                if is_dir(&child.sig) {
+                    resolver.learn_dir(child.sig.ino, dir.ino, &child.name);
                 }
-                names.extend(dir.path.join(name));
+                names.extend(dir.path.join(&child.name));
             }
         });
         if let Err(error) = walked {
@@ -151,8 +160,7 @@ impl Keeper {
             Some(_) => None,
         };
         let known = known.or(elsewhere.as_ref().map(|other| (&other.record.row.entry, &other.sig)));
-        let force = dirt.content && elsewhere.is_none() && known.is_none_or(|(_, sig)| sig.racy);
-        let found = match observe::observe(dirs, &path, known, force) {
+        let found = match observe::observe(dirs, &path, known, Reading::IfChanged) {
             Ok(found) => found,
             Err(error) => {
                 tracing::warn!(share = %self.share.name, "cannot look at {path}: {error}");
@@ -218,10 +226,8 @@ impl Keeper {
         observed.sort_by(|a, b| a.path.cmp(&b.path));
         observed.dedup_by(|a, b| a.path == b.path);
         let decided = engine::decide_local(&reader, observed, &mut self.author, super::now_ms())?;
-        let head = self.author.seq();
         let made = decided.len() as u64;
         share.index.write(|w| {
-            w.meta().head = head;
             for one in decided {
                 let sig = sigs.remove(&one.path).filter(|_| !one.row.deleted);
                 let record =
@@ -304,7 +310,7 @@ struct Elsewhere {
 
 fn known_elsewhere(reader: &Reader, dirs: &Dirs<'_>, path: &RelPath) -> Result<Option<Elsewhere>, IndexError> {
     let Ok(Some(now)) = observe::stat(dirs, path) else { return Ok(None) };
-    if now.mode & 0o170_000 != 0o100_000 {
+    if now.mode & S_IFMT != S_IFREG {
         return Ok(None);
     }
     let Some(other) = reader.path_of_ino(now.ino)?.filter(|other| other != path) else { return Ok(None) };

@@ -7,7 +7,7 @@
 //! receiver (`receiver`). One event source serves all shares (`events`).
 //! Decisions are the engine's; here is only who talks to whom, and when to end.
 
-mod control;
+pub mod control;
 mod dirty;
 mod events;
 mod keeper;
@@ -22,6 +22,7 @@ mod scanner;
 mod sender;
 mod service;
 mod share;
+mod state_dir;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -39,7 +40,7 @@ use crate::net::{Identity, Listener};
 use keeper::Keeper;
 use share::{Link, Parts, Share};
 
-pub use control::{ControlHandler, StateDir};
+pub use state_dir::{StateDir, StateError};
 
 /// How long the tasks may take to end before they are named and left.
 const END_WITHIN: Duration = Duration::from_secs(10);
@@ -117,11 +118,15 @@ async fn run_once(config: &Config, config_path: &Path, state: &StateDir) -> anyh
     let listener = Listener::bind(&config.node.listen).await?;
     tasks.spawn(listener::run(listener, Arc::clone(&identity), Arc::clone(&shares), stopped.clone()));
     let report = Arc::new(report::Report::new(&config.node.name, Arc::clone(&shares), Arc::clone(&source)));
-    let socket = state.control_socket()?;
-    tasks.spawn(control::serve(socket, report.clone(), stopped.clone()));
+    let socket = control::bind(state)?;
+    let mut ending = stopped.clone();
+    tasks.spawn(control::serve(socket, Arc::clone(&report) as Arc<dyn control::ControlHandler>, async move {
+        // Not being told any more is being told to end.
+        let _ = ending.wait_for(|stop| *stop).await;
+    }));
     tasks.spawn(service::watchdog(report, stopped.clone()));
     service::ready();
-    tracing::info!(node = %config.node.name, key = %identity.public(), listen = ?config.node.listen, "running");
+    tracing::info!(node = %config.node.name, key = %identity.public_key(), listen = ?config.node.listen, "running");
 
     let end = wait_for_end(config_path).await?;
     stop.send_replace(true);

@@ -267,7 +267,11 @@ fn fetch(
         Figures::add(&share.figures.content_received_bytes, bytes);
         assembler.take(&parts)?;
         if last {
-            return Ok(assembler.finish()?.0);
+            let InOrder(mut staged) = assembler.finish()?;
+            if staged.len() < wanted.size {
+                staged.hole(wanted.size - staged.len())?;
+            }
+            return Ok(staged);
         }
     }
 }

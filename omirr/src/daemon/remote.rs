@@ -15,7 +15,7 @@
 //! 5. After that commit the peer hears of it.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use rayon::prelude::*;
@@ -23,11 +23,13 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::dirty::Hint;
 use super::keeper::{Keeper, RETRY_AFTER};
+use super::local::is_dir;
 use super::share::{Command, Figures, Inbound, Share};
-use crate::apply::{ApplyError, Dirs, Expect, Staged};
+use crate::apply::{self, Applied, ApplyError, DirRemoval, Dirs, Expect, Ready, Staged};
 use crate::engine::{self, Arrived, Content, Context, Decided, Install, Step, Work};
 use crate::index::{Durable, Reader};
-use crate::model::{Entry, Record, RelPath, StatSig};
+use crate::model::{Entry, Kind, Record, RelPath, StatSig};
+use crate::observe::{self, Observed, Reading};
 use crate::wire::WireRow;
 
 /// A row that could not be applied yet.
@@ -38,12 +40,16 @@ pub(super) struct Pending {
     pub(super) reason: Option<String>,
     /// When to try again; none while something is awaited.
     pub(super) again: Option<Instant>,
+    /// How often it was found that the disk is not what the index says.
+    pub(super) tries: u32,
 }
 
 /// A row that is to be applied, with what is there of its content.
 struct Arrival {
     row: WireRow,
     staged: Option<Staged>,
+    /// As in [`Pending`].
+    tries: u32,
 }
 
 /// What has become of steps.
@@ -69,7 +75,7 @@ impl Keeper {
                 self.pending.remove(&row.path);
             }
             if !self.share.is_excluded(&row.path, row.row.entry.is_dir()) {
-                arrivals.push(Arrival { row, staged: None });
+                arrivals.push(Arrival { row, staged: None, tries: 0 });
             }
         }
         self.delivered(&inbound).upto = upto;
@@ -92,8 +98,8 @@ impl Keeper {
         }
         match outcome {
             Ok(staged) => {
-                if let Some(Pending { row, .. }) = self.pending.remove(path) {
-                    self.apply(inbound, vec![Arrival { row, staged: Some(staged) }])?;
+                if let Some(Pending { row, tries, .. }) = self.pending.remove(path) {
+                    self.apply(inbound, vec![Arrival { row, staged: Some(staged), tries }])?;
                     self.unflushed.get_or_insert_with(Instant::now);
                 }
             }
@@ -118,8 +124,8 @@ impl Keeper {
             .collect();
         let mut by_inbound: Vec<(Arc<Inbound>, Vec<Arrival>)> = Vec::new();
         for path in &due {
-            let Some(Pending { row, inbound, .. }) = self.pending.remove(path) else { continue };
-            let arrival = Arrival { row, staged: None };
+            let Some(Pending { row, inbound, tries, .. }) = self.pending.remove(path) else { continue };
+            let arrival = Arrival { row, staged: None, tries };
             match by_inbound.iter_mut().find(|(other, _)| Arc::ptr_eq(other, &inbound)) {
                 Some((_, arrivals)) => arrivals.push(arrival),
                 None => by_inbound.push((inbound, vec![arrival])),
@@ -149,7 +155,7 @@ impl Keeper {
                 if !missing.contains(&arrival.row.path) {
                     return true;
                 }
-                self.fetch(inbound, arrival.row.clone());
+                self.fetch(inbound, arrival.row.clone(), arrival.tries);
                 false
             });
         };
@@ -161,12 +167,12 @@ impl Keeper {
         }
         let dirs = share.root.batch();
         let mut outcome = Outcome::default();
-        let staged = stage(&dirs, &reader, &steps, &mut arrivals, &mut outcome)?;
-        if self.unflushed.is_some() || staged.len() > 16 {
+        let staged = stage(&dirs, &reader, &steps, &mut arrivals, &mut outcome);
+        if self.unflushed.is_some() {
             // One sync for this batch's contents and the last batch's names.
-            share.root.sync()?;
+            apply::sync_all(&share.root)?;
         } else {
-            staged.par_iter().try_for_each(|(_, staged)| staged.sync())?;
+            apply::sync_batch(&share.root, &staged.values().collect::<Vec<_>>())?;
         }
         let cursors = if self.unflushed.is_some() { self.cursors_before(inbound) } else { Vec::new() };
         share.index.write(|w| {
@@ -183,10 +189,8 @@ impl Keeper {
 
         execute(&dirs, &reader, &steps, staged, &mut outcome)?;
 
-        let head = self.author.seq();
         let mut applied = 0;
         share.index.write(|w| {
-            w.meta().head = w.meta().head.max(head);
             for one in &decided {
                 w.settle(&one.path)?;
                 if outcome.is_undone(one) {
@@ -221,9 +225,7 @@ impl Keeper {
         })?;
         Figures::add(&share.figures.rows_applied, applied);
         self.learn(&decided, &outcome);
-        self.keep_failed(inbound, arrivals, &outcome);
-        let touched = outcome.touched.into_iter().map(|path| (path, Hint { content: true, ..Hint::default() }));
-        share.touch(touched);
+        self.keep_failed(inbound, arrivals, outcome);
         Ok(())
     }
 
@@ -252,14 +254,14 @@ impl Keeper {
     }
 
     /// Asks for the content of a row, which waits until it is there.
-    fn fetch(&mut self, inbound: &Arc<Inbound>, row: WireRow) {
+    fn fetch(&mut self, inbound: &Arc<Inbound>, row: WireRow, tries: u32) {
         if let Some((size, hash)) = row.row.entry.content() {
             let want = Command::Want { path: row.path.clone(), seq: row.seq, size, hash };
             // A closed connection's rows come again with the next one.
             let _ = inbound.commands.send(want);
         }
         let row = WireRow { inline: None, ..row };
-        let pending = Pending { row, inbound: Arc::clone(inbound), reason: None, again: None };
+        let pending = Pending { row, inbound: Arc::clone(inbound), reason: None, again: None, tries };
         self.pending.insert(pending.row.path.clone(), pending);
     }
 
@@ -286,25 +288,30 @@ impl Keeper {
         }
     }
 
-    fn keep_failed(&mut self, inbound: &Arc<Inbound>, arrivals: Vec<Arrival>, outcome: &Outcome) {
-        let mut look = Vec::new();
-        for Arrival { row, .. } in arrivals {
-            let Some(error) = outcome.failed.get(&row.path) else { continue };
-            let now = Instant::now();
-            let (reason, again) = if error.is_changed() {
-                // It is looked at first; then the rows are decided again.
-                look.push((row.path.clone(), Hint { content: true, subtree: true, at_rest: true }));
-                if let Some(parent) = row.path.parent() {
-                    look.push((parent, Hint::default()));
-                }
-                (None, now + std::time::Duration::from_millis(5))
+    fn keep_failed(&mut self, inbound: &Arc<Inbound>, arrivals: Vec<Arrival>, mut outcome: Outcome) {
+        let changed = Hint { content: true, subtree: true, at_rest: true };
+        let mut look: Vec<_> = outcome.touched.drain(..).map(|path| (path, changed)).collect();
+        let now = Instant::now();
+        for Arrival { row, tries, .. } in arrivals {
+            let Some(error) = outcome.failed.remove(&row.path) else { continue };
+            let (reason, wait, tries) = if error.is_changed() {
+                // It is looked at first; then the rows are decided again. What
+                // does not come right by that needs a person or a newer row.
+                look.push((row.path.clone(), changed));
+                look.extend(row.path.parent().map(|parent| (parent, Hint::default())));
+                let wait = Duration::from_millis(5 << tries.min(9)).min(RETRY_AFTER);
+                ((tries > 5).then(|| error.to_string()), wait, tries + 1)
             } else {
-                tracing::warn!(share = %self.share.name, peer = %inbound.peer, "cannot apply yet: {error}");
-                (Some(error.to_string()), now + RETRY_AFTER)
+                (Some(error.to_string()), RETRY_AFTER, tries)
             };
-            let pending = Pending { row, inbound: Arc::clone(inbound), reason, again: Some(again) };
+            if let Some(reason) = &reason {
+                tracing::warn!(share = %self.share.name, peer = %inbound.peer, "cannot apply yet: {reason}");
+            }
+            let pending = Pending { row, inbound: Arc::clone(inbound), reason, again: Some(now + wait), tries };
             self.pending.insert(pending.row.path.clone(), pending);
         }
+        // Directories that are not as expected, in which something was done.
+        look.extend(outcome.failed.into_keys().map(|path| (path, Hint::default())));
         self.share.touch(look);
     }
 }
@@ -354,7 +361,7 @@ fn stage(
     steps: &[Step],
     arrivals: &mut [Arrival],
     outcome: &mut Outcome,
-) -> anyhow::Result<FxHashMap<RelPath, Staged>> {
+) -> FxHashMap<RelPath, Ready> {
     let mut sources: FxHashMap<RelPath, (Option<Bytes>, Option<Staged>)> = arrivals
         .iter_mut()
         .map(|arrival| (arrival.row.path.clone(), (arrival.row.inline.clone(), arrival.staged.take())))
@@ -366,23 +373,23 @@ fn stage(
             _ => None,
         })
         .collect();
-    let results: Vec<(&RelPath, anyhow::Result<Result<Staged, ApplyError>>)> = jobs
+    let results: Vec<_> = jobs
         .into_par_iter()
         .with_min_len(4)
         .map(|(path, entry, content, source)| (path, stage_one(dirs, reader, path, entry, content, source)))
         .collect();
     let mut staged = FxHashMap::default();
     for (path, result) in results {
-        match result? {
-            Ok(done) => {
-                staged.insert(path.clone(), done);
+        match result {
+            Ok(ready) => {
+                staged.insert(path.clone(), ready);
             }
             Err(error) => {
                 outcome.failed.insert(path.clone(), error);
             }
         }
     }
-    Ok(staged)
+    staged
 }
 
 fn stage_one(
@@ -392,36 +399,24 @@ fn stage_one(
     entry: &Entry,
     content: &Content,
     source: Option<(Option<Bytes>, Option<Staged>)>,
-) -> anyhow::Result<Result<Staged, ApplyError>> {
-    let Some((size, hash)) = entry.content() else {
-        return Ok(Err(ApplyError::Changed { path: path.clone() }));
-    };
-    let parent = path.parent().unwrap_or_else(RelPath::root);
+) -> Result<Ready, ApplyError> {
     let (inline, fetched) = source.unwrap_or_default();
-    let work = || -> Result<Staged, ApplyError> {
-        let mut staged = match (content, fetched, inline) {
-            (_, Some(staged), _) => staged,
-            (_, None, Some(inline)) => {
-                if inline.len() as u64 != size || blake3::hash(&inline).as_bytes() != &hash.0 {
-                    return Err(ApplyError::Content { path: path.clone() });
-                }
-                let mut staged = dirs.stage_file(&parent, size)?;
-                staged.write_at(0, &inline)?;
-                staged
-            }
-            (Content::Copy { from }, None, None) => {
-                let sig = match reader.get(from) {
-                    Ok(Some(Record { sig: Some(sig), .. })) => sig,
-                    _ => return Err(ApplyError::Changed { path: from.clone() }),
-                };
-                dirs.clone_local(from, &sig, &parent, size, &hash)?
-            }
-            (Content::Transfer, None, None) => dirs.stage_file(&parent, size)?,
-        };
-        staged.finish(entry)?;
-        Ok(staged)
+    let staged = match (content, fetched, inline) {
+        (_, Some(staged), _) => staged,
+        (_, None, Some(inline)) => {
+            let mut staged = apply::stage_file(dirs, path)?;
+            staged.append(&inline)?;
+            staged
+        }
+        (Content::Copy { from }, None, None) => {
+            let Ok(Some(Record { sig: Some(sig), .. })) = reader.get(from) else {
+                return Err(ApplyError::Changed { path: from.clone() });
+            };
+            apply::clone_local(dirs, from, &sig, path)?
+        }
+        (Content::Transfer, None, None) => apply::stage_file(dirs, path)?,
     };
-    Ok(work())
+    staged.finish(entry)
 }
 
 /// Does the steps in order; runs of independent new files at once.
@@ -429,7 +424,7 @@ fn execute(
     dirs: &Dirs<'_>,
     reader: &Reader,
     steps: &[Step],
-    mut staged: FxHashMap<RelPath, Staged>,
+    mut staged: FxHashMap<RelPath, Ready>,
     outcome: &mut Outcome,
 ) -> anyhow::Result<()> {
     let mut at = 0;
@@ -454,9 +449,9 @@ fn execute(
         let results: Vec<_> = jobs
             .into_par_iter()
             .with_min_len(4)
-            .map(|(step, staged)| -> anyhow::Result<_> {
+            .map(|(step, ready)| -> anyhow::Result<_> {
                 let done = match expected(reader, step.path())? {
-                    Ok(expect) => dirs.install(step.path(), staged, expect).map(Some),
+                    Ok(expect) => apply::install(dirs, ready, &expect).map(Some),
                     Err(error) => Err(error),
                 };
                 Ok((step, done))
@@ -471,20 +466,17 @@ fn execute(
 }
 
 impl Outcome {
-    fn note(&mut self, step: &Step, done: Result<Option<StatSig>, ApplyError>) {
+    fn note(&mut self, step: &Step, done: Result<Option<Applied>, ApplyError>) {
         let path = match step {
             Step::Aside { to, .. } => to,
             step => step.path(),
         };
         match done {
-            Ok(Some(sig)) => {
+            Ok(Some(Applied::AsWritten(sig))) => {
                 self.sigs.insert(path.clone(), sig);
             }
+            Ok(Some(Applied::ChangedSince)) => self.touched.push(path.clone()),
             Ok(None) => {}
-            Err(ApplyError::AppliedButChanged { sig, .. }) => {
-                self.sigs.insert(path.clone(), StatSig { racy: true, ..sig });
-                self.touched.push(path.clone());
-            }
             Err(error) => {
                 self.failed.insert(step.path().clone(), error);
             }
@@ -498,11 +490,15 @@ fn step_once(
     reader: &Reader,
     step: &Step,
     outcome: &Outcome,
-) -> anyhow::Result<Result<Option<StatSig>, ApplyError>> {
-    let expect = match expected(reader, step.path())? {
-        Ok(expect) => expect,
-        Err(error) => return Ok(Err(error)),
+) -> anyhow::Result<Result<Option<Applied>, ApplyError>> {
+    let expect = match outcome.sigs.get(step.path()) {
+        Some(sig) => Expect::Sig(*sig),
+        None => match expected(reader, step.path())? {
+            Ok(expect) => expect,
+            Err(error) => return Ok(Err(error)),
+        },
     };
+    let changed = |path: &RelPath| Err(ApplyError::Changed { path: path.clone() });
     let sig_of = |path: &RelPath| -> anyhow::Result<Option<StatSig>> {
         match outcome.sigs.get(path) {
             Some(sig) => Ok(Some(*sig)),
@@ -510,30 +506,41 @@ fn step_once(
         }
     };
     Ok(match step {
-        Step::Stage { .. } => Ok(None),
+        Step::Stage { .. } | Step::Install { how: Install::Staged, .. } => Ok(None),
         Step::Aside { path, to } => match sig_of(path)? {
-            Some(sig) => dirs.link_existing(path, &sig, to, Expect::Absent).map(Some),
-            None => Err(ApplyError::Changed { path: path.clone() }),
+            Some(sig) => apply::link_existing(dirs, path, &sig, to, &Expect::Absent).map(Some),
+            None => changed(path),
         },
         Step::Install { path, how: Install::Link { existing }, .. } => match sig_of(existing)? {
-            Some(sig) => dirs.link_existing(existing, &sig, path, expect).map(Some),
-            None => Err(ApplyError::Changed { path: existing.clone() }),
+            Some(sig) => apply::link_existing(dirs, existing, &sig, path, &expect).map(Some),
+            None => changed(existing),
         },
         Step::Install { path, how: Install::Moved { from }, .. } => match sig_of(from)? {
-            Some(sig) => dirs.move_file(from, &sig, path, expect).map(Some),
-            None => Err(ApplyError::Changed { path: from.clone() }),
+            Some(sig) => apply::move_entry(dirs, from, &sig, path, &expect).map(Some),
+            None => changed(from),
         },
-        Step::Install { path, entry, how: Install::Fresh } => dirs.make(path, entry, expect).map(Some),
-        Step::Install { path, entry, how: Install::Attributes } => {
-            let sig = outcome.sigs.get(path).copied();
-            dirs.set_attrs(path, entry, sig.map_or(expect, Expect::Sig)).map(Some)
-        }
-        Step::Install { how: Install::Staged, .. } => Ok(None),
-        Step::Remove { path } => match reader.get(path)?.is_some_and(|record| record.row.is_live_dir()) {
-            true => dirs.remove_dir(path).map(|_| None),
-            false => dirs.remove_file(path, expect).map(|()| None),
+        Step::Install { path, entry, how: Install::Fresh } => match entry.kind {
+            Kind::Directory => apply::make_dir(dirs, path, entry, &expect).map(Some),
+            Kind::Symlink { .. } => apply::make_symlink(dirs, path, entry, &expect).map(Some),
+            _ => apply::make_node(dirs, path, entry, &expect).map(Some),
         },
-        Step::Times { path, entry } => dirs.set_dir_attrs(path, entry).map(Some),
+        Step::Install { path, entry, how: Install::Attributes } => match expect {
+            Expect::Sig(sig) => apply::set_attrs(dirs, path, entry, &sig).map(Some),
+            Expect::Absent => changed(path),
+        },
+        Step::Remove { path } => match expect {
+            Expect::Sig(sig) if is_dir(&sig) => match apply::remove_dir(dirs, path) {
+                Ok(DirRemoval::NotEmpty) => Err(ApplyError::NotEmpty { path: path.clone() }),
+                Ok(DirRemoval::Removed | DirRemoval::Absent) => Ok(None),
+                Err(error) => Err(error),
+            },
+            Expect::Sig(sig) => apply::remove_file(dirs, path, &sig).map(|()| None),
+            Expect::Absent => Ok(None),
+        },
+        Step::Times { path, entry } => match expect {
+            Expect::Sig(sig) => apply::set_attrs(dirs, path, entry, &sig).map(Some),
+            Expect::Absent => changed(path),
+        },
     })
 }
 
@@ -550,15 +557,22 @@ pub(super) fn recover(share: &Share) -> anyhow::Result<()> {
     let mut done = Vec::new();
     for (path, row) in &intents {
         let base = reader.get(path)?;
-        let (seen, sig) = match crate::observe::observe(&dirs, path, None, true) {
-            Ok(crate::observe::Observed::Present { entry, sig, .. }) => (engine::Seen::Present(entry), Some(sig)),
-            Ok(crate::observe::Observed::Absent) => (engine::Seen::Absent, None),
+        let (seen, sig) = match observe::observe(&dirs, path, None, Reading::Always) {
+            Ok(Observed::Present { entry, sig, .. }) => (engine::Seen::Present(entry), Some(sig)),
+            Ok(Observed::Absent) => (engine::Seen::Absent, None),
             // It is looked at like anything else.
             _ => continue,
         };
-        let found = engine::recover(base.as_ref().map(|base| &base.row), row, &seen);
-        if found == engine::Found::Done {
-            done.push((path.clone(), row.clone(), sig));
+        let base = base.as_ref().map(|base| &base.row);
+        match (engine::recover(base, row, &seen), sig) {
+            (engine::Found::Done, sig) => done.push((path.clone(), row.clone(), sig)),
+            (engine::Found::Halfway, Some(sig)) => {
+                if let Ok(applied) = apply::set_attrs(&dirs, path, &row.entry, &sig) {
+                    done.push((path.clone(), row.clone(), applied.sig()));
+                }
+            }
+            // As before, and the peer sends it again; or changed here since.
+            _ => {}
         }
     }
     share.index.write(|w| {
@@ -570,5 +584,6 @@ pub(super) fn recover(share: &Share) -> anyhow::Result<()> {
             w.put(&path, &Record { row, seq, sig, via: None, moved_from: None })?;
         }
         Ok(((), Durable::Yes))
-    })
+    })?;
+    Ok(())
 }

@@ -8,9 +8,12 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use rustc_hash::FxHashSet;
+use tokio::sync::watch;
 
 use super::dirty::Hint;
+use super::local::is_dir;
 use super::share::{Figures, Share};
+use crate::apply;
 use crate::model::RelPath;
 use crate::observe;
 
@@ -22,6 +25,31 @@ const PORTION: usize = 2048;
 fn seen_mark(path: &RelPath) -> u128 {
     let hash = blake3::hash(path.as_bytes());
     u128::from_le_bytes(*hash.as_bytes().first_chunk().expect("a BLAKE3 hash has 32 bytes"))
+}
+
+/// Scans at the start, and whenever it is asked for, until told to stop.
+pub async fn run(share: Arc<Share>, mut stop: watch::Receiver<bool>) {
+    loop {
+        if share.stopped().is_some() {
+            return;
+        }
+        let task_share = Arc::clone(&share);
+        match tokio::task::spawn_blocking(move || scan(&task_share)).await {
+            Ok(Ok(())) => {
+                share.progress.lock().scanned = true;
+                share.wake.notify_one();
+            }
+            Ok(Err(error)) => {
+                share.stop(format!("the tree cannot be scanned: {error:#}"));
+                return;
+            }
+            Err(_cancelled) => return,
+        }
+        tokio::select! {
+            _ = stop.wait_for(|stop| *stop) => return,
+            () = share.rescan.notified() => {}
+        }
+    }
 }
 
 /// Compares everything beneath the share's root.
@@ -53,21 +81,19 @@ pub fn scan(share: &Arc<Share>) -> anyhow::Result<()> {
         compare(RelPath::root(), &sig)?;
     }
     let skip = |path: &RelPath, is_dir: bool| share.is_excluded(path, is_dir);
-    observe::scan(&share.root, &RelPath::root(), &skip, |dir| {
+    let summary = observe::scan(&share.root, &RelPath::root(), &skip, |dir| {
         if failed.is_err() {
             return;
         }
         {
             let mut resolver = share.resolver.lock();
-            for (name, sig) in &dir.children {
-                if sig.mode & 0o170_000 == 0o040_000 {
-                    resolver.learn_dir(sig.ino, dir.ino, name);
-                }
+            for child in dir.children.iter().filter(|child| is_dir(&child.sig)) {
+                resolver.learn_dir(child.sig.ino, dir.ino, &child.name);
             }
         }
-        for (name, sig) in &dir.children {
-            let Ok(path) = dir.path.join(name) else { continue };
-            if let Err(error) = compare(path, sig) {
+        for child in &dir.children {
+            let Ok(path) = dir.path.join(&child.name) else { continue };
+            if let Err(error) = compare(path, &child.sig) {
                 failed = Err(error);
                 return;
             }
@@ -75,11 +101,24 @@ pub fn scan(share: &Arc<Share>) -> anyhow::Result<()> {
         share.progress.lock().scan_seen += dir.children.len() as u64;
     })?;
     failed?;
+    for leftover in &summary.leftovers {
+        if let Err(error) = apply::remove_leftover(&share.root.batch(), leftover) {
+            tracing::warn!(share = %share.name, "{error}");
+        }
+    }
+    for unseen in summary.unseen.iter().filter(|unseen| !unseen.foreign) {
+        tracing::warn!(share = %share.name, "cannot look at {}: {}", unseen.path, unseen.why);
+    }
     // What the index has and the walk has not met is gone, or was made since.
     for pair in reader.beneath(&RelPath::root())? {
         let (path, record) = pair?;
         let is_dir = record.row.entry.is_dir();
-        if !record.row.deleted && !seen.contains(&seen_mark(&path)) && !share.is_excluded(&path, is_dir) {
+        let unseen = || summary.unseen.iter().any(|unseen| path.is_within(&unseen.path));
+        if !record.row.deleted
+            && !seen.contains(&seen_mark(&path))
+            && !share.is_excluded(&path, is_dir)
+            && !unseen()
+        {
             differing += 1;
             portion.push((path, Hint::default()));
             if portion.len() >= PORTION {

@@ -28,6 +28,8 @@ pub const INLINE_MAX: u64 = 128 << 10;
 /// A batch is closed at so many rows or bytes of content.
 const BATCH_ROWS: usize = 1024;
 const BATCH_BYTES: usize = 6 << 20;
+/// What a row takes without its content, about, bytes.
+const ROW_BYTES: usize = 200;
 /// So much may be on its way without an acknowledgement, bytes.
 const WINDOW_BYTES: usize = 64 << 20;
 const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -211,20 +213,25 @@ async fn prepare_batches(
     batches: mpsc::Sender<(u64, usize, Message)>,
 ) {
     let mut head = share.head.subscribe();
+    // What the peer was told; `sent` may be further, where nothing is due.
+    let mut told = sent;
     loop {
         let Ok(durable) = head.wait_for(|durable| *durable > sent).await.map(|durable| *durable) else { return };
         let task_share = Arc::clone(&share);
         let built = tokio::task::spawn_blocking(move || {
-            let built = build_batch(&task_share, &mut outgoing, durable);
+            let built = build_batches(&task_share, &mut outgoing, told, durable);
             (outgoing, built)
         });
         let Ok((returned, built)) = built.await else { return };
         outgoing = returned;
         match built {
-            Ok(Some((upto, bytes, batch))) => {
+            Ok(Some((upto, built))) => {
+                told = upto;
                 sent = sent.max(upto);
-                if batches.send((upto, bytes, batch)).await.is_err() {
-                    return;
+                for (bytes, batch) in built {
+                    if batches.send((upto, bytes, batch)).await.is_err() {
+                        return;
+                    }
                 }
             }
             // Everything up to the head is on its way, or waits for more rows.
@@ -237,29 +244,47 @@ async fn prepare_batches(
     }
 }
 
-/// The next batch: up to which row it tells everything, its size in bytes, and
-/// the batch itself.
-fn build_batch(
+/// The next batches, with their sizes in bytes, and up to which row the last of
+/// them tells everything. There are several where the contents are too much for
+/// one; only the last one moves the peer's cursor.
+fn build_batches(
     share: &Share,
     outgoing: &mut Outgoing,
+    sent: u64,
     durable: u64,
-) -> anyhow::Result<Option<(u64, usize, Message)>> {
+) -> anyhow::Result<Option<(u64, Vec<(usize, Message)>)>> {
     let reader = share.index.read_upto(durable)?;
-    let Some(outbound) = outgoing.next_batch(&reader, BATCH_ROWS, BATCH_BYTES)? else { return Ok(None) };
+    let Some(outbound) = outgoing.next_batch(&reader, BATCH_ROWS)? else { return Ok(None) };
     let dirs = share.root.batch();
-    let rows: Vec<WireRow> = outbound
-        .rows
-        .into_par_iter()
-        .with_min_len(16)
-        .map(|(path, record)| {
-            let inline = inline_content(share, &dirs, &path, &record);
-            WireRow { seq: record.seq, path, row: record.row, moved_from: record.moved_from, inline }
-        })
-        .collect();
-    let content: usize = rows.iter().filter_map(|row| row.inline.as_ref()).map(Bytes::len).sum();
-    Figures::add(&share.figures.content_sent_bytes, content as u64);
-    let bytes = content + rows.len() * 200;
-    Ok(Some((outbound.upto, bytes, Message::Batch { upto: outbound.upto, rows })))
+    let upto = outbound.upto.max(sent);
+    let mut batches = Vec::new();
+    let mut left = outbound.rows;
+    loop {
+        let mut bytes = 0;
+        let fits = |(_, record): &(RelPath, Record)| {
+            bytes += inline_size(record).unwrap_or(0) + ROW_BYTES;
+            bytes <= BATCH_BYTES
+        };
+        let count = left.iter().map(fits).take_while(|fits| *fits).count().max(1).min(left.len());
+        let rest = left.split_off(count);
+        let rows: Vec<WireRow> = left
+            .into_par_iter()
+            .with_min_len(16)
+            .map(|(path, record)| {
+                let inline = inline_content(share, &dirs, &path, &record);
+                WireRow { seq: record.seq, path, row: record.row, moved_from: record.moved_from, inline }
+            })
+            .collect();
+        let content: usize = rows.iter().filter_map(|row| row.inline.as_ref()).map(Bytes::len).sum();
+        Figures::add(&share.figures.content_sent_bytes, content as u64);
+        let bytes = content + rows.len() * ROW_BYTES;
+        let upto = if rest.is_empty() { upto } else { sent };
+        batches.push((bytes, Message::Batch { upto, rows }));
+        if rest.is_empty() {
+            return Ok(Some((upto, batches)));
+        }
+        left = rest;
+    }
 }
 
 fn inline_size(record: &Record) -> Option<usize> {

@@ -14,7 +14,8 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use super::dirty::{DirtySet, Hint};
 use super::recent::Recent;
 use crate::apply::{ShareRoot, Staged};
-use crate::config::{Excludes, Policy};
+use crate::config::Excludes;
+use crate::engine::Policy;
 use crate::index::Index;
 use crate::model::{RelPath, ReplicaId};
 use crate::resolve::Resolver;
@@ -216,7 +217,7 @@ impl Share {
     }
 
     pub fn is_excluded(&self, path: &RelPath, is_dir: bool) -> bool {
-        !path.is_root() && self.excludes.is_excluded(path.as_bytes(), is_dir)
+        !path.is_root() && self.excludes.is_excluded(path, is_dir)
     }
 
     pub fn link_of(&self, key: &[u8; 32]) -> Option<&Arc<Link>> {

@@ -15,7 +15,8 @@ use std::cmp::Ordering;
 use crate::model::{Entry, RelPath, Relation, Row};
 
 /// What happens to content that loses against a concurrent version.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, clap::ValueEnum, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Policy {
     /// It is kept beside the winner as a conflict copy.
     #[default]

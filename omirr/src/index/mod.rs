@@ -17,7 +17,7 @@ mod write;
 use std::path::{Path, PathBuf};
 
 use parking_lot::Mutex;
-use redb::{MultimapTableDefinition, TableDefinition};
+use redb::{MultimapTableDefinition, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::{Deserialize, Serialize};
 
 use crate::model::{ReplicaId, Stamp};
@@ -81,8 +81,7 @@ pub struct Meta {
     pub tombstones: u64,
     /// The greatest stamp given or witnessed.
     pub stamp: Stamp,
-    /// The root's inode and its filesystem's `f_fsid`, once the share has been
-    /// scanned: an empty mount point has others.
+    /// The root's inode and birth time: an empty mount point has others.
     pub root: Option<(u64, u64)>,
     /// Node names behind replicas.
     pub names: Vec<(ReplicaId, String)>,
@@ -163,8 +162,13 @@ impl Index {
 
     /// A snapshot of everything that is committed.
     pub fn read(&self) -> Result<Reader, IndexError> {
+        self.read_upto(u64::MAX)
+    }
+
+    /// The same, but in sequence order nothing after `upto` is seen.
+    pub fn read_upto(&self, upto: u64) -> Result<Reader, IndexError> {
         let txn = self.db.begin_read().map_err(|error| self.fail(error))?;
-        Reader::new(self.path.clone(), &txn)
+        Reader::new(self.path.clone(), upto, &txn)
     }
 
     /// Runs `work` in a transaction and commits it as durably as `work` says
@@ -258,7 +262,7 @@ mod tests {
         let meta = index.meta();
         assert_eq!((meta.head, meta.live, meta.tombstones), (4, 3, 0));
         let read = index.read().unwrap();
-        let order: Vec<_> = read.after(0, u64::MAX, 10).unwrap().into_iter().map(|(s, p, _)| (s, p.to_string())).collect();
+        let order: Vec<_> = read.rows_after(0, 10).unwrap().into_iter().map(|(s, p, _)| (s, p.to_string())).collect();
         assert_eq!(order, [(2, "a/b".to_owned()), (3, "a-b".to_owned()), (4, "a".to_owned())]);
         let beneath: Vec<_> = read.beneath(&path("a")).unwrap().map(|r| r.unwrap().0.to_string()).collect();
         assert_eq!(beneath, ["a/b"]);

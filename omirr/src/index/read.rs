@@ -11,6 +11,8 @@ use crate::model::{LinkGroup, Record, RelPath, Row};
 /// take one, use it, drop it.
 pub struct Reader {
     path: PathBuf,
+    /// Reading in sequence order ends here.
+    upto: u64,
     rows: ReadOnlyTable<&'static [u8], &'static [u8]>,
     seqs: ReadOnlyTable<u64, &'static [u8]>,
     inodes: ReadOnlyTable<u64, &'static [u8]>,
@@ -42,11 +44,11 @@ pub(super) fn get(
 }
 
 /// What lies strictly beneath `path` in any rows table, in path order.
-pub(super) fn beneath<'t>(
+pub(super) fn beneath<'t, T: ReadableTable<&'static [u8], &'static [u8]>>(
     index: &'t PathBuf,
-    rows: &'t impl ReadableTable<&'static [u8], &'static [u8]>,
+    rows: &'t T,
     path: &RelPath,
-) -> Result<impl Iterator<Item = Result<(RelPath, Record), IndexError>> + use<'t>, IndexError> {
+) -> Result<impl Iterator<Item = Result<(RelPath, Record), IndexError>> + use<'t, T>, IndexError> {
     let (start, end) = path.beneath_range();
     let range = match &end {
         Some(end) => rows.range::<&[u8]>(&start[..]..&end[..]),
@@ -64,8 +66,9 @@ pub(super) fn storage(index: &PathBuf, error: impl Into<redb::Error>) -> IndexEr
 }
 
 impl Reader {
-    pub(super) fn new(path: PathBuf, txn: &ReadTransaction) -> Result<Reader, IndexError> {
+    pub(super) fn new(path: PathBuf, upto: u64, txn: &ReadTransaction) -> Result<Reader, IndexError> {
         Ok(Reader {
+            upto,
             rows: txn.open_table(ROWS).map_err(|error| storage(&path, error))?,
             seqs: txn.open_table(SEQS).map_err(|error| storage(&path, error))?,
             inodes: txn.open_table(INODES).map_err(|error| storage(&path, error))?,
@@ -96,13 +99,13 @@ impl Reader {
         Ok(false)
     }
 
-    /// The rows whose sequence is after `seq` and at most `upto`, in sequence
-    /// order, at most `limit` of them.
-    pub fn after(&self, seq: u64, upto: u64, limit: usize) -> Result<Vec<(u64, RelPath, Record)>, IndexError> {
-        if seq >= upto {
+    /// The rows whose sequence is after `seq`, in sequence order, at most
+    /// `limit` of them.
+    pub fn rows_after(&self, seq: u64, limit: usize) -> Result<Vec<(u64, RelPath, Record)>, IndexError> {
+        if seq >= self.upto {
             return Ok(Vec::new());
         }
-        let range = self.seqs.range(seq + 1..=upto).map_err(|error| storage(&self.path, error))?;
+        let range = self.seqs.range(seq + 1..=self.upto).map_err(|error| storage(&self.path, error))?;
         let mut found = Vec::new();
         for pair in range.take(limit) {
             let (key, value) = pair.map_err(|error| storage(&self.path, error))?;

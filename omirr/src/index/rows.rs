@@ -3,8 +3,8 @@
 use std::ops::ControlFlow;
 
 use super::{IndexError, Reader};
-use crate::engine::Rows;
-use crate::model::{Hash, LinkGroup, RelPath, Row};
+use crate::engine::{Rows, Sequence};
+use crate::model::{Hash, LinkGroup, Record, RelPath, Row};
 
 impl Rows for Reader {
     type Error = IndexError;
@@ -35,5 +35,27 @@ impl Rows for Reader {
     /// write in a random place. What was moved is found by `moved_from`.
     fn holder(&self, _hash: &Hash) -> Result<Option<RelPath>, IndexError> {
         Ok(None)
+    }
+}
+
+impl Sequence for Reader {
+    type Error = IndexError;
+
+    fn record(&self, path: &RelPath) -> Result<Option<Record>, IndexError> {
+        self.get(path)
+    }
+
+    fn after(&self, seq: u64, limit: usize) -> Result<Vec<(RelPath, Record)>, IndexError> {
+        let rows = self.rows_after(seq, limit)?;
+        Ok(rows.into_iter().map(|(_, path, record)| (path, record)).collect())
+    }
+
+    fn changed_beneath(&self, path: &RelPath, seq: u64) -> Result<bool, IndexError> {
+        for pair in self.beneath(path)? {
+            if pair?.1.seq > seq {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 }

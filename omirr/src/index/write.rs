@@ -150,6 +150,7 @@ impl Writer<'_> {
         if let Some(group) = record.row.live().and_then(|entry| entry.link) {
             self.groups.insert(group.0, key).map_err(fail)?;
         }
+        self.meta.head = self.meta.head.max(record.seq);
         self.meta.stamp = self.meta.stamp.max(record.row.version.stamp);
         self.rows.insert(key, &encode(record)[..]).map_err(fail)?;
         Ok(())

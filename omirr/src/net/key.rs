@@ -74,6 +74,13 @@ impl PublicKey {
     }
 }
 
+/// Any 32 bytes; whether somebody holds the private half shows in the handshake.
+impl From<[u8; 32]> for PublicKey {
+    fn from(bytes: [u8; 32]) -> PublicKey {
+        PublicKey(bytes)
+    }
+}
+
 impl fmt::Display for PublicKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&STANDARD.encode(self.0))

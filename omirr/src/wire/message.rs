@@ -97,3 +97,21 @@ pub enum Message {
     Ping,
     Pong,
 }
+
+impl Message {
+    /// What it is, for error messages.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Message::Hello { .. } => "a greeting",
+            Message::Welcome { .. } => "a welcome",
+            Message::Refuse { .. } => "a refusal",
+            Message::Batch { .. } => "a batch",
+            Message::Want { .. } => "a request for content",
+            Message::Content { .. } => "content",
+            Message::Gone { .. } => "a notice that content is gone",
+            Message::Ack { .. } => "an acknowledgement",
+            Message::Ping => "a ping",
+            Message::Pong => "a pong",
+        }
+    }
+}
