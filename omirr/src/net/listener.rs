@@ -19,8 +19,8 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::Notify;
 use tokio_rustls::{TlsAcceptor, TlsStream};
 
-use super::connection::{Side, handshake_error, read_greeting, tune, write_greeting};
 use super::error::shown;
+use super::handshake::{Side, handshake_error, read_greeting, tune, write_greeting};
 use super::{Connection, Identity, NetError, PublicKey, tls};
 
 /// Handshakes under way at once.
