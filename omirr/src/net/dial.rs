@@ -9,7 +9,7 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio_rustls::{TlsConnector, TlsStream};
 
-use super::handshake::{Side, handshake_error, read_greeting, tune, write_greeting};
+use super::handshake::{Side, check_greeting, handshake_error, read_greeting, tune, write_greeting};
 use super::{Connection, Identity, NetError, PublicKey, tls};
 
 /// Connects to the peer at `address` (`host:port`) that holds `peer_key`. Every
@@ -151,7 +151,9 @@ async fn shake_hands(
     };
     let stream = connector.connect(tls::server_name(), tcp).await.map_err(failed)?;
     let mut stream = TlsStream::from(stream);
-    read_greeting(&mut stream, peer).await?.map_err(failed)?;
+    let greeting = read_greeting(&mut stream).await.map_err(failed)?;
+    // Answered in any case: the other side, too, wants to know what is wrong.
     write_greeting(&mut stream).await.map_err(failed)?;
+    check_greeting(greeting, peer)?;
     Ok(Connection::new(stream, peer.to_owned(), at))
 }

@@ -78,21 +78,15 @@ pub(super) async fn write_greeting(stream: &mut (impl AsyncWrite + Unpin)) -> io
     stream.flush().await
 }
 
-/// The outer error is about what was said, the inner one about the connection.
-pub(super) async fn read_greeting(
-    stream: &mut (impl AsyncRead + Unpin),
-    peer: &str,
-) -> Result<io::Result<()>, NetError> {
+pub(super) async fn read_greeting(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<[u8; MAGIC.len()]> {
     let mut greeting = [0; MAGIC.len()];
-    if let Err(error) = stream.read_exact(&mut greeting).await {
-        return Ok(Err(error));
-    }
-    check_greeting(greeting, peer).map(Ok)
+    stream.read_exact(&mut greeting).await?;
+    Ok(greeting)
 }
 
 /// The last byte is the protocol's number, so that two nodes whose messages have
 /// nothing in common can still tell each other why.
-fn check_greeting(greeting: [u8; MAGIC.len()], peer: &str) -> Result<(), NetError> {
+pub(super) fn check_greeting(greeting: [u8; MAGIC.len()], peer: &str) -> Result<(), NetError> {
     if greeting == MAGIC {
         return Ok(());
     }
