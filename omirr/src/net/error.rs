@@ -27,7 +27,7 @@ pub enum NetError {
     ConnectionRefused { peer: String },
     #[error("{peer} cannot be reached: {source}")]
     Unreachable { peer: String, source: io::Error },
-    #[error("{peer} did not answer within {} s {doing}", after.as_secs_f32())]
+    #[error("{peer} did not answer within {} s {doing}", tenths(*after))]
     Timeout {
         peer: String,
         doing: &'static str,
@@ -92,9 +92,22 @@ impl NetError {
     }
 }
 
+/// Seconds as people say them: a share of a timeout is never round.
+fn tenths(after: Duration) -> f32 {
+    (after.as_secs_f32() * 10.0).round() / 10.0
+}
+
 /// The TLS error inside an I/O error, if that is what it is.
 pub(super) fn tls_error(error: &io::Error) -> Option<&rustls::Error> {
     error.get_ref()?.downcast_ref()
+}
+
+/// Whether the other side ended the connection without a word.
+pub(super) fn is_hang_up(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe
+    )
 }
 
 /// Bytes that should have been something else, for a message.

@@ -19,8 +19,8 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::Notify;
 use tokio_rustls::{TlsAcceptor, TlsStream};
 
-use super::connection::{Side, handshake_error, read_greeting, tune, write_greeting};
 use super::error::shown;
+use super::handshake::{Side, check_greeting, handshake_error, read_greeting, tune, write_greeting};
 use super::{Connection, Identity, NetError, PublicKey, tls};
 
 /// Handshakes under way at once.
@@ -269,9 +269,8 @@ async fn let_in(
     write_greeting(&mut stream)
         .await
         .map_err(|error| failed(&error))?;
-    read_greeting(&mut stream, &peer)
-        .await?
-        .map_err(|error| failed(&error))?;
+    let greeting = read_greeting(&mut stream).await.map_err(|error| failed(&error))?;
+    check_greeting(greeting, &peer)?;
     let key = gate.seen().expect("the handshake demands a key");
     Ok((Connection::new(stream, peer, from), key))
 }

@@ -7,17 +7,22 @@
 //!
 //! - [`key`]: a node's key pair, its file, its public key as people see it.
 //! - `tls`: TLS 1.3 with raw public keys (RFC 7250), pinned on both sides.
-//! - [`connection`]: dialling, and messages over one connection.
+//! - `dial`, `handshake`: from an address to a connection.
+//! - [`connection`]: messages over one connection.
 //! - [`listener`]: the sockets that peers dial, and how they are let in.
 
 pub mod connection;
+mod dial;
 mod error;
+mod handshake;
 pub mod key;
 pub mod listener;
 mod tls;
 
-pub use connection::{Connection, Reader, Writer, check_protocol, dial};
+pub use connection::{Connection, Reader, Writer};
+pub use dial::dial;
 pub use error::NetError;
+pub use handshake::check_protocol;
 pub use key::{Identity, KeyError, PublicKey};
 pub use listener::{Incoming, Known, Listener, accept};
 
