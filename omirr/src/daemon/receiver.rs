@@ -52,7 +52,7 @@ async fn session(connection: Connection, key: PublicKey, shares: &[Arc<Share>]) 
         Err(_elapsed) => bail!("{address} does not say what it wants"),
     };
     let Message::Hello { protocol, software, node, share, replica, names, .. } = hello else {
-        bail!("{address} begins with {}, not with a greeting", hello.name());
+        bail!("{address} begins with a message of kind {}, not with hello", hello.name());
     };
     let refuse = |reason: String| Message::Refuse { reason };
     if let Err(error) = crate::net::check_protocol(&format!("{node} ({address}, {software})"), protocol) {
@@ -134,7 +134,7 @@ async fn session(connection: Connection, key: PublicKey, shares: &[Arc<Share>]) 
                     Message::Content { id, parts, last } => fetches.answer(id, Piece::Parts(parts, last)).await?,
                     Message::Gone { id, reason } => fetches.answer(id, Piece::Gone(reason)).await?,
                     Message::Ping => drop(say.send(Message::Pong)),
-                    other => bail!("{} sends {} where a batch is due", link.peer, other.name()),
+                    other => bail!("{} sends a message of kind {}, which is not for this node to receive", link.peer, other.name()),
                 }
             }
             Some(order) = orders.recv() => match order {

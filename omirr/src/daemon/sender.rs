@@ -99,7 +99,7 @@ async fn session(share: &Arc<Share>, link: &Arc<Link>, identity: &Identity) -> a
             cursor
         }
         Message::Refuse { reason } => bail!("{} refuses: {reason}", link.peer),
-        other => bail!("{} answers a greeting with {}", link.peer, other.name()),
+        other => bail!("{} answers hello with a message of kind {}", link.peer, other.name()),
     };
     if cursor > durable {
         let _ = share.inputs.send(Input::Renew).await;
@@ -171,7 +171,7 @@ async fn session(share: &Arc<Share>, link: &Arc<Link>, identity: &Identity) -> a
                     }
                     Message::Pong => {}
                     Message::Ping => writer.send(&Message::Pong).await?,
-                    other => bail!("{} sends {} where an acknowledgement is due", link.peer, other.name()),
+                    other => bail!("{} sends a message of kind {}, which is not for this node to receive", link.peer, other.name()),
                 }
             }
             Some((upto, bytes, batch)) = ready.recv(), if in_flight_bytes < WINDOW_BYTES => {

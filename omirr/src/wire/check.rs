@@ -42,7 +42,7 @@ const STAGING_PREFIX: &[u8] = b".omirr-tmp-";
 
 /// Refuses a message that cannot be, and makes its texts fit to be shown.
 pub(super) fn check(message: &mut Message) -> Result<(), WireError> {
-    let name = message_name(message);
+    let name = message.name();
     let impossible = |what: String| WireError::Impossible { message: name, what };
     match message {
         Message::Hello {
@@ -111,45 +111,20 @@ pub(super) fn check(message: &mut Message) -> Result<(), WireError> {
     }
 }
 
-fn message_name(message: &Message) -> &'static str {
-    match message {
-        Message::Hello { .. } => "hello",
-        Message::Welcome { .. } => "welcome",
-        Message::Refuse { .. } => "refusal",
-        Message::Batch { .. } => "batch",
-        Message::Want { .. } => "want",
-        Message::Content { .. } => "content",
-        Message::Gone { .. } => "gone",
-        Message::Ack { .. } => "acknowledgement",
-        Message::Ping => "ping",
-        Message::Pong => "pong",
-    }
-}
-
 fn check_batch(message: &'static str, upto: u64, rows: &[WireRow]) -> Result<(), WireError> {
     let impossible = |what: String| WireError::Impossible { message, what };
     at_most("rows", rows.len(), LIMITS.batch_rows).map_err(impossible)?;
     check_counter("its end", upto).map_err(impossible)?;
-    let mut before = 0;
     for row in rows {
         let wrong = |what: String| WireError::ImpossibleRow {
             message,
             path: row.path.clone(),
             what,
         };
-        if row.seq <= before {
-            return Err(wrong(format!(
-                "sequence number {} does not follow {before}",
-                row.seq
-            )));
+        if row.seq == 0 {
+            return Err(wrong("its sequence number is 0".into()));
         }
-        if row.seq > upto {
-            return Err(wrong(format!(
-                "sequence number {} is beyond the batch's end {upto}",
-                row.seq
-            )));
-        }
-        before = row.seq;
+        check_counter("its sequence number", row.seq).map_err(wrong)?;
         check_row(row).map_err(wrong)?;
     }
     Ok(())
