@@ -17,6 +17,8 @@
 //! - [`apply`]: writing beneath a share's root.
 //! - [`daemon`]: the tasks that join the rooms.
 
+pub mod cli;
 pub mod model;
+pub mod resolve;
 pub mod source;
 pub mod wire;
