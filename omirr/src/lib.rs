@@ -18,6 +18,7 @@
 //! - [`daemon`]: the tasks that join the rooms.
 
 pub mod apply;
+pub mod cli;
 pub mod config;
 pub mod content;
 pub mod daemon;
