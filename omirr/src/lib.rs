@@ -18,6 +18,7 @@
 //! - [`daemon`]: the tasks that join the rooms.
 
 pub mod config;
+pub mod daemon;
 pub mod model;
 pub mod source;
 pub mod wire;
