@@ -17,6 +17,7 @@
 //! - [`apply`]: writing beneath a share's root.
 //! - [`daemon`]: the tasks that join the rooms.
 
+pub mod cli;
 pub mod config;
 pub mod daemon;
 pub mod model;

@@ -243,7 +243,9 @@ fn lines_that_are_not_toml_are_told_with_the_rest() {
 #[test]
 fn a_key_or_section_given_twice_is_a_mistake() {
     let machine = Machine::new();
-    let found = machine.mistake(&format!("name = \"x\"\n[peers]\nweb2 = {{ address = \"a:1\", key = \"$A\" }}\n[shares.www]\npath = \"$D/www\"\n"));
+    let found = machine.mistake(
+        "name = \"x\"\n[peers]\nweb2 = { address = \"a:1\", key = \"$A\" }\n[shares.www]\npath = \"$D/www\"\n",
+    );
     assert_eq!(found, "5: duplicate key");
     let found = machine
         .mistake("[peers.b]\naddress = \"a:1\"\nkey = \"$A\"\n[shares.www]\npath = \"$D/www\"\n[peers.b]\n");
@@ -333,11 +335,11 @@ fn single_mistakes_are_named() {
     let peer = "[peers.web2]\naddress = \"web2:808\"\nkey = \"$A\"\n";
     for (rest, expected) in [
         (
-            format!("{share}"),
+            share.to_owned(),
             "there is no peer: add a section [peers.NAME] with its address and key",
         ),
         (
-            format!("{peer}"),
+            peer.to_owned(),
             "there is no share: add a section [shares.NAME] with the path of the directory to mirror",
         ),
         (
