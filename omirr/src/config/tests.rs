@@ -159,6 +159,34 @@ fn what_is_not_said_has_its_default() {
 }
 
 #[test]
+fn the_packaged_example_shows_the_real_defaults() {
+    let machine = Machine::new();
+    let example = include_str!("../../../packaging/omirr.toml")
+        .replace("PUT-THE-PUBLIC-KEY-OF-WEB2-HERE", KEY_A)
+        .replace("/srv/www", "$D/www")
+        .replace("#name = \"web1\"", "name = \"web1\"")
+        .replace("#key = \"/etc/omirr/node.key\"", "key = \"$D/node.key\"");
+    let uncommented: String = example
+        .lines()
+        .map(|line| {
+            line.strip_prefix('#')
+                .filter(|rest| !rest.starts_with(' '))
+                .unwrap_or(line)
+                .to_owned()
+                + "\n"
+        })
+        .collect();
+    assert!(
+        uncommented.contains("\nring_size = ") && uncommented.contains("\nconflicts = "),
+        "{uncommented}"
+    );
+    assert_eq!(
+        machine.parse(&uncommented).unwrap(),
+        machine.parse(&example).unwrap()
+    );
+}
+
+#[test]
 fn every_mistake_is_told_at_once_by_line() {
     let machine = Machine::new();
     let found = machine.mistakes(
