@@ -159,6 +159,34 @@ fn what_is_not_said_has_its_default() {
 }
 
 #[test]
+fn the_packaged_example_shows_the_real_defaults() {
+    let machine = Machine::new();
+    let example = include_str!("../../../packaging/omirr.toml")
+        .replace("PUT-THE-PUBLIC-KEY-OF-WEB2-HERE", KEY_A)
+        .replace("/srv/www", "$D/www")
+        .replace("#name = \"web1\"", "name = \"web1\"")
+        .replace("#key = \"/etc/omirr/node.key\"", "key = \"$D/node.key\"");
+    let uncommented: String = example
+        .lines()
+        .map(|line| {
+            line.strip_prefix('#')
+                .filter(|rest| !rest.starts_with(' '))
+                .unwrap_or(line)
+                .to_owned()
+                + "\n"
+        })
+        .collect();
+    assert!(
+        uncommented.contains("\nring_size = ") && uncommented.contains("\nconflicts = "),
+        "{uncommented}"
+    );
+    assert_eq!(
+        machine.parse(&uncommented).unwrap(),
+        machine.parse(&example).unwrap()
+    );
+}
+
+#[test]
 fn every_mistake_is_told_at_once_by_line() {
     let machine = Machine::new();
     let found = machine.mistakes(
@@ -243,7 +271,9 @@ fn lines_that_are_not_toml_are_told_with_the_rest() {
 #[test]
 fn a_key_or_section_given_twice_is_a_mistake() {
     let machine = Machine::new();
-    let found = machine.mistake(&format!("name = \"x\"\n[peers]\nweb2 = {{ address = \"a:1\", key = \"$A\" }}\n[shares.www]\npath = \"$D/www\"\n"));
+    let found = machine.mistake(
+        "name = \"x\"\n[peers]\nweb2 = { address = \"a:1\", key = \"$A\" }\n[shares.www]\npath = \"$D/www\"\n",
+    );
     assert_eq!(found, "5: duplicate key");
     let found = machine
         .mistake("[peers.b]\naddress = \"a:1\"\nkey = \"$A\"\n[shares.www]\npath = \"$D/www\"\n[peers.b]\n");
@@ -333,11 +363,11 @@ fn single_mistakes_are_named() {
     let peer = "[peers.web2]\naddress = \"web2:808\"\nkey = \"$A\"\n";
     for (rest, expected) in [
         (
-            format!("{share}"),
+            share.to_owned(),
             "there is no peer: add a section [peers.NAME] with its address and key",
         ),
         (
-            format!("{peer}"),
+            peer.to_owned(),
             "there is no share: add a section [shares.NAME] with the path of the directory to mirror",
         ),
         (
