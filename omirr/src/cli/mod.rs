@@ -6,6 +6,8 @@
 
 mod ask;
 mod check;
+mod daemon;
+mod key;
 mod log;
 mod stats;
 mod status;
@@ -34,7 +36,11 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Daemon(daemon::DaemonArgs),
     Check(check::CheckArgs),
+    /// Make and show this node's key
+    #[command(subcommand)]
+    Key(key::KeyCommand),
     Status(status::StatusArgs),
     Stats(stats::StatsArgs),
     Wait(wait::WaitArgs),
@@ -53,7 +59,9 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     log::start();
     let result = match &cli.command {
+        Command::Daemon(args) => daemon::run(args),
         Command::Check(args) => check::run(args),
+        Command::Key(command) => key::run(command),
         Command::Status(args) => status::run(args),
         Command::Stats(args) => stats::run(args),
         Command::Wait(args) => wait::run(args),

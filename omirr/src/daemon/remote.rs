@@ -281,7 +281,7 @@ impl Keeper {
         let mut resolver = self.share.resolver.lock();
         for one in decided {
             if let (Some(sig), true) = (outcome.sigs.get(&one.path), one.row.is_live_dir())
-                && let Some(parent) = one.path.parent().and_then(|parent| resolver.ino_of(&parent))
+                && let Some(parent) = one.path.parent().and_then(|parent| resolver.dir_at(&parent))
             {
                 resolver.learn_dir(sig.ino, parent, one.path.name());
             }

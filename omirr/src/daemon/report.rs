@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 
 use super::control::{
     Answer, ControlHandler, Lag, OverflowReport, PeerReport, PeerState, PendingItem, Percentiles, Progress,
-    ResolverReport, ShareFigures, ShareReport, ShareState, StatsReport, StatusReport, WaitReply, WaitRequest,
+    ShareFigures, ShareReport, ShareState, StatsReport, StatusReport, WaitReply, WaitRequest,
 };
 use super::share::{Input, Link, Share};
 use crate::source::Source;

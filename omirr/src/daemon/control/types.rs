@@ -195,6 +195,23 @@ pub struct StatsReport {
     pub resolver: ResolverReport,
     pub event_to_row_ms: Percentiles,
     pub overflow: OverflowReport,
+    #[serde(default)]
+    pub shares: Vec<ShareFigures>,
+}
+
+/// What a share's tasks have done since the daemon started.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShareFigures {
+    pub name: String,
+    /// Rows for changes made on this node.
+    pub rows_made: u64,
+    /// Rows of peers that were applied.
+    pub rows_applied: u64,
+    /// Contents, without what is around them and before compression.
+    pub content_sent_bytes: u64,
+    pub content_received_bytes: u64,
+    /// Times the tree was compared with the index, the one at start included.
+    pub rescans: u64,
 }
 
 impl StatsReport {
