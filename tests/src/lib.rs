@@ -1,1 +1,3 @@
+//! What the tests share: oracles and helpers.
 
+pub mod treewalk;
