@@ -3,10 +3,14 @@
 //! - [`binary`]: the omirr under test.
 //! - [`guest`]: booting kernels and running a test's own code inside.
 //! - [`net`]: two network namespaces joined by a cable.
+//! - [`nodes`]: real nodes on this machine.
 //! - [`skip`]: saying aloud that a test cannot run here.
+//! - [`treewalk`]: an independent walk of a tree, and what differs between two.
 
 pub mod guest;
 pub mod net;
+pub mod nodes;
+pub mod treewalk;
 
 use std::env;
 use std::fs::OpenOptions;

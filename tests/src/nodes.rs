@@ -9,24 +9,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-/// The program under test: `OMIRR_BIN`, else what `cargo xtask build` made.
-pub fn omirr_bin() -> PathBuf {
-    if let Some(path) = std::env::var_os("OMIRR_BIN") {
-        return path.into();
-    }
-    let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target");
-    for profile in ["debug", "release"] {
-        let bin = target.join(profile).join("omirr");
-        if bin.exists() {
-            return bin;
-        }
-    }
-    panic!("there is no omirr in {}: run `cargo xtask build` first", target.display());
-}
-
 /// Runs `omirr` with these arguments to its end.
 pub fn omirr(args: &[&str]) -> Output {
-    Command::new(omirr_bin()).args(args).output().expect("omirr can be started")
+    Command::new(crate::binary()).args(args).output().expect("omirr can be started")
 }
 
 /// A port that was free a moment ago.
@@ -35,11 +20,11 @@ pub fn free_port() -> u16 {
 }
 
 /// Whether this process may use fanotify on a whole filesystem, as the daemon
-/// needs natively; prints why a test is skipped if not.
-pub fn may_mirror() -> bool {
+/// needs natively; says why `test` is skipped if not.
+pub fn may_mirror(test: &str) -> bool {
     let root = rustix::process::geteuid().is_root();
     if !root {
-        println!("skipped: mirroring with owners and fanotify needs root");
+        crate::skip(test, "mirroring with owners and fanotify needs root");
     }
     root
 }
@@ -119,7 +104,7 @@ impl Node {
         assert!(self.child.is_none(), "{} is running", self.name);
         self.write_config();
         let log = std::fs::File::options().create(true).append(true).open(self.log()).expect("the log can be opened");
-        let child = Command::new(omirr_bin())
+        let child = Command::new(crate::binary())
             .args(["daemon", "-c"])
             .arg(self.config())
             .stdin(Stdio::null())
@@ -301,7 +286,8 @@ impl Pair {
     }
 
     pub fn assert_equal(&self) {
-        let differences = crate::treewalk::compare(&self.one.share, &self.two.share);
+        let walk = |node: &Node| crate::treewalk::walk(&node.share).expect("a share can be walked");
+        let differences = crate::treewalk::diff(&walk(&self.one), &walk(&self.two));
         assert!(
             differences.is_empty(),
             "the trees differ:\n{}\n{}\n{}",

@@ -271,7 +271,13 @@ impl<'root> Dirs<'root> {
         }
         // Opened outside the lock: a slow disk must not stop the other threads.
         let dir = Arc::new(self.root.resolve(path, OFlags::PATH | OFlags::DIRECTORY)?);
-        self.kept.lock().put(path.into(), Kept { dir: Arc::clone(&dir), opened: now });
+        self.kept.lock().put(
+            path.into(),
+            Kept {
+                dir: Arc::clone(&dir),
+                opened: now,
+            },
+        );
         Ok(dir)
     }
 

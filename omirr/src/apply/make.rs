@@ -97,7 +97,7 @@ fn make(
     attrs::set_all_but_time(handle(made.as_fd()), path, &sig, entry)?;
     attrs::set_mtime(handle(made.as_fd()), path, entry.mtime)?;
     sig.mtime = entry.mtime;
-    place(dirs, path, temp, expect)?;
+    place(dirs, path, temp, &sig, expect)?;
     Ok(outcome(&dir, name, &sig))
 }
 
@@ -181,7 +181,13 @@ pub fn set_dir_time(dirs: &Dirs<'_>, path: &RelPath, mtime: Time) -> Result<Stat
 pub fn ensure_parents(dirs: &Dirs<'_>, path: &RelPath) -> Result<Vec<RelPath>, ApplyError> {
     let mut made = Vec::new();
     if let Some(parent) = path.parent() {
-        ensure_dir(dirs, &parent, &mut made)?;
+        // An obstacle is reported for the path that was asked for.
+        ensure_dir(dirs, &parent, &mut made).map_err(|error| match error {
+            ApplyError::Beneath { component, obstacle, .. } => {
+                ApplyError::Beneath { path: path.clone(), component, obstacle }
+            }
+            error => error,
+        })?;
     }
     Ok(made)
 }

@@ -64,7 +64,7 @@ pub fn install(dirs: &Dirs<'_>, mut ready: Ready, expect: &Expect) -> Result<App
     let dir = DirFd::clone(ready.dir());
     let name = path.name();
     if let Some(temp) = ready.take_temp() {
-        place(dirs, &path, Temp::new(&dir, temp, false), expect)?;
+        place(dirs, &path, Temp::new(&dir, temp, false), &ready.sig, expect)?;
     } else if let Expect::Absent = expect {
         match link_fd(ready.fd(), &dir, name) {
             Ok(()) => {}
@@ -75,7 +75,7 @@ pub fn install(dirs: &Dirs<'_>, mut ready: Ready, expect: &Expect) -> Result<App
         let temp = temp_name();
         link_fd(ready.fd(), &dir, temp.as_bytes())
             .map_err(|errno| ApplyError::system("create", &path, errno))?;
-        place(dirs, &path, Temp::new(&dir, temp, false), expect)?;
+        place(dirs, &path, Temp::new(&dir, temp, false), &ready.sig, expect)?;
     }
     Ok(outcome(&dir, name, &ready.sig))
 }
@@ -121,12 +121,17 @@ fn link_fd(fd: &OwnedFd, dir: &DirFd, name: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// Moves what is at a temporary name to the last name of `path`, in the same
-/// directory, in the place of what is expected there.
+/// How often a displaced file is offered its name again while users keep
+/// replacing it; after that it stays under its temporary name.
+const PUT_BACK_TRIES: u32 = 1000;
+
+/// Moves `put`, which is at a temporary name, to the last name of `path`, in the
+/// same directory, in the place of what is expected there.
 pub(super) fn place(
     dirs: &Dirs<'_>,
     path: &RelPath,
     mut temp: Temp,
+    put: &StatSig,
     expect: &Expect,
 ) -> Result<(), ApplyError> {
     let dir = DirFd::clone(&temp.dir);
@@ -160,7 +165,7 @@ pub(super) fn place(
                 })
             };
             if let Err(error) = removed {
-                put_back(&dir, &mut temp, name);
+                put_back(&dir, &mut temp, name, put);
                 return Err(error);
             }
             Ok(())
@@ -168,14 +173,36 @@ pub(super) fn place(
     }
 }
 
-/// Undoes an exchange: what was displaced gets its name back.
-fn put_back(dir: &DirFd, temp: &mut Temp, name: &[u8]) {
-    match renameat_with(dir, temp.name(), dir, name, RenameFlags::EXCHANGE) {
-        Ok(()) => temp.armed = true,
-        // What had been put in its place is gone already. If something new came
-        // there at the same moment, the displaced stays under its temporary
-        // name rather than be lost.
-        Err(_) => _ = renameat_with(dir, temp.name(), dir, name, RenameFlags::NOREPLACE),
+/// Undoes an exchange: what was displaced gets its name back. Users may go on
+/// replacing the name meanwhile, so what comes out in return need not be `ours`:
+/// if it is something new, it is newer than what was just put there, and is
+/// itself put back.
+fn put_back(dir: &DirFd, temp: &mut Temp, name: &[u8], ours: &StatSig) {
+    let inode = |sig: &StatSig| (sig.ino, sig.btime);
+    let look = || statx_at(dir, temp.name()).map(|stat| inode(&sig_of(&stat)));
+    let mut older = inode(ours);
+    let Ok(mut newest) = look() else { return };
+    for _ in 0..PUT_BACK_TRIES {
+        let back = match renameat_with(dir, temp.name(), dir, name, RenameFlags::EXCHANGE) {
+            // A user has deleted the name; and may create it again.
+            Err(Errno::NOENT) => renameat_with(dir, temp.name(), dir, name, RenameFlags::NOREPLACE),
+            Ok(()) => match look() {
+                Ok(out) if out == older => {
+                    temp.armed = true;
+                    return;
+                }
+                Ok(out) => {
+                    older = newest;
+                    newest = out;
+                    continue;
+                }
+                Err(_) => return,
+            },
+            Err(errno) => Err(errno),
+        };
+        if back != Err(Errno::EXIST) {
+            return;
+        }
     }
 }
 
@@ -234,7 +261,7 @@ pub fn link_existing(
             let temp = temp_name();
             link_fd(&inode, &dir, temp.as_bytes())
                 .map_err(|errno| ApplyError::system("link", path, errno))?;
-            place(dirs, path, Temp::new(&dir, temp, false), expect)?;
+            place(dirs, path, Temp::new(&dir, temp, false), &found, expect)?;
         }
     }
     Ok(outcome(
