@@ -19,7 +19,9 @@
 
 pub mod cli;
 pub mod config;
+pub mod content;
 pub mod daemon;
 pub mod model;
+pub mod net;
 pub mod source;
 pub mod wire;

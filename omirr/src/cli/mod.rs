@@ -6,6 +6,7 @@
 
 mod ask;
 mod check;
+pub mod key;
 mod log;
 mod stats;
 mod status;
@@ -35,6 +36,11 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Check(check::CheckArgs),
+    /// Make this node's private key, or show its public key
+    Key {
+        #[command(subcommand)]
+        command: key::KeyCommand,
+    },
     Status(status::StatusArgs),
     Stats(stats::StatsArgs),
     Wait(wait::WaitArgs),
@@ -54,6 +60,7 @@ pub fn main() -> ExitCode {
     log::start();
     let result = match &cli.command {
         Command::Check(args) => check::run(args),
+        Command::Key { command } => key::run(command),
         Command::Status(args) => status::run(args),
         Command::Stats(args) => stats::run(args),
         Command::Wait(args) => wait::run(args),

@@ -37,6 +37,7 @@ pub use self::{
     excludes::{Excludes, PatternError, TEMP_PREFIX},
     mistake::{ConfigErrors, Mistake},
 };
+use crate::net::PublicKey;
 
 /// The most that a configuration file may hold, bytes: far above any real one,
 /// and a bound for `-c /dev/zero`.
@@ -80,7 +81,7 @@ pub struct Peer {
     /// `HOST:PORT`, where HOST is a name or an address.
     pub address: String,
     /// Its public key: the only thing that makes it this peer.
-    pub key: [u8; 32],
+    pub key: PublicKey,
 }
 
 /// A tree that is mirrored.
