@@ -23,5 +23,6 @@ pub mod content;
 pub mod daemon;
 pub mod model;
 pub mod net;
+pub mod resolve;
 pub mod source;
 pub mod wire;

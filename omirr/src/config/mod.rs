@@ -11,7 +11,6 @@
 //! mistake becomes a [`Config`].
 
 mod check;
-mod choice;
 pub mod defaults;
 mod excludes;
 mod mistake;
@@ -33,11 +32,11 @@ use serde::Serialize;
 
 use self::mistake::Mistakes;
 pub use self::{
-    choice::{Attach, SourceKind, Transport},
     excludes::{Excludes, PatternError, TEMP_PREFIX},
     mistake::{ConfigErrors, Mistake},
 };
 use crate::net::PublicKey;
+pub use crate::source::choice::{Attach, SourceKind, Transport};
 
 /// The most that a configuration file may hold, bytes: far above any real one,
 /// and a bound for `-c /dev/zero`.

@@ -1,0 +1,101 @@
+//! Who a process is: its user and command, out of `/proc`, for people who
+//! watch. fanotify tells the process id only.
+//!
+//! The answer is looked up once per process and drain of the queue. A process
+//! that has ended by then keeps what was last known of it.
+
+use std::num::NonZeroUsize;
+
+use lru::LruCache;
+
+/// Processes that are remembered.
+const REMEMBERED: NonZeroUsize = NonZeroUsize::new(4096).expect("not zero");
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Identity {
+    pub(crate) uid: u32,
+    pub(crate) comm: [u8; 16],
+}
+
+pub(crate) struct Who {
+    seen: LruCache<u32, (u64, Identity)>,
+    drain: u64,
+}
+
+impl Who {
+    pub(crate) fn new() -> Who {
+        Who {
+            seen: LruCache::new(REMEMBERED),
+            drain: 0,
+        }
+    }
+
+    /// What was looked up so far may have changed: a process may have executed
+    /// another program.
+    pub(crate) fn next_drain(&mut self) {
+        self.drain += 1;
+    }
+
+    pub(crate) fn of(&mut self, pid: u32) -> Identity {
+        if let Some(&(drain, identity)) = self.seen.get(&pid)
+            && drain == self.drain
+        {
+            return identity;
+        }
+        let identity = look_up(pid)
+            .or_else(|| self.seen.get(&pid).map(|&(_, old)| old))
+            .unwrap_or_default();
+        self.seen.put(pid, (self.drain, identity));
+        identity
+    }
+}
+
+fn look_up(pid: u32) -> Option<Identity> {
+    let status = std::fs::read(format!("/proc/{pid}/status")).ok()?;
+    parse(&status)
+}
+
+/// Name and real user out of `/proc/PID/status`.
+fn parse(status: &[u8]) -> Option<Identity> {
+    let mut identity = Identity::default();
+    for line in status.split(|&byte| byte == b'\n') {
+        if let Some(name) = line.strip_prefix(b"Name:\t") {
+            let len = name.len().min(identity.comm.len() - 1);
+            identity.comm[..len].copy_from_slice(&name[..len]);
+        } else if let Some(uids) = line.strip_prefix(b"Uid:\t") {
+            let uid = uids.split(|&byte| byte == b'\t').next()?;
+            identity.uid = std::str::from_utf8(uid).ok()?.parse().ok()?;
+            return Some(identity);
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_name_and_user_of_a_process() {
+        let identity =
+            parse(b"Name:\tgit-remote-https\nUmask:\t0022\nUid:\t33\t33\t33\t33\n").expect("both");
+        assert_eq!(identity.uid, 33);
+        assert_eq!(&identity.comm, b"git-remote-http\0");
+        assert_eq!(parse(b"Name:\tx\n"), None);
+    }
+
+    #[test]
+    fn remembers_a_process_that_has_ended() {
+        let mut child = std::process::Command::new("sleep")
+            .arg("60")
+            .spawn()
+            .expect("sleep starts");
+        let mut who = Who::new();
+        let alive = who.of(child.id());
+        child.kill().expect("it can be ended");
+        child.wait().expect("it ends");
+        who.next_drain();
+        assert_eq!(who.of(child.id()), alive);
+        assert!(alive != Identity::default());
+    }
+}
