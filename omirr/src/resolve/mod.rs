@@ -121,10 +121,7 @@ impl Resolver {
         if ino == 0 || RelPath::root().join(name).is_err() {
             return false;
         }
-        let slot = self
-            .table
-            .find(ino)
-            .unwrap_or_else(|| self.table.insert(ino));
+        let slot = self.table.find(ino).unwrap_or_else(|| self.table.insert(ino));
         if slot == self.table.root() {
             return false;
         }
@@ -195,10 +192,7 @@ impl Resolver {
             | Op::Close => self.touch(event, &mut changes),
         }
         self.trim_displaced();
-        if changes
-            .iter()
-            .any(|change| matches!(change, Change::Unknown(_)))
-        {
+        if changes.iter().any(|change| matches!(change, Change::Unknown(_))) {
             self.stats.misses += 1;
         } else {
             self.stats.hits += 1;
@@ -291,8 +285,7 @@ impl Resolver {
             .filter(|path| from.as_ref() != Some(path));
         match (&event.to, to) {
             (Some(dirent), Some(to)) => {
-                if let Some(slot) =
-                    slot.or_else(|| (event.ino != 0).then(|| self.table.insert(event.ino)))
+                if let Some(slot) = slot.or_else(|| (event.ino != 0).then(|| self.table.insert(event.ino)))
                     && let Some(parent) = self.table.find(dirent.dir)
                 {
                     self.place(slot, parent, &dirent.name);
@@ -395,10 +388,7 @@ impl Resolver {
     /// Forgets the directories that have been without a place the longest.
     fn trim_displaced(&mut self) {
         while self.displaced.len() > DISPLACED_LIMIT {
-            if let Some(oldest) = self
-                .displaced
-                .pop_front()
-                .and_then(|ino| self.table.find(ino))
+            if let Some(oldest) = self.displaced.pop_front().and_then(|ino| self.table.find(ino))
                 && self.table.is_detached(oldest)
             {
                 self.table.remove(oldest);

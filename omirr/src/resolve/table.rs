@@ -205,9 +205,8 @@ impl Table {
             slot
         };
         let nodes = &self.nodes;
-        self.by_ino.insert_unique(hash_ino(ino), slot, |&slot| {
-            hash_ino(nodes[slot as usize].ino)
-        });
+        self.by_ino
+            .insert_unique(hash_ino(ino), slot, |&slot| hash_ino(nodes[slot as usize].ino));
         slot
     }
 

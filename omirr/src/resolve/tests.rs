@@ -55,13 +55,7 @@ fn follows_a_directory_through_its_life() {
     resolver.apply(&event(Op::Mkdir, 11, true, dirent(10, "b"), None));
     let written = resolver.apply(&event(Op::Write, 50, false, dirent(11, "f"), None));
     assert_eq!(written, [touched("a/b/f", true)]);
-    let moved = resolver.apply(&event(
-        Op::Rename,
-        10,
-        true,
-        dirent(ROOT, "a"),
-        dirent(ROOT, "z"),
-    ));
+    let moved = resolver.apply(&event(Op::Rename, 10, true, dirent(ROOT, "a"), dirent(ROOT, "z")));
     assert_eq!(
         moved,
         [Change::Moved {
@@ -142,12 +136,7 @@ fn a_rename_told_in_halves_keeps_what_is_beneath() {
 fn an_exchange_swaps_subtrees_in_one_event_or_two() {
     for op in [Op::Exchange, Op::Rename] {
         let mut resolver = Resolver::new(ROOT);
-        for (ino, parent, name) in [
-            (10, ROOT, "a"),
-            (11, 10, "x"),
-            (20, ROOT, "b"),
-            (21, 20, "y"),
-        ] {
+        for (ino, parent, name) in [(10, ROOT, "a"), (11, 10, "x"), (20, ROOT, "b"), (21, 20, "y")] {
             assert!(resolver.learn_dir(ino, parent, name.as_bytes()));
         }
         let first = resolver.apply(&event(op, 10, true, dirent(ROOT, "a"), dirent(ROOT, "b")));
@@ -174,13 +163,7 @@ fn a_directory_never_comes_to_lie_in_itself() {
     resolver.learn_dir(11, 10, b"b");
     resolver.learn_dir(12, 11, b"c");
     // Only possible if "c" left "a" before, which no event told.
-    resolver.apply(&event(
-        Op::Rename,
-        10,
-        true,
-        dirent(ROOT, "a"),
-        dirent(12, "a"),
-    ));
+    resolver.apply(&event(Op::Rename, 10, true, dirent(ROOT, "a"), dirent(12, "a")));
     assert_eq!((resolver.path_of(10), resolver.path_of(12)), (None, None));
     assert!(resolver.learn_dir(12, ROOT, b"c"));
     assert_eq!(resolver.path_of(11), Some(path("c/a/b")));
@@ -317,13 +300,7 @@ impl Model {
                     return None;
                 }
                 let (at, to) = (self.dirs[&a], self.dirs[&b]);
-                let event = event(
-                    Op::Exchange,
-                    a,
-                    true,
-                    self.at(at.0, at.1),
-                    self.at(to.0, to.1),
-                );
+                let event = event(Op::Exchange, a, true, self.at(at.0, at.1), self.at(to.0, to.1));
                 self.dirs.insert(a, to);
                 self.dirs.insert(b, at);
                 event
