@@ -17,8 +17,16 @@
 //! - [`apply`]: writing beneath a share's root.
 //! - [`daemon`]: the tasks that join the rooms.
 
+pub mod apply;
 pub mod cli;
+pub mod config;
+pub mod content;
+pub mod daemon;
+pub mod engine;
+pub mod index;
 pub mod model;
+pub mod net;
+pub mod observe;
 pub mod resolve;
 pub mod source;
 pub mod wire;

@@ -1,1 +1,48 @@
-fn main(){}
+//! `cargo xtask`: one command for each thing that is done to this repository.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use xtask::{build, ci, lint, run, setup, shell, test, vm};
+
+/// Set up, build, run and test omirr.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Find or install all that building and testing need
+    Setup(setup::Options),
+    /// Build the omirr binary with the eBPF program inside
+    Build(build::Options),
+    /// Without arguments: two nodes mirroring each other on this machine; with arguments: omirr itself
+    Run(run::Options),
+    /// Set up, build and run every test: unit, simulation, several nodes, guests
+    Test(test::Options),
+    /// Boot a distribution kernel under QEMU and run a command inside
+    Vm(vm::Options),
+    /// Check formatting and clippy, warnings being errors
+    Lint(lint::Options),
+    /// All that must hold before a change is taken: lint, then test
+    Ci,
+}
+
+fn main() -> ExitCode {
+    let result = match Arguments::parse().command {
+        Command::Setup(options) => setup::main(&options),
+        Command::Build(options) => build::main(&options),
+        Command::Run(options) => run::main(&options),
+        Command::Test(options) => test::main(&options),
+        Command::Vm(options) => vm::main(&options),
+        Command::Lint(options) => lint::main(&options),
+        Command::Ci => ci::main(),
+    };
+    result.unwrap_or_else(|error| {
+        shell::complain(&error);
+        ExitCode::FAILURE
+    })
+}

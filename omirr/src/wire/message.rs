@@ -80,8 +80,9 @@ pub enum Message {
     },
     /// Receiver's other answer; the connection ends.
     Refuse { reason: String },
-    /// Rows in sequence order. Everything up to `upto` that is not among them
-    /// need not be known to the receiver.
+    /// Rows, in an order in which they can be applied: mostly that of their
+    /// sequence numbers, but parents come before what is in them. Of everything
+    /// up to `upto` the receiver now knows all that it need know.
     Batch { upto: u64, rows: Vec<WireRow> },
     /// Receiver asks for content that it lacks. `have` names the chunks of what
     /// it has, by the first 16 bytes of their BLAKE3 hash; see `content`.
@@ -96,4 +97,22 @@ pub enum Message {
     /// Are you there? Answered by `Pong`.
     Ping,
     Pong,
+}
+
+impl Message {
+    /// What it is, for error messages.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Message::Hello { .. } => "hello",
+            Message::Welcome { .. } => "welcome",
+            Message::Refuse { .. } => "refusal",
+            Message::Batch { .. } => "batch",
+            Message::Want { .. } => "want",
+            Message::Content { .. } => "content",
+            Message::Gone { .. } => "gone",
+            Message::Ack { .. } => "acknowledgement",
+            Message::Ping => "ping",
+            Message::Pong => "pong",
+        }
+    }
 }

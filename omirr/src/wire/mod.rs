@@ -2,7 +2,20 @@
 //!
 //! In: bytes from a connection, or messages to send. Out: messages that have
 //! been checked, or bytes. Nothing here opens a socket or a file.
+//!
+//! - `message`: what nodes say to one another.
+//! - [`codec`]: values to bytes and back; the one place that knows bincode and
+//!   zstd.
+//! - [`frame`]: where one message ends and the next begins.
+//! - `check`: whether a decoded message is one that this node may act upon.
 
+mod check;
+pub mod codec;
+mod error;
+pub mod frame;
 mod message;
 
-pub use message::{Message, Part, WireRow, LIMITS, Limits, MAGIC, PROTOCOL};
+pub use check::MAX_HAVE;
+pub use codec::{Decoder, Encoder, decode, encode, from_bytes, to_bytes};
+pub use error::WireError;
+pub use message::{LIMITS, Limits, MAGIC, Message, PROTOCOL, Part, WireRow};

@@ -1,0 +1,125 @@
+//! Writing beneath a share's root.
+//!
+//! In: a path, the entry that should be there, and what is expected to be
+//! there now. Out: the entry is there, with its signature; or what is there is
+//! not what was expected, and is untouched. Every step either happens wholly
+//! or leaves what was there: content is staged in a file without a name,
+//! verified against the row's hash, and takes its name in one system call;
+//! whatever it displaces is looked at before it is deleted, and put back if it
+//! is not what was expected.
+//!
+//! Decides nothing: which version wins, and what becomes of the other, is the
+//! engine's business. Keeps no record either: a caller that must survive a
+//! crash notes what it is about to do, then stages, syncs, installs, and syncs
+//! the names before it notes that it is done.
+//!
+//! All functions may be called from several threads at once with one [`Dirs`];
+//! steps on one path, or on a path and its parent, must follow one another.
+
+mod attrs;
+mod beneath;
+mod error;
+mod make;
+mod place;
+mod read;
+mod stage;
+#[cfg(test)]
+mod tests;
+
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher;
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::fs::FileType;
+
+pub use beneath::{DirFd, Dirs, RootError, ShareRoot};
+pub use error::{ApplyError, Obstacle};
+pub use make::{ensure_parents, make_dir, make_node, make_symlink, set_attrs, set_dir_time};
+pub use place::{
+    DirRemoval, install, link_existing, move_entry, remove_dir, remove_file, remove_leftover, set_aside,
+};
+pub use read::open_file;
+pub use stage::{Ready, Staged, clone_local, stage_file, sync_all, sync_batch, sync_names};
+
+use crate::model::{StatSig, Time};
+
+/// How names begin that the daemon uses while a step is under way. They are
+/// never replicated; after a crash they are leftovers.
+pub const TEMP_PREFIX: &[u8] = b".omirr-tmp-";
+
+/// Whether `name` is one of the daemon's own temporary names.
+pub fn is_temp_name(name: &[u8]) -> bool {
+    name.starts_with(TEMP_PREFIX)
+}
+
+/// A temporary name that nobody else has: random per process, then counted.
+fn temp_name() -> String {
+    static KEY: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    format!(
+        ".omirr-tmp-{:016x}",
+        KEY.hash_one(COUNT.fetch_add(1, Ordering::Relaxed))
+    )
+}
+
+/// What must be at a path for a step to go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Expect {
+    Absent,
+    /// What was last observed. If that signature is racy, observe again first:
+    /// a change that left the same times is not noticed here.
+    Sig(StatSig),
+}
+
+/// A step that was carried out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub enum Applied {
+    /// This is what is there now.
+    AsWritten(StatSig),
+    /// It was carried out, and somebody has changed the path since: observe it.
+    ChangedSince,
+}
+
+impl Applied {
+    pub fn sig(self) -> Option<StatSig> {
+        match self {
+            Applied::AsWritten(sig) => Some(sig),
+            Applied::ChangedSince => None,
+        }
+    }
+}
+
+/// Whether `found` is what was expected. A directory's times, size and link
+/// count change with its children and say nothing about itself.
+fn is_as_expected(expected: &StatSig, found: &StatSig) -> bool {
+    if is_dir(expected) {
+        same_object(expected, found)
+    } else {
+        expected.same_as(found)
+    }
+}
+
+/// Whether `found` is the inode `expected`, unchanged except for what renaming
+/// and linking it changes: its change time and link count.
+fn same_object(expected: &StatSig, found: &StatSig) -> bool {
+    let same = expected.ino == found.ino
+        && expected.btime == found.btime
+        && (expected.mode, expected.uid, expected.gid) == (found.mode, found.uid, found.gid);
+    same && (is_dir(expected) || (expected.size, expected.mtime) == (found.size, found.mtime))
+}
+
+fn is_dir(sig: &StatSig) -> bool {
+    FileType::from_raw_mode(sig.mode) == FileType::Directory
+}
+
+/// The signature after a step: `written_time` is the modification time that
+/// the step gave the path. Only that time counts for raciness: a writer who
+/// comes after the step moves it, whereas the change time is the step's own.
+fn settled(sig: StatSig, written_time: Time) -> StatSig {
+    StatSig {
+        racy: crate::observe::is_racy(&[written_time]),
+        ..sig
+    }
+}

@@ -1,0 +1,334 @@
+//! New content on its way to a name.
+//!
+//! In: bytes and holes, in order or by offset. Out: a [`Ready`] file: complete,
+//! of the size and hash that its row announced, with all its attributes, and
+//! without a name. [`install`](super::install) gives it one. Dropped before
+//! that, it leaves nothing behind.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::Ordering;
+
+use rayon::prelude::*;
+use rustix::fs::{
+    AtFlags, Mode, OFlags, SeekFrom, fdatasync, fsync, ftruncate, ioctl_ficlone, openat, seek, syncfs,
+    unlinkat,
+};
+use rustix::io::{self, Errno};
+
+use super::beneath::{DirFd, Dirs, ShareRoot};
+use super::error::ApplyError;
+use super::{attrs, is_as_expected, temp_name};
+use crate::model::{Entry, Hash, RelPath, StatSig};
+use crate::observe::{XattrOf, hash_from_start, sig_of, statx_fd};
+
+/// Up to so many files are synced one by one; more are cheaper with one sync of
+/// the whole filesystem, which also writes what others have changed.
+const SYNCED_SINGLY: usize = 32;
+const COPY_BUFFER: usize = 256 << 10;
+
+/// What is known of the hash of what was written so far.
+enum Running {
+    /// Everything so far came in order.
+    Hasher(Box<blake3::Hasher>),
+    /// It must be read back.
+    Unknown,
+}
+
+/// A file that is being written and has no name yet.
+pub struct Staged {
+    inner: Inner,
+    /// Where the next [`append`](Staged::append) goes.
+    at: u64,
+    running: Running,
+}
+
+/// A finished file that waits for its name.
+pub struct Ready {
+    inner: Inner,
+    pub(super) sig: StatSig,
+}
+
+struct Inner {
+    fd: OwnedFd,
+    /// The directory in which it will be installed.
+    dir: DirFd,
+    /// Its temporary name, where the filesystem has no files without one.
+    temp: Option<String>,
+    path: RelPath,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if let Some(temp) = &self.temp {
+            // Nothing to do about a failure: the start of the next run sweeps.
+            _ = unlinkat(&self.dir, temp.as_str(), AtFlags::empty());
+        }
+    }
+}
+
+/// Begins new content for `path`, whose directory must exist.
+pub fn stage_file(dirs: &Dirs<'_>, path: &RelPath) -> Result<Staged, ApplyError> {
+    let (dir, _) = dirs.parent(path)?;
+    let mode = Mode::RUSR | Mode::WUSR;
+    let root = dirs.root();
+    let fail = |errno| ApplyError::system("stage new content for", path, errno);
+    let (fd, temp) = if root.has_tmpfile.load(Ordering::Relaxed) {
+        match openat(&dir, c".", OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC, mode) {
+            Ok(fd) => (fd, None),
+            // A filesystem without: its directory is opened for writing.
+            Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => {
+                root.tmpfile_unsupported();
+                named(&dir, mode).map_err(fail)?
+            }
+            Err(errno) => return Err(fail(errno)),
+        }
+    } else {
+        named(&dir, mode).map_err(fail)?
+    };
+    Ok(Staged {
+        inner: Inner {
+            fd,
+            dir,
+            temp,
+            path: path.clone(),
+        },
+        at: 0,
+        running: Running::Hasher(Box::new(blake3::Hasher::new())),
+    })
+}
+
+fn named(dir: &DirFd, mode: Mode) -> io::Result<(OwnedFd, Option<String>)> {
+    let name = temp_name();
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let fd = openat(dir, name.as_str(), flags, mode)?;
+    Ok((fd, Some(name)))
+}
+
+/// Stages the content that `from` has, for `path`: shares its blocks where the
+/// filesystem can, copies it otherwise. `Changed` names `from` if that is not
+/// what was expected; whether the content is the right one shows in
+/// [`Staged::finish`].
+pub fn clone_local(
+    dirs: &Dirs<'_>,
+    from: &RelPath,
+    from_sig: &StatSig,
+    path: &RelPath,
+) -> Result<Staged, ApplyError> {
+    let (dir, name) = dirs.parent(from)?;
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let source = match openat(&dir, name, flags, Mode::empty()) {
+        Ok(source) => source,
+        Err(Errno::NOENT | Errno::LOOP | Errno::NXIO) => return Err(ApplyError::changed(from)),
+        Err(errno) => return Err(ApplyError::system("read", from, errno)),
+    };
+    let found = statx_fd(source.as_fd()).map_err(|errno| ApplyError::system("read", from, errno))?;
+    if !is_as_expected(from_sig, &sig_of(&found)) {
+        return Err(ApplyError::changed(from));
+    }
+    let mut staged = stage_file(dirs, path)?;
+    if ioctl_ficlone(&staged.inner.fd, &source).is_ok() {
+        staged.at = found.stx_size;
+        staged.running = Running::Unknown;
+        return Ok(staged);
+    }
+    copy(&source, from, found.stx_size, &mut staged)?;
+    Ok(staged)
+}
+
+/// Copies data and holes. Filesystems that tell no holes show all as data.
+fn copy(source: &OwnedFd, from: &RelPath, size: u64, staged: &mut Staged) -> Result<(), ApplyError> {
+    let fail = |errno| ApplyError::system("read", from, errno);
+    let mut buffer = vec![0; COPY_BUFFER.min(usize::try_from(size).unwrap_or(COPY_BUFFER).max(1))];
+    let mut at = 0;
+    while at < size {
+        let data = match seek(source, SeekFrom::Data(at)) {
+            Ok(data) => data.min(size),
+            Err(Errno::NXIO) => size,
+            Err(_) => at,
+        };
+        staged.hole(data - at)?;
+        at = data;
+        let end = seek(source, SeekFrom::Hole(at)).unwrap_or(size).min(size);
+        while at < end {
+            let want = buffer.len().min(usize::try_from(end - at).unwrap_or(usize::MAX));
+            let got = io::retry_on_intr(|| io::pread(source, &mut buffer[..want], at)).map_err(fail)?;
+            if got == 0 {
+                return Err(ApplyError::changed(from));
+            }
+            staged.append(&buffer[..got])?;
+            at += got as u64;
+        }
+    }
+    Ok(())
+}
+
+impl Staged {
+    /// Writes the next bytes.
+    pub fn append(&mut self, bytes: &[u8]) -> Result<(), ApplyError> {
+        self.put(self.at, bytes)?;
+        if let Running::Hasher(hasher) = &mut self.running {
+            hasher.update(bytes);
+        }
+        self.at += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// Leaves the next bytes zero without giving them blocks.
+    pub fn hole(&mut self, len: u64) -> Result<(), ApplyError> {
+        const ZEROS: &[u8] = &[0; 64 << 10];
+        let Some(end) = self.at.checked_add(len).filter(|&end| i64::try_from(end).is_ok()) else {
+            return Err(ApplyError::system("write", &self.inner.path, Errno::FBIG));
+        };
+        if let Running::Hasher(hasher) = &mut self.running {
+            let mut left = len;
+            while left > 0 {
+                let now = left.min(ZEROS.len() as u64);
+                hasher.update(&ZEROS[..usize::try_from(now).unwrap_or(ZEROS.len())]);
+                left -= now;
+            }
+        }
+        self.at = end;
+        Ok(())
+    }
+
+    /// Writes bytes anywhere. The content's hash must then be read back when
+    /// the file is finished.
+    pub fn write_at(&mut self, at: u64, bytes: &[u8]) -> Result<(), ApplyError> {
+        self.put(at, bytes)?;
+        self.running = Running::Unknown;
+        self.at = self.at.max(at + bytes.len() as u64);
+        Ok(())
+    }
+
+    /// Bytes so far, holes included.
+    pub fn len(&self) -> u64 {
+        self.at
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.at == 0
+    }
+
+    /// Gives the file its size and its attributes, after making sure that its
+    /// content is the entry's.
+    pub fn finish(self, entry: &Entry) -> Result<Ready, ApplyError> {
+        let Staged { inner, at, running } = self;
+        let path = &inner.path;
+        let Some((expected_size, expected)) = entry.content() else {
+            return Err(ApplyError::Kind {
+                path: path.clone(),
+                kind: entry.kind_name(),
+            });
+        };
+        let fail = |errno| ApplyError::system("write", path, errno);
+        let mut have = sig_of(&statx_fd(inner.fd.as_fd()).map_err(fail)?);
+        if have.size != at {
+            ftruncate(&inner.fd, at).map_err(fail)?;
+            have.size = at;
+        }
+        let (actual_size, actual) = match running {
+            Running::Hasher(hasher) => (at, Hash(*hasher.finalize().as_bytes())),
+            Running::Unknown => hash_from_start(inner.fd.as_fd(), |_| Ok(true)).map_err(fail)?,
+        };
+        if (actual_size, actual) != (expected_size, expected) {
+            let path = path.clone();
+            return Err(ApplyError::Content {
+                path,
+                expected,
+                expected_size,
+                actual,
+                actual_size,
+            });
+        }
+        let of = XattrOf::Open(inner.fd.as_fd());
+        attrs::set_all_but_time(of, path, &have, entry)?;
+        attrs::set_mtime(of, path, entry.mtime)?;
+        have.mtime = entry.mtime;
+        Ok(Ready { inner, sig: have })
+    }
+
+    fn put(&self, mut at: u64, mut bytes: &[u8]) -> Result<(), ApplyError> {
+        while !bytes.is_empty() {
+            match io::pwrite(&self.inner.fd, bytes, at) {
+                Ok(put) => {
+                    bytes = &bytes[put..];
+                    at += put as u64;
+                }
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(ApplyError::system("write", &self.inner.path, errno)),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// For copying into it; the error is the plain one of [`Staged::append`].
+impl std::io::Write for Staged {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.append(bytes).map_err(std::io::Error::other)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Ready {
+    /// The path that it was staged for.
+    pub fn path(&self) -> &RelPath {
+        &self.inner.path
+    }
+
+    /// Returns once content and size are on the disk.
+    pub fn sync(&self) -> Result<(), ApplyError> {
+        fdatasync(&self.inner.fd).map_err(|errno| ApplyError::system("sync", self.path(), errno))
+    }
+
+    pub(super) fn dir(&self) -> &DirFd {
+        &self.inner.dir
+    }
+
+    pub(super) fn fd(&self) -> &OwnedFd {
+        &self.inner.fd
+    }
+
+    /// The temporary name, which is the caller's to use up or remove from here
+    /// on.
+    pub(super) fn take_temp(&mut self) -> Option<String> {
+        self.inner.temp.take()
+    }
+}
+
+/// Returns once the content of all of them is on the disk.
+pub fn sync_batch(root: &ShareRoot, batch: &[&Ready]) -> Result<(), ApplyError> {
+    match batch {
+        [] => Ok(()),
+        [one] => one.sync(),
+        // At once: the filesystem's journal then commits them together.
+        few if few.len() <= SYNCED_SINGLY => few.par_iter().try_for_each(|ready| ready.sync()),
+        _ => sync_all(root),
+    }
+}
+
+/// Returns once the names in these directories, as the steps so far have left
+/// them, are on the disk, together with the attributes of what they name.
+pub fn sync_names(dirs: &Dirs<'_>, parents: &[RelPath]) -> Result<(), ApplyError> {
+    if parents.len() > SYNCED_SINGLY {
+        return sync_all(dirs.root());
+    }
+    parents.par_iter().try_for_each(|path| {
+        let dir = match dirs.readable_dir(path) {
+            Ok(dir) => dir,
+            // Removed by the same batch, or by a user: its parent's sync says it.
+            Err(ApplyError::ParentMissing { .. } | ApplyError::Beneath { .. }) => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        fsync(dir).map_err(|errno| ApplyError::system("sync the directory", path, errno))
+    })
+}
+
+/// Returns once everything on the filesystem of the share is on the disk.
+pub fn sync_all(root: &ShareRoot) -> Result<(), ApplyError> {
+    syncfs(root.fd()).map_err(|errno| ApplyError::system("sync the filesystem of", &RelPath::root(), errno))
+}

@@ -1,0 +1,206 @@
+//! Parts as a file.
+//!
+//! The assembler writes what arrives to a fresh sink and hashes it on the way.
+//! Nothing that a peer sends is believed: parts may not lead beyond the announced
+//! size, and only the announced hash makes the content whole.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
+use super::chunks::Chunk;
+use super::{ChunkId, hash_zeros};
+use crate::model::Hash;
+use crate::wire::Part;
+
+/// Where assembled content goes: an empty file, or memory in tests.
+pub trait Sink {
+    fn write_at(&mut self, bytes: &[u8], at: u64) -> io::Result<()>;
+    /// Bytes that are never written read as zero.
+    fn set_len(&mut self, bytes: u64) -> io::Result<()>;
+}
+
+impl Sink for &File {
+    fn write_at(&mut self, bytes: &[u8], at: u64) -> io::Result<()> {
+        self.write_all_at(bytes, at)
+    }
+
+    fn set_len(&mut self, bytes: u64) -> io::Result<()> {
+        File::set_len(self, bytes)
+    }
+}
+
+impl Sink for File {
+    fn write_at(&mut self, bytes: &[u8], at: u64) -> io::Result<()> {
+        self.write_all_at(bytes, at)
+    }
+
+    fn set_len(&mut self, bytes: u64) -> io::Result<()> {
+        File::set_len(self, bytes)
+    }
+}
+
+impl Sink for Vec<u8> {
+    fn write_at(&mut self, bytes: &[u8], at: u64) -> io::Result<()> {
+        let at = at as usize;
+        self[at..at + bytes.len()].copy_from_slice(bytes);
+        Ok(())
+    }
+
+    fn set_len(&mut self, bytes: u64) -> io::Result<()> {
+        self.resize(bytes as usize, 0);
+        Ok(())
+    }
+}
+
+/// The file that the receiver has, and its chunks as `Want::have` named them.
+#[derive(Debug)]
+pub struct OwnChunks {
+    file: File,
+    chunks: Vec<Chunk>,
+}
+
+impl OwnChunks {
+    pub fn new(file: File, chunks: Vec<Chunk>) -> OwnChunks {
+        OwnChunks { file, chunks }
+    }
+
+    /// For `Want::have`.
+    pub fn ids(&self) -> Vec<ChunkId> {
+        self.chunks.iter().map(|chunk| chunk.id).collect()
+    }
+
+    fn read(&self, chunk: Chunk, buffer: &mut Vec<u8>) -> io::Result<()> {
+        buffer.resize(chunk.len as usize, 0);
+        self.file.read_exact_at(buffer, chunk.offset)
+    }
+}
+
+/// Why parts do not make the announced content. Except for `Io`, another attempt
+/// with nothing to build upon, an empty `Want::have`, may succeed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AssembleError {
+    #[error("content of more than the announced {announced_bytes} bytes")]
+    TooLong { announced_bytes: u64 },
+    #[error("{actual_bytes} bytes of content, {announced_bytes} were announced")]
+    TooShort { announced_bytes: u64, actual_bytes: u64 },
+    #[error("a reference to chunk {place} of {count} that this node has")]
+    NoSuchChunk { place: u32, count: usize },
+    #[error("content with hash {actual:?}, {announced:?} was announced")]
+    OtherContent { announced: Hash, actual: Hash },
+    /// The file that the chunks were taken from is shorter than it was.
+    #[error("what this node had of it changed meanwhile")]
+    OwnChanged,
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+/// Puts one file's parts together.
+#[derive(Debug)]
+pub struct Assembler<S> {
+    sink: S,
+    own: Option<OwnChunks>,
+    announced_bytes: u64,
+    announced: Hash,
+    at: u64,
+    hasher: blake3::Hasher,
+    buffer: Vec<u8>,
+}
+
+impl<S: Sink> Assembler<S> {
+    /// Content of `announced_bytes` bytes with hash `announced` into `sink`,
+    /// which is empty. The sink gets its length at once, so that a file that is
+    /// too large for its filesystem is known before it is transferred.
+    pub fn new(
+        mut sink: S,
+        announced_bytes: u64,
+        announced: Hash,
+        own: Option<OwnChunks>,
+    ) -> Result<Assembler<S>, AssembleError> {
+        sink.set_len(announced_bytes)?;
+        let hasher = blake3::Hasher::new();
+        Ok(Assembler {
+            sink,
+            own,
+            announced_bytes,
+            announced,
+            at: 0,
+            hasher,
+            buffer: Vec::new(),
+        })
+    }
+
+    /// How many bytes are there by now.
+    pub fn progress(&self) -> u64 {
+        self.at
+    }
+
+    /// Takes the next parts, in order.
+    pub fn take(&mut self, parts: &[Part]) -> Result<(), AssembleError> {
+        parts.iter().try_for_each(|part| self.take_part(part))
+    }
+
+    fn take_part(&mut self, part: &Part) -> Result<(), AssembleError> {
+        match part {
+            Part::Data(data) => {
+                let end = self.end_of(data.len() as u64)?;
+                self.hasher.update(data);
+                self.sink.write_at(data, self.at)?;
+                self.at = end;
+            }
+            Part::Have(place) => {
+                let own = self.own.as_ref();
+                let found = own.and_then(|own| Some((own, *own.chunks.get(*place as usize)?)));
+                let Some((own, chunk)) = found else {
+                    let count = own.map_or(0, |own| own.chunks.len());
+                    return Err(AssembleError::NoSuchChunk { place: *place, count });
+                };
+                let end = self.end_of(u64::from(chunk.len))?;
+                own.read(chunk, &mut self.buffer)
+                    .map_err(|why| match why.kind() {
+                        io::ErrorKind::UnexpectedEof => AssembleError::OwnChanged,
+                        _ => AssembleError::Io(why),
+                    })?;
+                self.hasher.update(&self.buffer);
+                self.sink.write_at(&self.buffer, self.at)?;
+                self.at = end;
+            }
+            Part::Hole(bytes) => {
+                let end = self.end_of(*bytes)?;
+                hash_zeros(&mut self.hasher, *bytes);
+                self.at = end;
+            }
+        }
+        Ok(())
+    }
+
+    fn end_of(&self, bytes: u64) -> Result<u64, AssembleError> {
+        let announced_bytes = self.announced_bytes;
+        self.at
+            .checked_add(bytes)
+            .filter(|&end| end <= announced_bytes)
+            .ok_or(AssembleError::TooLong { announced_bytes })
+    }
+
+    /// After the last part: the sink, if it holds what was announced.
+    pub fn finish(self) -> Result<S, AssembleError> {
+        let Assembler {
+            announced_bytes,
+            announced,
+            at: actual_bytes,
+            ..
+        } = self;
+        if actual_bytes < announced_bytes {
+            return Err(AssembleError::TooShort {
+                announced_bytes,
+                actual_bytes,
+            });
+        }
+        let actual = Hash(self.hasher.finalize().into());
+        if actual != announced {
+            return Err(AssembleError::OtherContent { announced, actual });
+        }
+        Ok(self.sink)
+    }
+}

@@ -1,0 +1,283 @@
+//! What is said over the control socket, and printed by `--json`: plain values.
+//! Fields are added, never renamed: scripts read them.
+
+use serde::{Deserialize, Serialize};
+
+use crate::source::{About, SourceStats};
+
+/// A request, one line.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "cmd", rename_all = "lowercase")]
+pub enum Request {
+    Status,
+    Stats,
+    Wait(WaitRequest),
+}
+
+/// The answer to a request, one line.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Reply<T> {
+    Ok(T),
+    Error(String),
+}
+
+/// A barrier: until everything that changed before it is durable on the peers.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WaitRequest {
+    /// None: every share.
+    #[serde(default)]
+    pub share: Option<String>,
+    /// None: every peer of the share.
+    #[serde(default)]
+    pub peer: Option<String>,
+    pub timeout_ms: u64,
+}
+
+/// How a barrier ended.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WaitReply {
+    /// Whether everything is durable on the peers that were asked for.
+    pub done: bool,
+    /// Who was behind at the timeout; empty if `done`.
+    pub behind: Vec<Lag>,
+}
+
+/// One share that one peer does not have in full.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lag {
+    pub share: String,
+    pub peer: String,
+    /// Entries; 0 if it is not known yet how many (the share is being scanned).
+    pub behind: u64,
+    /// Why, in a few words.
+    pub reason: Option<String>,
+}
+
+/// What `omirr status` shows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StatusReport {
+    pub node: String,
+    pub version: String,
+    pub pid: u32,
+    pub uptime_s: u64,
+    pub source: SourceReport,
+    pub shares: Vec<ShareReport>,
+}
+
+/// Which event source runs, and why.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceReport {
+    /// `ebpf`, `fanotify` or `scan`.
+    pub kind: String,
+    pub attach: Option<String>,
+    pub transport: Option<String>,
+    pub reason: String,
+}
+
+impl From<&About> for SourceReport {
+    fn from(about: &About) -> SourceReport {
+        SourceReport {
+            kind: about.kind.to_owned(),
+            attach: about.attach.map(str::to_owned),
+            transport: about.transport.map(str::to_owned),
+            reason: about.reason.clone(),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ShareState {
+    /// The tree is being compared with the index.
+    Scanning,
+    /// Changes are on their way, in or out.
+    Syncing,
+    /// Every peer that can be reached has everything, and nothing waits here.
+    InSync,
+    /// Nothing is done with the tree until a person has looked; see `reason`.
+    Stopped,
+}
+
+impl ShareState {
+    /// The word that people and scripts see.
+    pub fn name(self) -> &'static str {
+        match self {
+            ShareState::Scanning => "scanning",
+            ShareState::Syncing => "syncing",
+            ShareState::InSync => "in-sync",
+            ShareState::Stopped => "stopped",
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShareReport {
+    pub name: String,
+    pub path: String,
+    pub state: ShareState,
+    /// Why it is stopped, or what else a person should know.
+    pub reason: Option<String>,
+    /// Living entries in the index.
+    pub entries: u64,
+    /// Entries that came from peers and could not be applied yet.
+    pub pending: u64,
+    /// Conflict copies made so far.
+    pub conflicts: u64,
+    /// The first of what is pending.
+    pub pending_items: Vec<PendingItem>,
+    /// How far a scan is, if one runs.
+    pub progress: Option<Progress>,
+    pub peers: Vec<PeerReport>,
+}
+
+/// How many pending items a report names.
+pub const PENDING_ITEMS_MAX: usize = 20;
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PendingItem {
+    /// Beneath the share, as `RelPath` shows it.
+    pub path: String,
+    /// Whose row it is.
+    pub peer: String,
+    pub reason: String,
+}
+
+/// Work done of work to do, in entries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    pub done: u64,
+    /// As far as is known; the index' size, for a scan.
+    pub total: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PeerState {
+    Connected,
+    Connecting,
+    Stopped,
+}
+
+impl PeerState {
+    pub fn name(self) -> &'static str {
+        match self {
+            PeerState::Connected => "connected",
+            PeerState::Connecting => "connecting",
+            PeerState::Stopped => "stopped",
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerReport {
+    pub name: String,
+    pub address: String,
+    pub state: PeerState,
+    /// Entries that this node has and the peer has not acknowledged.
+    pub behind: u64,
+    pub last_error: Option<String>,
+}
+
+/// What `omirr stats` shows.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct StatsReport {
+    pub source: Option<SourceReport>,
+    pub uptime_s: u64,
+    /// Events that reached the daemon, since it started.
+    pub events: u64,
+    pub dropped: u64,
+    /// The kernel's buffer; 0 where there is none.
+    pub buffer_bytes: u64,
+    pub high_water_bytes: u64,
+    pub per_cpu: Vec<CpuReport>,
+    pub hooks: Vec<HookReport>,
+    pub resolver: ResolverReport,
+    pub event_to_row_ms: Percentiles,
+    pub overflow: OverflowReport,
+    #[serde(default)]
+    pub shares: Vec<ShareFigures>,
+}
+
+/// What a share's tasks have done since the daemon started.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShareFigures {
+    pub name: String,
+    /// Rows for changes made on this node.
+    pub rows_made: u64,
+    /// Rows of peers that were applied.
+    pub rows_applied: u64,
+    /// Contents, without what is around them and before compression.
+    pub content_sent_bytes: u64,
+    pub content_received_bytes: u64,
+    /// Times the tree was compared with the index, the one at start included.
+    pub rescans: u64,
+}
+
+impl StatsReport {
+    /// Takes over what the source counts.
+    pub fn set_source(&mut self, about: &About, stats: &SourceStats) {
+        self.source = Some(about.into());
+        self.events = stats.events;
+        self.dropped = stats.dropped;
+        self.buffer_bytes = stats.buffer_bytes;
+        self.high_water_bytes = stats.high_water_bytes;
+        let cpu = |c: &crate::source::CpuStats| CpuReport {
+            cpu: c.cpu,
+            submitted: c.submitted,
+            dropped: c.dropped,
+        };
+        self.per_cpu = stats.per_cpu.iter().map(cpu).collect();
+        let hook = |h: &crate::source::HookStats| HookReport {
+            hook: h.hook.clone(),
+            attached: h.attached,
+            note: h.note.clone(),
+            hits: h.hits,
+        };
+        self.hooks = stats.hooks.iter().map(hook).collect();
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CpuReport {
+    pub cpu: u32,
+    pub submitted: u64,
+    pub dropped: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HookReport {
+    pub hook: String,
+    pub attached: bool,
+    pub note: Option<String>,
+    pub hits: u64,
+}
+
+/// How events' inodes were turned into paths.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResolverReport {
+    pub hits: u64,
+    pub misses: u64,
+    /// Misses that cost a lookup by handle or a scan of a subtree.
+    pub fallbacks: u64,
+}
+
+/// None until there is anything to measure.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Percentiles {
+    pub p50: Option<f64>,
+    pub p99: Option<f64>,
+}
+
+/// What the source lost, and what was done about it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OverflowReport {
+    /// How often events were lost.
+    pub count: u64,
+    /// When last, RFC 3339.
+    pub last: Option<String>,
+    /// What brought the lost changes back.
+    pub recovered_how: Option<String>,
+    /// Which setting to change, if that would help.
+    pub advice: Option<String>,
+}

@@ -1,0 +1,168 @@
+//! The dirty set: paths that must be looked at, each once, however often they
+//! changed.
+//!
+//! In: changes, from the resolver on the source's thread and from scans. Out:
+//! paths that are due, to the keeper. Adding never waits. A path is due a
+//! moment after its first change, so that a create, its write and its close
+//! become one look; a big file that is still being written is looked at again
+//! only after a pause in proportion to what looking costs.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+
+use crate::model::RelPath;
+
+/// How long a change waits for its companions.
+const SETTLE: Duration = Duration::from_millis(1);
+/// How long a file that was not closed yet may wait at most.
+const HOLD_MAX: Duration = Duration::from_secs(2);
+
+/// Why a path is in the set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Dirt {
+    /// The content may differ though `stat` says the same.
+    pub content: bool,
+    /// What lies beneath must be looked at as well, though the directory is
+    /// known.
+    pub subtree: bool,
+    /// When it was first added.
+    pub since: Instant,
+    /// Not to be looked at before.
+    pub due: Instant,
+    /// How often it was found changing while it was read.
+    pub unstable: u32,
+}
+
+/// What is known of a change when it is added.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Hint {
+    pub content: bool,
+    pub subtree: bool,
+    /// The last writer has closed the file: no reason to wait any longer.
+    pub at_rest: bool,
+}
+
+#[derive(Debug, Default)]
+pub struct DirtySet {
+    paths: BTreeMap<RelPath, Dirt>,
+}
+
+impl DirtySet {
+    pub fn len(&self) -> usize {
+        self.paths.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.paths.is_empty()
+    }
+
+    /// Adds a change of `path` at `now`.
+    pub fn add(&mut self, path: RelPath, hint: Hint, now: Instant) {
+        let dirt = self.paths.entry(path).or_insert(Dirt {
+            content: false,
+            subtree: false,
+            since: now,
+            due: now + SETTLE,
+            unstable: 0,
+        });
+        dirt.content |= hint.content;
+        dirt.subtree |= hint.subtree;
+        if hint.at_rest {
+            dirt.due = dirt.due.min(now + SETTLE);
+        }
+    }
+
+    /// Puts back a path that changed while it was read, or that is too dear to
+    /// look at again at once: `cost` is how long the last look took.
+    pub fn put_back(&mut self, path: RelPath, dirt: Dirt, cost: Duration, now: Instant) {
+        let pause = (cost * 4).clamp(Duration::from_millis(20), HOLD_MAX) * (dirt.unstable + 1).min(8);
+        let due = now + pause.min(HOLD_MAX);
+        let kept = self.paths.entry(path).or_insert(Dirt { due, unstable: dirt.unstable + 1, ..dirt });
+        kept.content |= dirt.content;
+        kept.subtree |= dirt.subtree;
+        kept.since = kept.since.min(dirt.since);
+    }
+
+    /// Takes up to `limit` paths that are due at `now`, in path order;
+    /// with `force` also those that are not, unless they keep changing.
+    pub fn take(&mut self, now: Instant, force: bool, limit: usize) -> Vec<(RelPath, Dirt)> {
+        let ready = |dirt: &Dirt| dirt.due <= now || (force && dirt.unstable == 0);
+        if self.paths.len() <= limit && self.paths.values().all(ready) {
+            return std::mem::take(&mut self.paths).into_iter().collect();
+        }
+        let mut taken = Vec::new();
+        self.paths.retain(|path, dirt| {
+            if taken.len() < limit && ready(dirt) {
+                taken.push((path.clone(), *dirt));
+                return false;
+            }
+            true
+        });
+        taken
+    }
+
+    /// Takes one path out, if it is in.
+    pub fn remove(&mut self, path: &RelPath) -> Option<Dirt> {
+        self.paths.remove(path)
+    }
+
+    /// When the next path is due, if there is one.
+    pub fn next_due(&self) -> Option<Instant> {
+        self.paths.values().map(|dirt| dirt.due).min()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn path(text: &str) -> RelPath {
+        RelPath::new(text.as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn many_changes_of_a_path_are_one() {
+        let mut set = DirtySet::default();
+        let now = Instant::now();
+        set.add(path("a"), Hint { content: true, ..Hint::default() }, now);
+        set.add(path("a"), Hint { at_rest: true, ..Hint::default() }, now);
+        assert!(set.take(now, false, 10).is_empty(), "it settles first");
+        let taken = set.take(now + SETTLE, false, 10);
+        assert_eq!(taken.len(), 1);
+        assert!(taken[0].1.content && set.is_empty());
+    }
+
+    #[test]
+    fn what_changed_while_it_was_read_comes_again_later() {
+        let mut set = DirtySet::default();
+        let now = Instant::now();
+        set.add(path("a"), Hint::default(), now);
+        let (name, dirt) = set.take(now, true, 10).remove(0);
+        set.put_back(name, dirt, Duration::from_millis(100), now);
+        assert!(set.take(now + Duration::from_millis(100), false, 10).is_empty());
+        assert_eq!(set.take(now + HOLD_MAX, false, 10).len(), 1);
+    }
+
+    #[test]
+    fn a_close_ends_the_wait() {
+        let mut set = DirtySet::default();
+        let now = Instant::now();
+        set.add(path("a"), Hint::default(), now);
+        let (name, dirt) = set.take(now, true, 10).remove(0);
+        set.put_back(name, dirt, Duration::from_secs(1), now);
+        set.add(path("a"), Hint { at_rest: true, ..Hint::default() }, now);
+        assert_eq!(set.take(now + SETTLE, false, 10).len(), 1);
+    }
+
+    #[test]
+    fn a_limit_leaves_the_rest() {
+        let mut set = DirtySet::default();
+        let now = Instant::now();
+        for name in ["a", "b", "c"] {
+            set.add(path(name), Hint::default(), now);
+        }
+        assert_eq!(set.take(now, true, 2).len(), 2);
+        assert_eq!(set.len(), 1);
+    }
+}

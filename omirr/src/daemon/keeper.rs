@@ -1,0 +1,303 @@
+//! The keeper: the one thread that writes a share's index and tree.
+//!
+//! In: dirty paths and [`Input`]s. Out: rows in the index, files in the tree,
+//! acknowledgements to peers, and the durable head for the senders. It does one
+//! thing at a time, in this order of haste: what local users changed, what
+//! peers sent, what waited for another try, making all of it durable.
+//!
+//! Its two hands are `local` (dirty paths → rows) and `remote` (rows → tree).
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use rustc_hash::FxHashMap;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::remote::Pending;
+use super::share::{Command, Inbound, Input, Share, Waiting};
+use crate::engine::Author;
+use crate::index::Durable;
+use crate::model::{RelPath, ReplicaId};
+
+/// Applied rows wait at most so long to be made durable and acknowledged.
+const FLUSH_AFTER: Duration = Duration::from_millis(50);
+/// A row that could not be applied is tried again after so long.
+pub(super) const RETRY_AFTER: Duration = Duration::from_secs(2);
+/// Without anything to do, memory is given back after so long.
+const IDLE_AFTER: Duration = Duration::from_secs(2);
+/// How many waiting rows `status` names.
+const WAITING_SHOWN: usize = 20;
+
+pub struct Keeper {
+    pub(super) share: Arc<Share>,
+    pub(super) author: Author,
+    inputs: mpsc::Receiver<Input>,
+    stop: watch::Receiver<bool>,
+    runtime: tokio::runtime::Handle,
+    /// Rows that are applied and in the index, but not yet durable, since when.
+    pub(super) unflushed: Option<Instant>,
+    /// What each connection has delivered.
+    pub(super) inbounds: Vec<Delivered>,
+    /// Rows that could not be applied yet, by path.
+    pub(super) pending: FxHashMap<RelPath, Pending>,
+    /// Who waits for everything dirty to be looked at.
+    barriers: VecDeque<oneshot::Sender<u64>>,
+    idle_since: Instant,
+    trimmed: bool,
+}
+
+/// How far a connection's rows have come.
+pub(super) struct Delivered {
+    pub(super) inbound: Arc<Inbound>,
+    /// Everything up to here was received and decided.
+    pub(super) upto: u64,
+    /// What was acknowledged last.
+    pub(super) acked: u64,
+    pub(super) told_pending: u64,
+}
+
+impl Keeper {
+    pub fn new(
+        share: Arc<Share>,
+        inputs: mpsc::Receiver<Input>,
+        stop: watch::Receiver<bool>,
+        runtime: tokio::runtime::Handle,
+    ) -> Keeper {
+        let meta = share.index.meta();
+        Keeper {
+            author: Author::new(meta.replica, meta.head, Some(meta.stamp), None),
+            share,
+            inputs,
+            stop,
+            runtime,
+            unflushed: None,
+            inbounds: Vec::new(),
+            pending: FxHashMap::default(),
+            barriers: VecDeque::new(),
+            idle_since: Instant::now(),
+            trimmed: false,
+        }
+    }
+
+    /// Runs until told to stop. An error stops the share, not the daemon.
+    pub fn run(mut self) {
+        let result = loop {
+            match self.step() {
+                Ok(true) => {}
+                Ok(false) => break Ok(()),
+                Err(error) => break Err(error),
+            }
+        };
+        let result = result.and_then(|()| self.flush());
+        if let Err(error) = result {
+            self.share.stop(format!("{error:#}"));
+        }
+    }
+
+    /// One round; false when it is time to end.
+    fn step(&mut self) -> anyhow::Result<bool> {
+        let force = !self.barriers.is_empty();
+        let mut busy = self.local_pass(force)?;
+        if force && self.share.dirty().is_empty() && self.share.progress.lock().scanned {
+            for barrier in self.barriers.drain(..) {
+                // Whoever asked may have given up.
+                let _ = barrier.send(*self.share.head.borrow());
+            }
+        }
+        while let Ok(input) = self.inputs.try_recv() {
+            busy = true;
+            self.take(input)?;
+            if !self.share.dirty().is_empty() {
+                break;
+            }
+        }
+        busy |= self.retry()?;
+        if self.unflushed.is_some_and(|since| !busy || since.elapsed() > FLUSH_AFTER) {
+            self.flush()?;
+            busy = true;
+        }
+        self.publish();
+        if busy {
+            self.idle_since = Instant::now();
+            self.trimmed = false;
+            return Ok(!*self.stop.borrow());
+        }
+        self.wait()
+    }
+
+    fn take(&mut self, input: Input) -> anyhow::Result<()> {
+        match input {
+            Input::Batch { inbound, upto, rows } => self.receive(inbound, upto, rows)?,
+            Input::Content { inbound, path, seq, outcome } => self.fetched(&inbound, &path, seq, outcome)?,
+            Input::Closed { inbound } => {
+                self.inbounds.retain(|delivered| !Arc::ptr_eq(&delivered.inbound, &inbound));
+                self.pending.retain(|_, pending| !Arc::ptr_eq(&pending.inbound, &inbound));
+            }
+            Input::Barrier(done) => self.barriers.push_back(done),
+            Input::Renew => {
+                let replica = ReplicaId(crate::index::random_u64());
+                let node = self.share.node.clone();
+                self.share.index.write(|w| {
+                    let meta = w.meta();
+                    meta.replica = replica;
+                    meta.names.push((replica, node));
+                    Ok(((), Durable::Yes))
+                })?;
+                let meta = self.share.index.meta();
+                self.author = Author::new(replica, meta.head, Some(meta.stamp), None);
+            }
+            Input::Names(names) => {
+                let known = self.share.index.meta().names;
+                let new: Vec<_> = names.into_iter().filter(|name| !known.iter().any(|k| k.0 == name.0)).collect();
+                if !new.is_empty() {
+                    self.share.index.write(|w| {
+                        w.meta().names.extend(new);
+                        Ok(((), Durable::Later))
+                    })?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes everything applied so far durable, then acknowledges it.
+    pub(super) fn flush(&mut self) -> anyhow::Result<()> {
+        if self.unflushed.take().is_some() {
+            crate::apply::sync_all(&self.share.root)?;
+            let cursors = self.cursors();
+            self.share.index.write(|w| {
+                for (place, replica, cursor) in &cursors {
+                    let peer = &mut w.meta().peers[*place as usize];
+                    peer.replica = *replica;
+                    peer.cursor = *cursor;
+                }
+                Ok(((), Durable::Yes))
+            })?;
+        }
+        self.durable_now();
+        Ok(())
+    }
+
+    /// Per connection: how far everything is applied.
+    pub(super) fn cursors(&self) -> Vec<(u32, ReplicaId, u64)> {
+        self.inbounds
+            .iter()
+            .map(|delivered| (delivered.inbound.place, delivered.inbound.replica, self.applied(delivered)))
+            .collect()
+    }
+
+    /// The sequence number before the first row that waits.
+    fn applied(&self, delivered: &Delivered) -> u64 {
+        self.pending
+            .values()
+            .filter(|pending| Arc::ptr_eq(&pending.inbound, &delivered.inbound))
+            .map(|pending| pending.row.seq - 1)
+            .min()
+            .map_or(delivered.upto, |before| before.min(delivered.upto))
+    }
+
+    /// After a durable commit: senders may go on, peers hear of their rows.
+    pub(super) fn durable_now(&mut self) {
+        let head = self.share.index.meta().head;
+        if self.unflushed.is_none() {
+            self.acknowledge();
+        }
+        self.share.head.send_if_modified(|durable| {
+            let more = head > *durable;
+            *durable = head;
+            more
+        });
+    }
+
+    fn acknowledge(&mut self) {
+        let applied: Vec<u64> = self.inbounds.iter().map(|delivered| self.applied(delivered)).collect();
+        for (delivered, durable) in self.inbounds.iter_mut().zip(applied) {
+            let mine = self.pending.values().filter(|p| Arc::ptr_eq(&p.inbound, &delivered.inbound));
+            let (mut count, mut reason) = (0, None);
+            for pending in mine {
+                count += 1;
+                if let Some(why) = &pending.reason {
+                    reason.get_or_insert_with(|| format!("{}: {why}", pending.row.path));
+                }
+            }
+            if durable > delivered.acked || count != delivered.told_pending {
+                delivered.acked = durable;
+                delivered.told_pending = count;
+                // A closed connection needs no acknowledgement.
+                let _ = delivered.inbound.commands.send(Command::Ack { durable, pending: count, reason });
+            }
+        }
+    }
+
+    /// Shows `status` where things stand.
+    fn publish(&self) {
+        let mut progress = self.share.progress.lock();
+        progress.pending = self.pending.len() as u64;
+        progress.unsettled = self.unflushed.is_some();
+        progress.waiting = self
+            .pending
+            .values()
+            .filter_map(|pending| {
+                let reason = pending.reason.clone()?;
+                Some(Waiting { path: pending.row.path.to_string(), peer: pending.inbound.peer.clone(), reason })
+            })
+            .take(WAITING_SHOWN)
+            .collect();
+    }
+
+    /// Sleeps until there is something to do; false when it is time to end.
+    fn wait(&mut self) -> anyhow::Result<bool> {
+        if *self.stop.borrow() {
+            return Ok(false);
+        }
+        if !self.trimmed && self.idle_since.elapsed() >= IDLE_AFTER {
+            self.share.recent.clear();
+            super::memory::give_back();
+            self.trimmed = true;
+        }
+        let now = Instant::now();
+        let mut until = now + if self.trimmed { Duration::from_secs(10) } else { IDLE_AFTER };
+        if let Some(due) = self.share.dirty().next_due() {
+            until = until.min(due);
+        }
+        if let Some(due) = self.pending.values().filter_map(|pending| pending.again).min() {
+            until = until.min(due);
+        }
+        let runtime = self.runtime.clone();
+        let input = runtime.block_on(async {
+            tokio::select! {
+                biased;
+                _ = self.stop.wait_for(|stop| *stop) => None,
+                input = self.inputs.recv() => input,
+                () = self.share.wake.notified() => None,
+                () = tokio::time::sleep_until(until.into()) => None,
+            }
+        });
+        if let Some(input) = input {
+            self.idle_since = Instant::now();
+            self.trimmed = false;
+            self.take(input)?;
+        }
+        if let Err(reason) = self.share.root.still_there() {
+            anyhow::bail!(reason);
+        }
+        Ok(!*self.stop.borrow())
+    }
+
+    pub(super) fn delivered(&mut self, inbound: &Arc<Inbound>) -> &mut Delivered {
+        let at = self.inbounds.iter().position(|delivered| Arc::ptr_eq(&delivered.inbound, inbound));
+        let at = at.unwrap_or_else(|| {
+            let state = &self.share.index.meta().peers[inbound.place as usize];
+            let cursor = if state.replica == inbound.replica { state.cursor } else { 0 };
+            self.inbounds.push(Delivered { inbound: Arc::clone(inbound), upto: cursor, acked: cursor, told_pending: 0 });
+            self.inbounds.len() - 1
+        });
+        &mut self.inbounds[at]
+    }
+
+    pub(super) fn is_closed(inbound: &Inbound) -> bool {
+        inbound.closed.load(Ordering::Acquire)
+    }
+}

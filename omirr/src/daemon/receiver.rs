@@ -1,0 +1,294 @@
+//! Receiving a peer's rows of one share.
+//!
+//! In: an accepted connection. Out: batches and contents for the share's
+//! keeper, and on the wire what the keeper has to say: acknowledgements and
+//! requests for content. Nothing here decides or writes the tree, but for
+//! contents that are staged in files without a name.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::bail;
+use rustc_hash::FxHashMap;
+use tokio::sync::{mpsc, watch};
+
+use super::share::{Command, Figures, Inbound, Input, Share};
+use crate::apply::{self, Staged};
+use crate::content::{self, Assembler, ChunkSize, OwnChunks};
+use crate::model::{Hash, RelPath};
+use crate::net::{Connection, NetError, PublicKey};
+use crate::wire::{Message, PROTOCOL, Part};
+
+/// Files that are asked for and not complete.
+const FETCHES_MAX: usize = 16;
+/// From this size on a file that is here in an older version is asked for by
+/// the chunks that it lacks, bytes.
+const DELTA_MIN: u64 = 256 << 10;
+/// So many chunks are named in a request.
+const HAVE_MAX: usize = 1 << 18;
+const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+/// A peer that says nothing for so long is taken for gone; it pings.
+const SILENCE_MAX: Duration = Duration::from_secs(20);
+
+/// Serves one accepted connection to its end.
+pub async fn serve(connection: Connection, key: PublicKey, shares: &[Arc<Share>], mut stop: watch::Receiver<bool>) {
+    let address = connection.peer_addr();
+    let result = tokio::select! {
+        _ = stop.wait_for(|stop| *stop) => return,
+        result = session(connection, key, shares) => result,
+    };
+    if let Err(error) = result {
+        tracing::warn!(from = %address, "a connection has ended: {error:#}");
+    }
+}
+
+async fn session(connection: Connection, key: PublicKey, shares: &[Arc<Share>]) -> anyhow::Result<()> {
+    let address = connection.peer_addr();
+    let (mut reader, mut writer) = connection.split();
+    let hello = match tokio::time::timeout(HELLO_TIMEOUT, reader.recv()).await {
+        Ok(message) => message?,
+        Err(_elapsed) => bail!("{address} does not say what it wants"),
+    };
+    let Message::Hello { protocol, software, node, share, replica, names, .. } = hello else {
+        bail!("{address} begins with a message of kind {}, not with hello", hello.name());
+    };
+    let refuse = |reason: String| Message::Refuse { reason };
+    if let Err(error) = crate::net::check_protocol(&format!("{node} ({address}, {software})"), protocol) {
+        writer.send(&refuse(error.to_string())).await?;
+        return Err(error.into());
+    }
+    let Some(share) = shares.iter().find(|candidate| candidate.name == share) else {
+        let known: Vec<_> = shares.iter().map(|share| share.name.as_str()).collect();
+        let reason = format!("there is no share {share:?} here, only {}", known.join(", "));
+        writer.send(&refuse(reason.clone())).await?;
+        bail!("{node} ({address}): {reason}");
+    };
+    let Some(link) = share.link_of(key.as_bytes()) else {
+        let reason = format!("share {} is not configured for you here: add your node to its peers", share.name);
+        writer.send(&refuse(reason.clone())).await?;
+        bail!("{node} ({address}): {reason}");
+    };
+    if let Some(reason) = share.stopped() {
+        writer.send(&refuse(format!("share {} is stopped here: {reason}", share.name))).await?;
+        return Ok(());
+    }
+    let meta = share.index.meta();
+    let known = &meta.peers[link.place as usize];
+    let cursor = if known.replica == replica { known.cursor } else { 0 };
+    let _ = share.inputs.send(Input::Names(names)).await;
+    writer
+        .send(&Message::Welcome {
+            protocol: PROTOCOL,
+            software: super::software(),
+            node: share.node.clone(),
+            replica: meta.replica,
+            cursor,
+            names: meta.names,
+        })
+        .await?;
+    tracing::info!(share = %share.name, peer = %link.peer, "receiving, from row {cursor} on");
+
+    let (commands, mut orders) = mpsc::unbounded_channel();
+    let inbound = Arc::new(Inbound {
+        peer: link.peer.clone(),
+        place: link.place,
+        replica,
+        commands,
+        closed: AtomicBool::new(false),
+    });
+    let _closing = Closing { share: Arc::clone(share), inbound: Arc::clone(&inbound) };
+    let mut fetches = Fetches::new(share, &inbound);
+    // What is said goes by a task of its own: reading must not wait for writing,
+    // or two nodes could wait for one another.
+    let (say, mut to_say) = mpsc::unbounded_channel::<Message>();
+    let mut writing = tokio::spawn(async move {
+        while let Some(message) = to_say.recv().await {
+            writer.send(&message).await?;
+        }
+        Ok::<(), NetError>(())
+    });
+    let mut last_upto = cursor;
+    loop {
+        tokio::select! {
+            ended = &mut writing => {
+                ended??;
+                bail!("the share is stopped here");
+            }
+            message = tokio::time::timeout(SILENCE_MAX, reader.recv()) => {
+                let Ok(message) = message else { bail!("{} has said nothing for {} s", link.peer, SILENCE_MAX.as_secs()) };
+                match message? {
+                    Message::Batch { upto, rows } => {
+                        if upto < last_upto {
+                            bail!("{} sends rows up to {upto} after row {last_upto}", link.peer);
+                        }
+                        last_upto = upto;
+                        let bytes = rows.iter().filter_map(|row| row.inline.as_ref()).map(|inline| inline.len() as u64).sum();
+                        Figures::add(&share.figures.content_received_bytes, bytes);
+                        let input = Input::Batch { inbound: Arc::clone(&inbound), upto, rows };
+                        if share.inputs.send(input).await.is_err() {
+                            bail!("the share is stopped here");
+                        }
+                    }
+                    Message::Content { id, parts, last } => fetches.answer(id, Piece::Parts(parts, last)).await?,
+                    Message::Gone { id, reason } => fetches.answer(id, Piece::Gone(reason)).await?,
+                    Message::Ping => drop(say.send(Message::Pong)),
+                    other => bail!("{} sends a message of kind {}, which is not for this node to receive", link.peer, other.name()),
+                }
+            }
+            Some(order) = orders.recv() => match order {
+                Command::Ack { durable, pending, reason } => {
+                    drop(say.send(Message::Ack { durable, pending, reason }));
+                }
+                Command::Want { path, seq, size, hash } => fetches.queue.push_back(Wanted { path, seq, size, hash }),
+            },
+            else => bail!("the share is stopped here"),
+        }
+        fetches.start(&say);
+    }
+}
+
+/// Tells the keeper when the connection ends, however it ends.
+struct Closing {
+    share: Arc<Share>,
+    inbound: Arc<Inbound>,
+}
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        self.inbound.closed.store(true, Ordering::Release);
+        let (share, inbound) = (Arc::clone(&self.share), Arc::clone(&self.inbound));
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move {
+                let _ = share.inputs.send(Input::Closed { inbound }).await;
+            });
+        }
+    }
+}
+
+/// A file that is to be fetched.
+struct Wanted {
+    path: RelPath,
+    seq: u64,
+    size: u64,
+    hash: Hash,
+}
+
+/// What the sender answers to a request, in order.
+enum Piece {
+    Parts(Vec<Part>, bool),
+    Gone(String),
+}
+
+/// The contents that are on their way.
+struct Fetches {
+    share: Arc<Share>,
+    inbound: Arc<Inbound>,
+    next_id: u64,
+    queue: VecDeque<Wanted>,
+    /// By id: where the answer goes.
+    open: FxHashMap<u64, mpsc::Sender<Piece>>,
+}
+
+impl Fetches {
+    fn new(share: &Arc<Share>, inbound: &Arc<Inbound>) -> Fetches {
+        Fetches {
+            share: Arc::clone(share),
+            inbound: Arc::clone(inbound),
+            next_id: 0,
+            queue: VecDeque::new(),
+            open: FxHashMap::default(),
+        }
+    }
+
+    /// Begins fetching what is queued, as far as the limit allows.
+    fn start(&mut self, asked: &mpsc::UnboundedSender<Message>) {
+        while self.open.len() < FETCHES_MAX {
+            let Some(wanted) = self.queue.pop_front() else { return };
+            let id = self.next_id;
+            self.next_id += 1;
+            let (pieces, incoming) = mpsc::channel(4);
+            self.open.insert(id, pieces);
+            let (share, inbound, asked) = (Arc::clone(&self.share), Arc::clone(&self.inbound), asked.clone());
+            tokio::task::spawn_blocking(move || {
+                let outcome = fetch(&share, id, &wanted, &asked, incoming).map_err(|error| format!("{error:#}"));
+                let Wanted { path, seq, .. } = wanted;
+                if !inbound.closed.load(Ordering::Acquire) {
+                    // The keeper has ended if this fails; nothing waits then.
+                    let _ = share.inputs.blocking_send(Input::Content { inbound, path, seq, outcome });
+                }
+            });
+        }
+    }
+
+    async fn answer(&mut self, id: u64, piece: Piece) -> anyhow::Result<()> {
+        let last = !matches!(piece, Piece::Parts(_, false));
+        let Some(pieces) = self.open.get(&id) else {
+            bail!("{} sends content that was not asked for", self.inbound.peer);
+        };
+        // A fetch that has given up, on a full disk say, takes no more.
+        let _ = pieces.send(piece).await;
+        if last {
+            self.open.remove(&id);
+        }
+        Ok(())
+    }
+}
+
+/// Asks for one file and stages it; returns when it is complete and its hash
+/// is what the row says.
+fn fetch(
+    share: &Share,
+    id: u64,
+    wanted: &Wanted,
+    asked: &mpsc::UnboundedSender<Message>,
+    mut incoming: mpsc::Receiver<Piece>,
+) -> anyhow::Result<Staged> {
+    let dirs = share.root.batch();
+    let staged = apply::stage_file(&dirs, &wanted.path)?;
+    let mut own = None;
+    if wanted.size >= DELTA_MIN
+        && let Ok(base) = apply::open_file(&dirs, &wanted.path)
+    {
+        let chunks = content::chunk_list(&base, ChunkSize::for_file(wanted.size), HAVE_MAX)?;
+        own = Some(OwnChunks::new(base, chunks));
+    }
+    let have = own.as_ref().map(OwnChunks::ids).unwrap_or_default();
+    asked.send(Message::Want { id, path: wanted.path.clone(), size: wanted.size, hash: wanted.hash, have })?;
+    let mut assembler = Assembler::new(InOrder(staged), wanted.size, wanted.hash, own)?;
+    loop {
+        let (parts, last) = match incoming.blocking_recv() {
+            Some(Piece::Parts(parts, last)) => (parts, last),
+            Some(Piece::Gone(reason)) => bail!("{reason}"),
+            None => bail!("the connection has ended"),
+        };
+        let bytes = parts.iter().map(|part| if let Part::Data(data) = part { data.len() as u64 } else { 0 }).sum();
+        Figures::add(&share.figures.content_received_bytes, bytes);
+        assembler.take(&parts)?;
+        if last {
+            let InOrder(mut staged) = assembler.finish()?;
+            if staged.len() < wanted.size {
+                staged.hole(wanted.size - staged.len())?;
+            }
+            return Ok(staged);
+        }
+    }
+}
+
+/// A staged file as the assembler fills it: front to back.
+struct InOrder(Staged);
+
+impl content::Sink for InOrder {
+    fn write_at(&mut self, bytes: &[u8], at: u64) -> std::io::Result<()> {
+        if at > self.0.len() {
+            self.0.hole(at - self.0.len()).map_err(std::io::Error::other)?;
+        }
+        self.0.append(bytes).map_err(std::io::Error::other)
+    }
+
+    /// The file gets its length when it is finished, holes at its end included.
+    fn set_len(&mut self, _bytes: u64) -> std::io::Result<()> {
+        Ok(())
+    }
+}

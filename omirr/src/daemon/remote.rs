@@ -1,0 +1,589 @@
+//! The keeper's other hand: from a peer's rows to the tree.
+//!
+//! In: rows, and contents that were asked for. Out: the tree as the rows say,
+//! and the rows in the index. A row that cannot be applied yet waits in
+//! `pending` with its reason; the others go on.
+//!
+//! The order of writes, and what a crash between two of them leaves:
+//!
+//! 1. Contents are staged in files without a name, and synced: nothing.
+//! 2. The rows are written down as *intents*, durably, together with the rows
+//!    applied before: the index says what may be found on disk.
+//! 3. Names are changed: each is as before or as its intent; at the next start
+//!    the intents tell which (`engine::recover`).
+//! 4. The rows go into the index; a later commit makes them durable.
+//! 5. After that commit the peer hears of it.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use rayon::prelude::*;
+use rustc_hash::{FxHashMap, FxHashSet};
+
+use super::dirty::Hint;
+use super::keeper::{Keeper, RETRY_AFTER};
+use super::local::is_dir;
+use super::share::{Command, Figures, Inbound, Share};
+use crate::apply::{self, Applied, ApplyError, DirRemoval, Dirs, Expect, Ready, Staged};
+use crate::engine::{self, Arrived, Content, Context, Decided, Install, Step, Work};
+use crate::index::{Durable, Reader};
+use crate::model::{Entry, Kind, Record, RelPath, StatSig};
+use crate::observe::{self, Observed, Reading};
+use crate::wire::WireRow;
+
+/// A row that could not be applied yet.
+pub(super) struct Pending {
+    pub(super) row: WireRow,
+    pub(super) inbound: Arc<Inbound>,
+    /// Why, in words; none while its content is on the way.
+    pub(super) reason: Option<String>,
+    /// When to try again; none while something is awaited.
+    pub(super) again: Option<Instant>,
+    /// How often it was found that the disk is not what the index says.
+    pub(super) tries: u32,
+}
+
+/// A row that is to be applied, with what is there of its content.
+struct Arrival {
+    row: WireRow,
+    staged: Option<Staged>,
+    /// As in [`Pending`].
+    tries: u32,
+}
+
+/// What has become of steps.
+#[derive(Default)]
+struct Outcome {
+    /// By path: what `stat` says after the last step.
+    sigs: FxHashMap<RelPath, StatSig>,
+    failed: FxHashMap<RelPath, ApplyError>,
+    /// Someone has written to these since.
+    touched: Vec<RelPath>,
+}
+
+impl Keeper {
+    /// Decides on a batch and applies it.
+    pub(super) fn receive(&mut self, inbound: Arc<Inbound>, upto: u64, rows: Vec<WireRow>) -> anyhow::Result<()> {
+        if Self::is_closed(&inbound) {
+            return Ok(());
+        }
+        let mut arrivals = Vec::with_capacity(rows.len());
+        for row in rows {
+            // A newer row of the same peer takes the place of one that waits.
+            if self.pending.get(&row.path).is_some_and(|old| Arc::ptr_eq(&old.inbound, &inbound)) {
+                self.pending.remove(&row.path);
+            }
+            if !self.share.is_excluded(&row.path, row.row.entry.is_dir()) {
+                arrivals.push(Arrival { row, staged: None, tries: 0 });
+            }
+        }
+        self.delivered(&inbound).upto = upto;
+        self.apply(&inbound, arrivals)?;
+        self.unflushed.get_or_insert_with(Instant::now);
+        Ok(())
+    }
+
+    /// Content has arrived, or could not be had.
+    pub(super) fn fetched(
+        &mut self,
+        inbound: &Arc<Inbound>,
+        path: &RelPath,
+        seq: u64,
+        outcome: Result<Staged, String>,
+    ) -> anyhow::Result<()> {
+        let current = |pending: &Pending| pending.row.seq == seq && Arc::ptr_eq(&pending.inbound, inbound);
+        if !self.pending.get(path).is_some_and(current) {
+            return Ok(());
+        }
+        match outcome {
+            Ok(staged) => {
+                if let Some(Pending { row, tries, .. }) = self.pending.remove(path) {
+                    self.apply(inbound, vec![Arrival { row, staged: Some(staged), tries }])?;
+                    self.unflushed.get_or_insert_with(Instant::now);
+                }
+            }
+            Err(reason) => {
+                if let Some(pending) = self.pending.get_mut(path) {
+                    pending.reason = Some(reason);
+                    pending.again = Some(Instant::now() + RETRY_AFTER);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Tries rows again whose time has come. Returns whether there were any.
+    pub(super) fn retry(&mut self) -> anyhow::Result<bool> {
+        let now = Instant::now();
+        let due: Vec<RelPath> = self
+            .pending
+            .iter()
+            .filter(|(_, pending)| pending.again.is_some_and(|again| again <= now))
+            .map(|(path, _)| path.clone())
+            .collect();
+        let mut by_inbound: Vec<(Arc<Inbound>, Vec<Arrival>)> = Vec::new();
+        for path in &due {
+            let Some(Pending { row, inbound, tries, .. }) = self.pending.remove(path) else { continue };
+            let arrival = Arrival { row, staged: None, tries };
+            match by_inbound.iter_mut().find(|(other, _)| Arc::ptr_eq(other, &inbound)) {
+                Some((_, arrivals)) => arrivals.push(arrival),
+                None => by_inbound.push((inbound, vec![arrival])),
+            }
+        }
+        for (inbound, arrivals) in by_inbound {
+            self.apply(&inbound, arrivals)?;
+            self.unflushed.get_or_insert_with(Instant::now);
+        }
+        Ok(!due.is_empty())
+    }
+
+    fn apply(&mut self, inbound: &Arc<Inbound>, mut arrivals: Vec<Arrival>) -> anyhow::Result<()> {
+        if arrivals.is_empty() {
+            return Ok(());
+        }
+        let share = Arc::clone(&self.share);
+        let reader = share.index.read()?;
+        let (decided, steps) = loop {
+            let (decided, steps) = self.decide(&reader, inbound, &arrivals)?;
+            let missing = missing_content(&steps, &arrivals);
+            if missing.is_empty() {
+                break (decided, steps);
+            }
+            // The rest must not wait for what is still to be fetched.
+            arrivals.retain(|arrival| {
+                if !missing.contains(&arrival.row.path) {
+                    return true;
+                }
+                self.fetch(inbound, arrival.row.clone(), arrival.tries);
+                false
+            });
+        };
+        if decided.is_empty() {
+            return Ok(());
+        }
+        if let Err(reason) = share.root.still_there() {
+            anyhow::bail!(reason);
+        }
+        let dirs = share.root.batch();
+        let mut outcome = Outcome::default();
+        let staged = stage(&dirs, &reader, &steps, &mut arrivals, &mut outcome);
+        if self.unflushed.is_some() {
+            // One sync for this batch's contents and the last batch's names.
+            apply::sync_all(&share.root)?;
+        } else {
+            apply::sync_batch(&share.root, &staged.values().collect::<Vec<_>>())?;
+        }
+        let cursors = if self.unflushed.is_some() { self.cursors_before(inbound) } else { Vec::new() };
+        share.index.write(|w| {
+            for one in decided.iter().filter(|one| one.work != Work::Nothing) {
+                w.intend(&one.path, &one.row)?;
+            }
+            for (place, replica, cursor) in cursors {
+                let peer = &mut w.meta().peers[place as usize];
+                peer.replica = replica;
+                peer.cursor = cursor;
+            }
+            Ok(((), Durable::Yes))
+        })?;
+
+        execute(&dirs, &reader, &steps, staged, &mut outcome)?;
+
+        let mut applied = 0;
+        share.index.write(|w| {
+            for one in &decided {
+                w.settle(&one.path)?;
+                if outcome.is_undone(one) {
+                    continue;
+                }
+                applied += 1;
+                let old = w.get(&one.path)?;
+                let sig = match one.row.deleted {
+                    true => None,
+                    false => outcome.sigs.get(&one.path).copied().or(old.and_then(|old| old.sig)),
+                };
+                let record = Record {
+                    row: one.row.clone(),
+                    seq: one.seq,
+                    sig,
+                    via: one.via,
+                    moved_from: one.moved_from.clone(),
+                };
+                w.put(&one.path, &record)?;
+            }
+            // Directories whose times were set again, and other names of an
+            // inode: only what `stat` says has changed.
+            for (path, sig) in &outcome.sigs {
+                if let Some(old) = w.get(path)?
+                    && !old.row.deleted
+                    && old.sig != Some(*sig)
+                {
+                    w.put(path, &Record { sig: Some(*sig), ..old })?;
+                }
+            }
+            Ok(((), Durable::Later))
+        })?;
+        Figures::add(&share.figures.rows_applied, applied);
+        self.learn(&decided, &outcome);
+        self.keep_failed(inbound, arrivals, outcome);
+        Ok(())
+    }
+
+    fn decide(
+        &mut self,
+        reader: &Reader,
+        inbound: &Inbound,
+        arrivals: &[Arrival],
+    ) -> anyhow::Result<(Vec<Decided>, Vec<Step>)> {
+        let names = self.share.index.meta().names;
+        let name_of = |replica| {
+            names.iter().find(|known| known.0 == replica).map(|known| known.1.clone()).unwrap_or_default()
+        };
+        let context = Context { now_ms: super::now_ms(), policy: self.share.policy, names: &name_of };
+        let arrived = arrivals
+            .iter()
+            .map(|arrival| Arrived {
+                path: arrival.row.path.clone(),
+                row: arrival.row.row.clone(),
+                moved_from: arrival.row.moved_from.clone(),
+            })
+            .collect();
+        let decided = engine::decide_remote(reader, arrived, inbound.place, &mut self.author, &context)?;
+        let steps = engine::plan(reader, &decided)?;
+        Ok((decided, steps))
+    }
+
+    /// Asks for the content of a row, which waits until it is there.
+    fn fetch(&mut self, inbound: &Arc<Inbound>, row: WireRow, tries: u32) {
+        if let Some((size, hash)) = row.row.entry.content() {
+            let want = Command::Want { path: row.path.clone(), seq: row.seq, size, hash };
+            // A closed connection's rows come again with the next one.
+            let _ = inbound.commands.send(want);
+        }
+        let row = WireRow { inline: None, ..row };
+        let pending = Pending { row, inbound: Arc::clone(inbound), reason: None, again: None, tries };
+        self.pending.insert(pending.row.path.clone(), pending);
+    }
+
+    /// Cursors as of before the batch that is being applied for `inbound`.
+    fn cursors_before(&self, inbound: &Arc<Inbound>) -> Vec<(u32, crate::model::ReplicaId, u64)> {
+        let mut cursors = self.cursors();
+        for (delivered, cursor) in self.inbounds.iter().zip(&mut cursors) {
+            if Arc::ptr_eq(&delivered.inbound, inbound) {
+                cursor.2 = delivered.acked;
+            }
+        }
+        cursors
+    }
+
+    /// Tells the resolver of directories that came and went.
+    fn learn(&self, decided: &[Decided], outcome: &Outcome) {
+        let mut resolver = self.share.resolver.lock();
+        for one in decided {
+            if let (Some(sig), true) = (outcome.sigs.get(&one.path), one.row.is_live_dir())
+                && let Some(parent) = one.path.parent().and_then(|parent| resolver.dir_at(&parent))
+            {
+                resolver.learn_dir(sig.ino, parent, one.path.name());
+            }
+        }
+    }
+
+    fn keep_failed(&mut self, inbound: &Arc<Inbound>, arrivals: Vec<Arrival>, mut outcome: Outcome) {
+        let changed = Hint { content: true, subtree: true, at_rest: true };
+        let mut look: Vec<_> = outcome.touched.drain(..).map(|path| (path, changed)).collect();
+        let now = Instant::now();
+        for Arrival { row, tries, .. } in arrivals {
+            let Some(error) = outcome.failed.remove(&row.path) else { continue };
+            let (reason, wait, tries) = if error.is_changed() {
+                // It is looked at first; then the rows are decided again. What
+                // does not come right by that needs a person or a newer row.
+                look.push((row.path.clone(), changed));
+                look.extend(row.path.parent().map(|parent| (parent, Hint::default())));
+                let wait = Duration::from_millis(5 << tries.min(9)).min(RETRY_AFTER);
+                ((tries > 5).then(|| error.to_string()), wait, tries + 1)
+            } else {
+                (Some(error.to_string()), RETRY_AFTER, tries)
+            };
+            if let Some(reason) = &reason {
+                tracing::warn!(share = %self.share.name, peer = %inbound.peer, "cannot apply yet: {reason}");
+            }
+            let pending = Pending { row, inbound: Arc::clone(inbound), reason, again: Some(now + wait), tries };
+            self.pending.insert(pending.row.path.clone(), pending);
+        }
+        // Directories that are not as expected, in which something was done.
+        look.extend(outcome.failed.into_keys().map(|path| (path, Hint::default())));
+        self.share.touch(look);
+    }
+}
+
+impl Outcome {
+    /// Whether a row stays undone: a step for its path failed, or one for the
+    /// path whose content it keeps.
+    fn is_undone(&self, one: &Decided) -> bool {
+        self.failed.contains_key(&one.path)
+            || matches!(&one.work, Work::KeepAside { from } if self.failed.contains_key(from))
+    }
+}
+
+/// Paths whose content neither came with the row nor was fetched.
+fn missing_content(steps: &[Step], arrivals: &[Arrival]) -> FxHashSet<RelPath> {
+    let wanted = steps.iter().filter_map(|step| match step {
+        Step::Stage { path, content: Content::Transfer, .. } => Some(path),
+        _ => None,
+    });
+    let there: FxHashSet<&RelPath> = arrivals
+        .iter()
+        .filter(|arrival| {
+            arrival.staged.is_some()
+                || arrival.row.inline.is_some()
+                || arrival.row.row.entry.content().is_some_and(|(size, _)| size == 0)
+        })
+        .map(|arrival| &arrival.row.path)
+        .collect();
+    wanted.filter(|path| !there.contains(path)).cloned().collect()
+}
+
+/// What the index says is at a path.
+fn expected(reader: &Reader, path: &RelPath) -> anyhow::Result<Result<Expect, ApplyError>> {
+    Ok(match reader.get(path)? {
+        Some(record) if !record.row.deleted => match record.sig {
+            Some(sig) => Ok(Expect::Sig(sig)),
+            None => Err(ApplyError::Changed { path: path.clone() }),
+        },
+        _ => Ok(Expect::Absent),
+    })
+}
+
+/// Makes all contents ready, several at a time.
+fn stage(
+    dirs: &Dirs<'_>,
+    reader: &Reader,
+    steps: &[Step],
+    arrivals: &mut [Arrival],
+    outcome: &mut Outcome,
+) -> FxHashMap<RelPath, Ready> {
+    let mut sources: FxHashMap<RelPath, (Option<Bytes>, Option<Staged>)> = arrivals
+        .iter_mut()
+        .map(|arrival| (arrival.row.path.clone(), (arrival.row.inline.clone(), arrival.staged.take())))
+        .collect();
+    let jobs: Vec<_> = steps
+        .iter()
+        .filter_map(|step| match step {
+            Step::Stage { path, entry, content } => Some((path, entry, content, sources.remove(path))),
+            _ => None,
+        })
+        .collect();
+    let results: Vec<_> = jobs
+        .into_par_iter()
+        .with_min_len(4)
+        .map(|(path, entry, content, source)| (path, stage_one(dirs, reader, path, entry, content, source)))
+        .collect();
+    let mut staged = FxHashMap::default();
+    for (path, result) in results {
+        match result {
+            Ok(ready) => {
+                staged.insert(path.clone(), ready);
+            }
+            Err(error) => {
+                outcome.failed.insert(path.clone(), error);
+            }
+        }
+    }
+    staged
+}
+
+fn stage_one(
+    dirs: &Dirs<'_>,
+    reader: &Reader,
+    path: &RelPath,
+    entry: &Entry,
+    content: &Content,
+    source: Option<(Option<Bytes>, Option<Staged>)>,
+) -> Result<Ready, ApplyError> {
+    let (inline, fetched) = source.unwrap_or_default();
+    let staged = match (content, fetched, inline) {
+        (_, Some(staged), _) => staged,
+        (_, None, Some(inline)) => {
+            let mut staged = apply::stage_file(dirs, path)?;
+            staged.append(&inline)?;
+            staged
+        }
+        (Content::Copy { from }, None, None) => {
+            let Ok(Some(Record { sig: Some(sig), .. })) = reader.get(from) else {
+                return Err(ApplyError::Changed { path: from.clone() });
+            };
+            apply::clone_local(dirs, from, &sig, path)?
+        }
+        (Content::Transfer, None, None) => apply::stage_file(dirs, path)?,
+    };
+    staged.finish(entry)
+}
+
+/// Does the steps in order; runs of independent new files at once.
+fn execute(
+    dirs: &Dirs<'_>,
+    reader: &Reader,
+    steps: &[Step],
+    mut staged: FxHashMap<RelPath, Ready>,
+    outcome: &mut Outcome,
+) -> anyhow::Result<()> {
+    let mut at = 0;
+    while at < steps.len() {
+        // A run of staged files, each under a name of its own.
+        let run = steps[at..]
+            .iter()
+            .take_while(|step| matches!(step, Step::Install { how: Install::Staged, .. }))
+            .count();
+        if run == 0 {
+            if !outcome.failed.contains_key(steps[at].path()) {
+                let done = step_once(dirs, reader, &steps[at], outcome)?;
+                outcome.note(&steps[at], done);
+            }
+            at += 1;
+            continue;
+        }
+        let jobs: Vec<_> = steps[at..at + run]
+            .iter()
+            .filter_map(|step| Some((step, staged.remove(step.path())?)))
+            .collect();
+        let results: Vec<_> = jobs
+            .into_par_iter()
+            .with_min_len(4)
+            .map(|(step, ready)| -> anyhow::Result<_> {
+                let done = match expected(reader, step.path())? {
+                    Ok(expect) => apply::install(dirs, ready, &expect).map(Some),
+                    Err(error) => Err(error),
+                };
+                Ok((step, done))
+            })
+            .collect::<anyhow::Result<_>>()?;
+        for (step, done) in results {
+            outcome.note(step, done);
+        }
+        at += run;
+    }
+    Ok(())
+}
+
+impl Outcome {
+    fn note(&mut self, step: &Step, done: Result<Option<Applied>, ApplyError>) {
+        let path = match step {
+            Step::Aside { to, .. } => to,
+            step => step.path(),
+        };
+        match done {
+            Ok(Some(Applied::AsWritten(sig))) => {
+                self.sigs.insert(path.clone(), sig);
+            }
+            Ok(Some(Applied::ChangedSince)) => self.touched.push(path.clone()),
+            Ok(None) => {}
+            Err(error) => {
+                self.failed.insert(step.path().clone(), error);
+            }
+        }
+    }
+}
+
+/// Does one step other than installing staged content.
+fn step_once(
+    dirs: &Dirs<'_>,
+    reader: &Reader,
+    step: &Step,
+    outcome: &Outcome,
+) -> anyhow::Result<Result<Option<Applied>, ApplyError>> {
+    let expect = match outcome.sigs.get(step.path()) {
+        Some(sig) => Expect::Sig(*sig),
+        None => match expected(reader, step.path())? {
+            Ok(expect) => expect,
+            Err(error) => return Ok(Err(error)),
+        },
+    };
+    let changed = |path: &RelPath| Err(ApplyError::Changed { path: path.clone() });
+    let sig_of = |path: &RelPath| -> anyhow::Result<Option<StatSig>> {
+        match outcome.sigs.get(path) {
+            Some(sig) => Ok(Some(*sig)),
+            None => Ok(reader.get(path)?.and_then(|record| record.sig)),
+        }
+    };
+    Ok(match step {
+        Step::Stage { .. } | Step::Install { how: Install::Staged, .. } => Ok(None),
+        Step::Aside { path, to } => match sig_of(path)? {
+            Some(sig) => apply::link_existing(dirs, path, &sig, to, &Expect::Absent).map(Some),
+            None => changed(path),
+        },
+        Step::Install { path, how: Install::Link { existing }, .. } => match sig_of(existing)? {
+            Some(sig) => apply::link_existing(dirs, existing, &sig, path, &expect).map(Some),
+            None => changed(existing),
+        },
+        Step::Install { path, how: Install::Moved { from }, .. } => match sig_of(from)? {
+            Some(sig) => apply::move_entry(dirs, from, &sig, path, &expect).map(Some),
+            None => changed(from),
+        },
+        Step::Install { path, entry, how: Install::Fresh } => match entry.kind {
+            Kind::Directory => apply::make_dir(dirs, path, entry, &expect).map(Some),
+            Kind::Symlink { .. } => apply::make_symlink(dirs, path, entry, &expect).map(Some),
+            _ => apply::make_node(dirs, path, entry, &expect).map(Some),
+        },
+        Step::Install { path, entry, how: Install::Attributes } => match expect {
+            Expect::Sig(sig) => apply::set_attrs(dirs, path, entry, &sig).map(Some),
+            Expect::Absent => changed(path),
+        },
+        Step::Remove { path } => match expect {
+            Expect::Sig(sig) if is_dir(&sig) => match apply::remove_dir(dirs, path) {
+                Ok(DirRemoval::NotEmpty) => Err(ApplyError::NotEmpty { path: path.clone() }),
+                Ok(DirRemoval::Removed | DirRemoval::Absent) => Ok(None),
+                Err(error) => Err(error),
+            },
+            Expect::Sig(sig) => apply::remove_file(dirs, path, &sig).map(|()| None),
+            Expect::Absent => Ok(None),
+        },
+        Step::Times { path, entry } => match expect {
+            Expect::Sig(sig) => apply::set_attrs(dirs, path, entry, &sig).map(Some),
+            Expect::Absent => changed(path),
+        },
+    })
+}
+
+/// What a restart finds of rows that were being applied when the last run was
+/// killed; see `engine::recover`.
+pub(super) fn recover(share: &Share) -> anyhow::Result<()> {
+    let reader = share.index.read()?;
+    let intents = reader.intents()?;
+    if intents.is_empty() {
+        return Ok(());
+    }
+    tracing::info!(share = %share.name, rows = intents.len(), "the last run was cut off while it applied rows");
+    let dirs = share.root.batch();
+    let mut done = Vec::new();
+    for (path, row) in &intents {
+        let base = reader.get(path)?;
+        let (seen, sig) = match observe::observe(&dirs, path, None, Reading::Always) {
+            Ok(Observed::Present { entry, sig, .. }) => (engine::Seen::Present(entry), Some(sig)),
+            Ok(Observed::Absent) => (engine::Seen::Absent, None),
+            // It is looked at like anything else.
+            _ => continue,
+        };
+        let base = base.as_ref().map(|base| &base.row);
+        match (engine::recover(base, row, &seen), sig) {
+            (engine::Found::Done, sig) => done.push((path.clone(), row.clone(), sig)),
+            (engine::Found::Halfway, Some(sig)) => {
+                if let Ok(applied) = apply::set_attrs(&dirs, path, &row.entry, &sig) {
+                    done.push((path.clone(), row.clone(), applied.sig()));
+                }
+            }
+            // As before, and the peer sends it again; or changed here since.
+            _ => {}
+        }
+    }
+    share.index.write(|w| {
+        for (path, _) in &intents {
+            w.settle(path)?;
+        }
+        for (path, row, sig) in done {
+            let seq = w.next_seq();
+            w.put(&path, &Record { row, seq, sig, via: None, moved_from: None })?;
+        }
+        Ok(((), Durable::Yes))
+    })?;
+    Ok(())
+}

@@ -1,0 +1,138 @@
+//! Comparing the tree with the index by stat alone.
+//!
+//! In: a request to rescan. Out: the paths that differ, in the dirty set, and
+//! the directories, in the resolver. Runs at start and after events were lost;
+//! what it finds takes the same way as an event. It never writes.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use rustc_hash::FxHashSet;
+use tokio::sync::watch;
+
+use super::dirty::Hint;
+use super::local::is_dir;
+use super::share::{Figures, Share};
+use crate::apply;
+use crate::model::RelPath;
+use crate::observe;
+
+/// Paths are handed over in portions of this size.
+const PORTION: usize = 2048;
+
+/// A path's place in the set of those seen: 128 bits of its hash, so that the
+/// names of a million entries need not be held in memory.
+fn seen_mark(path: &RelPath) -> u128 {
+    let hash = blake3::hash(path.as_bytes());
+    u128::from_le_bytes(*hash.as_bytes().first_chunk().expect("a BLAKE3 hash has 32 bytes"))
+}
+
+/// Scans at the start, and whenever it is asked for, until told to stop.
+pub async fn run(share: Arc<Share>, mut stop: watch::Receiver<bool>) {
+    loop {
+        if share.stopped().is_some() {
+            return;
+        }
+        let task_share = Arc::clone(&share);
+        match tokio::task::spawn_blocking(move || scan(&task_share)).await {
+            Ok(Ok(())) => {
+                share.progress.lock().scanned = true;
+                share.wake.notify_one();
+            }
+            Ok(Err(error)) => {
+                share.stop(format!("the tree cannot be scanned: {error:#}"));
+                return;
+            }
+            Err(_cancelled) => return,
+        }
+        tokio::select! {
+            _ = stop.wait_for(|stop| *stop) => return,
+            () = share.rescan.notified() => {}
+        }
+    }
+}
+
+/// Compares everything beneath the share's root.
+pub fn scan(share: &Arc<Share>) -> anyhow::Result<()> {
+    let started = Instant::now();
+    Figures::add(&share.figures.rescans, 1);
+    let reader = share.index.read()?;
+    let mut seen = FxHashSet::default();
+    let mut portion = Vec::new();
+    let mut differing = 0u64;
+    let mut failed: anyhow::Result<()> = Ok(());
+    let mut compare = |path: RelPath, sig: &crate::model::StatSig| -> anyhow::Result<()> {
+        seen.insert(seen_mark(&path));
+        let known = reader.get(&path)?;
+        let same = known.is_some_and(|record| {
+            !record.row.deleted && record.sig.is_some_and(|known| known.same_as(sig) && !known.racy)
+        });
+        if !same {
+            differing += 1;
+            portion.push((path, Hint { content: true, ..Hint::default() }));
+            if portion.len() >= PORTION {
+                share.touch(portion.drain(..));
+            }
+        }
+        Ok(())
+    };
+    let root_sig = observe::stat(&share.root.batch(), &RelPath::root())?;
+    if let Some(sig) = root_sig {
+        compare(RelPath::root(), &sig)?;
+    }
+    let skip = |path: &RelPath, is_dir: bool| share.is_excluded(path, is_dir);
+    let summary = observe::scan(&share.root, &RelPath::root(), &skip, |dir| {
+        if failed.is_err() {
+            return;
+        }
+        {
+            let mut resolver = share.resolver.lock();
+            for child in dir.children.iter().filter(|child| is_dir(&child.sig)) {
+                resolver.learn_dir(child.sig.ino, dir.ino, &child.name);
+            }
+        }
+        for child in &dir.children {
+            let Ok(path) = dir.path.join(&child.name) else { continue };
+            if let Err(error) = compare(path, &child.sig) {
+                failed = Err(error);
+                return;
+            }
+        }
+        share.progress.lock().scan_seen += dir.children.len() as u64;
+    })?;
+    failed?;
+    for leftover in &summary.leftovers {
+        if let Err(error) = apply::remove_leftover(&share.root.batch(), leftover) {
+            tracing::warn!(share = %share.name, "{error}");
+        }
+    }
+    for unseen in summary.unseen.iter().filter(|unseen| !unseen.foreign) {
+        tracing::warn!(share = %share.name, "cannot look at {}: {}", unseen.path, unseen.why);
+    }
+    // What the index has and the walk has not met is gone, or was made since.
+    for pair in reader.beneath(&RelPath::root())? {
+        let (path, record) = pair?;
+        let is_dir = record.row.entry.is_dir();
+        let unseen = || summary.unseen.iter().any(|unseen| path.is_within(&unseen.path));
+        if !record.row.deleted
+            && !seen.contains(&seen_mark(&path))
+            && !share.is_excluded(&path, is_dir)
+            && !unseen()
+        {
+            differing += 1;
+            portion.push((path, Hint::default()));
+            if portion.len() >= PORTION {
+                share.touch(portion.drain(..));
+            }
+        }
+    }
+    share.touch(portion.drain(..));
+    tracing::info!(
+        share = %share.name,
+        entries = seen.len(),
+        differing,
+        ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
+        "the tree is compared with the index"
+    );
+    Ok(())
+}

@@ -1,0 +1,350 @@
+//! Sending a share's rows to one peer.
+//!
+//! In: the durable head of the index, and what the peer asks for. Out: batches
+//! in sequence order from the peer's cursor on, contents, and the peer's
+//! acknowledgements in its [`Link`]. Nothing here writes the index or the tree.
+//! One task per peer and share: a peer that is slow or gone delays nobody.
+
+use std::collections::VecDeque;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow, bail};
+use bytes::Bytes;
+use rayon::prelude::*;
+use tokio::sync::{mpsc, watch};
+
+use super::share::{Figures, Input, Link, Share};
+use crate::apply::{self, Dirs};
+use crate::content;
+use crate::engine::Outgoing;
+use crate::model::{Hash, Record, RelPath};
+use crate::net::{self, Identity, NetError, PublicKey};
+use crate::wire::{Message, PROTOCOL, Part, WireRow};
+
+/// Contents up to this many bytes travel with their row.
+pub const INLINE_MAX: u64 = 128 << 10;
+/// A batch is closed at so many rows or bytes of content.
+const BATCH_ROWS: usize = 1024;
+const BATCH_BYTES: usize = 6 << 20;
+/// What a row takes without its content, about, bytes.
+const ROW_BYTES: usize = 200;
+/// So much may be on its way without an acknowledgement, bytes.
+const WINDOW_BYTES: usize = 64 << 20;
+const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
+const RETRY_MIN: Duration = Duration::from_millis(100);
+const RETRY_MAX: Duration = Duration::from_secs(5);
+const PING_EVERY: Duration = Duration::from_secs(5);
+/// A peer that says nothing for so long is taken for gone.
+const SILENCE_MAX: Duration = Duration::from_secs(20);
+
+/// Sends until `stop` turns true; reconnects for ever.
+pub async fn run(share: Arc<Share>, link: Arc<Link>, identity: Arc<Identity>, mut stop: watch::Receiver<bool>) {
+    let mut pause = RETRY_MIN;
+    loop {
+        let started = std::time::Instant::now();
+        let error = tokio::select! {
+            _ = stop.wait_for(|stop| *stop) => return,
+            result = session(&share, &link, &identity) => match result {
+                Ok(never) => match never {},
+                Err(error) => error,
+            },
+        };
+        if started.elapsed() > Duration::from_secs(10) {
+            pause = RETRY_MIN;
+        }
+        let text = format!("{error:#}");
+        {
+            let mut state = link.state.lock();
+            if state.last_error.as_ref() != Some(&text) {
+                tracing::warn!(share = %share.name, peer = %link.peer, "cannot send: {text}; trying again");
+            }
+            state.connected = false;
+            state.last_error = Some(text);
+        }
+        tokio::select! {
+            _ = stop.wait_for(|stop| *stop) => return,
+            () = tokio::time::sleep(pause) => {}
+        }
+        pause = (pause * 2).min(RETRY_MAX);
+    }
+}
+
+enum Never {}
+
+/// One connection, from dialling to its end.
+async fn session(share: &Arc<Share>, link: &Arc<Link>, identity: &Identity) -> anyhow::Result<Never> {
+    let mut connection = net::dial(&link.address, identity, &PublicKey::from(link.key), DIAL_TIMEOUT).await?;
+    connection.set_peer_name(&link.peer);
+    let (mut reader, mut writer) = connection.split();
+    let meta = share.index.meta();
+    let durable = *share.head.borrow();
+    writer
+        .send(&Message::Hello {
+            protocol: PROTOCOL,
+            software: super::software(),
+            node: share.node.clone(),
+            share: share.name.clone(),
+            replica: meta.replica,
+            head: durable,
+            names: meta.names,
+        })
+        .await?;
+    let answer = tokio::time::timeout(DIAL_TIMEOUT, reader.recv()).await.context("the peer does not answer")??;
+    let cursor = match answer {
+        Message::Welcome { protocol, cursor, names, .. } => {
+            net::check_protocol(&link.peer, protocol)?;
+            let _ = share.inputs.send(Input::Names(names)).await;
+            cursor
+        }
+        Message::Refuse { reason } => bail!("{} refuses: {reason}", link.peer),
+        other => bail!("{} answers hello with a message of kind {}", link.peer, other.name()),
+    };
+    if cursor > durable {
+        let _ = share.inputs.send(Input::Renew).await;
+        bail!(
+            "{} has rows up to {cursor} of this node's index, which ends at {durable}: the index was restored from a \
+             copy; it gets a new identity and everything is compared again",
+            link.peer
+        );
+    }
+    {
+        let mut state = link.state.lock();
+        tracing::info!(share = %share.name, peer = %link.peer, "connected; {} to send", durable - cursor);
+        *state = super::share::LinkState { connected: true, ..Default::default() };
+    }
+    link.acked.send_replace(cursor);
+
+    // One task prepares batches, one prepares contents, one reads what the peer
+    // says, and this one writes: small changes before big contents. Reading
+    // must not wait for writing, or two nodes could wait for one another.
+    let (batches, mut ready) = mpsc::channel::<(u64, usize, Message)>(2);
+    let (wants, wanted) = mpsc::channel::<WantJob>(1024);
+    let (pieces, mut content) = mpsc::channel::<Message>(4);
+    let (said, mut heard_of) = mpsc::channel::<Result<Message, NetError>>(1024);
+    let outgoing = Outgoing::new(link.place, cursor, 0);
+    let _tasks = Tasks(vec![
+        tokio::spawn(prepare_batches(Arc::clone(share), outgoing, cursor, batches)),
+        tokio::spawn(prepare_contents(Arc::clone(share), wanted, pieces)),
+        tokio::spawn(async move {
+            loop {
+                let message = reader.recv().await;
+                let last = message.is_err();
+                if said.send(message).await.is_err() || last {
+                    return;
+                }
+            }
+        }),
+    ]);
+    let mut in_flight: VecDeque<(u64, usize)> = VecDeque::new();
+    let mut in_flight_bytes = 0;
+    let mut ping = tokio::time::interval(PING_EVERY);
+    let mut heard = tokio::time::Instant::now();
+    loop {
+        tokio::select! {
+            biased;
+            Some(message) = heard_of.recv() => {
+                heard = tokio::time::Instant::now();
+                match message? {
+                    Message::Ack { durable, pending, reason } => {
+                        if durable > *share.head.borrow() {
+                            bail!("{} acknowledges row {durable}, which it was never sent", link.peer);
+                        }
+                        while in_flight.front().is_some_and(|sent| sent.0 <= durable) {
+                            in_flight_bytes -= in_flight.pop_front().map_or(0, |sent| sent.1);
+                        }
+                        let mut state = link.state.lock();
+                        state.pending = pending;
+                        state.last_error = reason;
+                        drop(state);
+                        link.acked.send_if_modified(|acked| {
+                            let more = durable > *acked;
+                            *acked = (*acked).max(durable);
+                            more
+                        });
+                    }
+                    Message::Want { id, path, size, hash, have } => {
+                        wants
+                            .try_send(WantJob { id, path, size, hash, have })
+                            .map_err(|_full| anyhow!("{} asks for too much at once", link.peer))?;
+                    }
+                    Message::Pong => {}
+                    Message::Ping => writer.send(&Message::Pong).await?,
+                    other => bail!("{} sends a message of kind {}, which is not for this node to receive", link.peer, other.name()),
+                }
+            }
+            Some((upto, bytes, batch)) = ready.recv(), if in_flight_bytes < WINDOW_BYTES => {
+                in_flight.push_back((upto, bytes));
+                in_flight_bytes += bytes;
+                writer.send(&batch).await?;
+            }
+            Some(piece) = content.recv() => writer.send(&piece).await?,
+            _ = ping.tick() => {
+                if heard.elapsed() > SILENCE_MAX {
+                    bail!("{} has not answered for {} s", link.peer, SILENCE_MAX.as_secs());
+                }
+                if let Some(reason) = share.stopped() {
+                    bail!("the share is stopped here: {reason}");
+                }
+                writer.send(&Message::Ping).await?;
+            }
+            else => bail!("the tasks that prepare batches have ended"),
+        }
+    }
+}
+
+/// Ends its tasks when the session ends, however it ends.
+struct Tasks(Vec<tokio::task::JoinHandle<()>>);
+
+impl Drop for Tasks {
+    fn drop(&mut self) {
+        for task in &self.0 {
+            task.abort();
+        }
+    }
+}
+
+/// Follows the durable head and makes batches of what comes after `sent`.
+async fn prepare_batches(
+    share: Arc<Share>,
+    mut outgoing: Outgoing,
+    mut sent: u64,
+    batches: mpsc::Sender<(u64, usize, Message)>,
+) {
+    let mut head = share.head.subscribe();
+    // What the peer was told; `sent` may be further, where nothing is due.
+    let mut told = sent;
+    loop {
+        let Ok(durable) = head.wait_for(|durable| *durable > sent).await.map(|durable| *durable) else { return };
+        let task_share = Arc::clone(&share);
+        let built = tokio::task::spawn_blocking(move || {
+            let built = build_batches(&task_share, &mut outgoing, told, durable);
+            (outgoing, built)
+        });
+        let Ok((returned, built)) = built.await else { return };
+        outgoing = returned;
+        match built {
+            Ok(Some((upto, built))) => {
+                told = upto;
+                sent = sent.max(upto);
+                for (bytes, batch) in built {
+                    if batches.send((upto, bytes, batch)).await.is_err() {
+                        return;
+                    }
+                }
+            }
+            // Everything up to the head is on its way, or waits for more rows.
+            Ok(None) => sent = durable,
+            Err(error) => {
+                share.stop(format!("{error:#}"));
+                return;
+            }
+        }
+    }
+}
+
+/// The next batches, with their sizes in bytes, and up to which row the last of
+/// them tells everything. There are several where the contents are too much for
+/// one; only the last one moves the peer's cursor.
+fn build_batches(
+    share: &Share,
+    outgoing: &mut Outgoing,
+    sent: u64,
+    durable: u64,
+) -> anyhow::Result<Option<(u64, Vec<(usize, Message)>)>> {
+    let reader = share.index.read_upto(durable)?;
+    let Some(outbound) = outgoing.next_batch(&reader, BATCH_ROWS)? else { return Ok(None) };
+    let dirs = share.root.batch();
+    let upto = outbound.upto.max(sent);
+    let mut batches = Vec::new();
+    let mut left = outbound.rows;
+    loop {
+        let mut bytes = 0;
+        let fits = |(_, record): &(RelPath, Record)| {
+            bytes += inline_size(record).unwrap_or(0) + ROW_BYTES;
+            bytes <= BATCH_BYTES
+        };
+        let count = left.iter().map(fits).take_while(|fits| *fits).count().max(1).min(left.len());
+        let rest = left.split_off(count);
+        let rows: Vec<WireRow> = left
+            .into_par_iter()
+            .with_min_len(16)
+            .map(|(path, record)| {
+                let inline = inline_content(share, &dirs, &path, &record);
+                WireRow { seq: record.seq, path, row: record.row, moved_from: record.moved_from, inline }
+            })
+            .collect();
+        let content: usize = rows.iter().filter_map(|row| row.inline.as_ref()).map(Bytes::len).sum();
+        Figures::add(&share.figures.content_sent_bytes, content as u64);
+        let bytes = content + rows.len() * ROW_BYTES;
+        let upto = if rest.is_empty() { upto } else { sent };
+        batches.push((bytes, Message::Batch { upto, rows }));
+        if rest.is_empty() {
+            return Ok(Some((upto, batches)));
+        }
+        left = rest;
+    }
+}
+
+fn inline_size(record: &Record) -> Option<usize> {
+    let (size, _) = record.row.live()?.content()?;
+    (size <= INLINE_MAX && record.moved_from.is_none()).then_some(usize::try_from(size).ok()?)
+}
+
+/// The content to send with a row: none if it is big, or most likely there
+/// already, or no longer what the row says. The peer asks for what it lacks.
+fn inline_content(share: &Share, dirs: &Dirs<'_>, path: &RelPath, record: &Record) -> Option<Bytes> {
+    let size = inline_size(record)?;
+    let (_, hash) = record.row.entry.content()?;
+    if size == 0 {
+        return Some(Bytes::new());
+    }
+    if let Some(content) = share.recent.get(&hash) {
+        return Some(content);
+    }
+    let file = apply::open_file(dirs, path).ok()?;
+    let mut content = vec![0; size];
+    std::os::unix::fs::FileExt::read_exact_at(&file, &mut content, 0).ok()?;
+    (content::hash_bytes(&content) == hash).then(|| Bytes::from(content))
+}
+
+struct WantJob {
+    id: u64,
+    path: RelPath,
+    size: u64,
+    hash: Hash,
+    have: Vec<[u8; 16]>,
+}
+
+/// Answers what the peer asks for, one file after another.
+async fn prepare_contents(share: Arc<Share>, mut wanted: mpsc::Receiver<WantJob>, pieces: mpsc::Sender<Message>) {
+    while let Some(job) = wanted.recv().await {
+        let (task_share, task_pieces) = (Arc::clone(&share), pieces.clone());
+        let (id, path) = (job.id, job.path.clone());
+        let sent = tokio::task::spawn_blocking(move || send_content(&task_share, &job, &task_pieces)).await;
+        let Ok(sent) = sent else { return };
+        if let Err(error) = sent {
+            // What was announced is no longer there: look again; a newer row
+            // follows if it is so.
+            share.touch([(path, super::dirty::Hint { content: true, ..Default::default() })]);
+            if pieces.send(Message::Gone { id, reason: format!("{error:#}") }).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+fn send_content(share: &Share, job: &WantJob, pieces: &mpsc::Sender<Message>) -> anyhow::Result<()> {
+    let file = apply::open_file(&share.root.batch(), &job.path)?;
+    let emit = |parts: Vec<Part>, last| {
+        let bytes: u64 = parts.iter().map(|part| if let Part::Data(data) = part { data.len() as u64 } else { 0 }).sum();
+        Figures::add(&share.figures.content_sent_bytes, bytes);
+        match pieces.blocking_send(Message::Content { id: job.id, parts, last }) {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(_closed) => ControlFlow::Break(()),
+        }
+    };
+    content::send_content(&file, job.size, job.hash, &job.have, emit)?;
+    Ok(())
+}

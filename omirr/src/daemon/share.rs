@@ -1,0 +1,239 @@
+//! What the tasks of one share have in common.
+//!
+//! The keeper (see `keeper`) is the only one that writes the index and the
+//! tree; everyone else reads the index in snapshots, adds to the dirty set, or
+//! sends the keeper an [`Input`].
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Instant;
+
+use parking_lot::Mutex;
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+
+use super::dirty::{DirtySet, Hint};
+use super::recent::Recent;
+use crate::apply::{ShareRoot, Staged};
+use crate::config::Excludes;
+use crate::engine::Policy;
+use crate::index::Index;
+use crate::model::{RelPath, ReplicaId};
+use crate::resolve::Resolver;
+use crate::wire::WireRow;
+
+/// What the keeper is asked to do.
+pub enum Input {
+    /// Rows from a peer.
+    Batch { inbound: Arc<Inbound>, upto: u64, rows: Vec<WireRow> },
+    /// Content that was asked for has arrived, or could not be had.
+    Content { inbound: Arc<Inbound>, path: RelPath, seq: u64, outcome: Result<Staged, String> },
+    /// A connection has ended: what waited for it is forgotten, the peer sends
+    /// it again.
+    Closed { inbound: Arc<Inbound> },
+    /// Look at everything that is dirty; answer with the durable head after it.
+    Barrier(oneshot::Sender<u64>),
+    /// A peer has rows of this index that the index itself no longer has: it
+    /// was restored from a copy and must not number its rows as before.
+    Renew,
+    /// Names of nodes that a peer knows.
+    Names(Vec<(ReplicaId, String)>),
+}
+
+/// A connection over which a peer sends its rows.
+pub struct Inbound {
+    pub peer: String,
+    /// The peer's place in the index' table.
+    pub place: u32,
+    /// The peer's index.
+    pub replica: ReplicaId,
+    pub commands: mpsc::UnboundedSender<Command>,
+    pub closed: AtomicBool,
+}
+
+/// What the keeper wants said on such a connection.
+#[derive(Debug)]
+pub enum Command {
+    Want { path: RelPath, seq: u64, size: u64, hash: crate::model::Hash },
+    Ack { durable: u64, pending: u64, reason: Option<String> },
+}
+
+/// The outgoing side of a peer, as `status` and `wait` see it.
+pub struct Link {
+    pub peer: String,
+    pub address: String,
+    pub key: [u8; 32],
+    /// The peer's place in the index' table.
+    pub place: u32,
+    /// This node's sequence up to which the peer has everything durably.
+    pub acked: watch::Sender<u64>,
+    pub state: Mutex<LinkState>,
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct LinkState {
+    pub connected: bool,
+    /// Rows that wait at the peer, and why.
+    pub pending: u64,
+    pub last_error: Option<String>,
+}
+
+/// An entry that could not be applied yet.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Waiting {
+    pub path: String,
+    pub peer: String,
+    pub reason: String,
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct Progress {
+    /// The first comparison of tree and index has ended.
+    pub scanned: bool,
+    /// Entries that the running scan has seen.
+    pub scan_seen: u64,
+    /// Why the share no longer takes part.
+    pub stopped: Option<String>,
+    /// Rows received but not applied.
+    pub pending: u64,
+    /// The first of them.
+    pub waiting: Vec<Waiting>,
+    /// Received rows that are applied but not yet durable.
+    pub unsettled: bool,
+    /// Conflict copies in the tree.
+    pub conflicts: u64,
+}
+
+pub struct Share {
+    pub name: String,
+    /// This node's name.
+    pub node: String,
+    pub root: ShareRoot,
+    pub index: Index,
+    pub excludes: Excludes,
+    pub policy: Policy,
+    pub links: Vec<Arc<Link>>,
+    dirty: Mutex<DirtySet>,
+    /// Wakes the keeper after `dirty` has got its first path.
+    pub wake: Notify,
+    pub resolver: Mutex<Resolver>,
+    pub recent: Recent,
+    /// The sequence up to which rows are on disk: senders go no further.
+    pub head: watch::Sender<u64>,
+    pub inputs: mpsc::Sender<Input>,
+    pub progress: Mutex<Progress>,
+    /// A scan is asked for; the scanner clears it.
+    pub rescan: Notify,
+    pub figures: Figures,
+}
+
+/// What is counted for `stats`.
+#[derive(Default)]
+pub struct Figures {
+    pub resolved: AtomicU64,
+    pub unresolved: AtomicU64,
+    pub lost: AtomicU64,
+    pub rescans: AtomicU64,
+    pub rows_made: AtomicU64,
+    pub rows_applied: AtomicU64,
+    pub content_sent_bytes: AtomicU64,
+    pub content_received_bytes: AtomicU64,
+    /// Microseconds from a path's first change to its row, lately.
+    pub row_delays: Mutex<Vec<u32>>,
+}
+
+impl Figures {
+    pub fn add(counter: &AtomicU64, by: u64) {
+        counter.fetch_add(by, Ordering::Relaxed);
+    }
+
+    /// Keeps the last few thousand delays for the percentiles.
+    pub fn delay(&self, since: Instant) {
+        const KEPT: usize = 4096;
+        let micros = u32::try_from(since.elapsed().as_micros()).unwrap_or(u32::MAX);
+        let mut delays = self.row_delays.lock();
+        if delays.len() >= KEPT {
+            delays.drain(..KEPT / 2);
+        }
+        delays.push(micros);
+    }
+}
+
+/// What a share is made of; see the fields of [`Share`].
+pub struct Parts {
+    pub name: String,
+    pub node: String,
+    pub root: ShareRoot,
+    pub index: Index,
+    pub excludes: Excludes,
+    pub policy: Policy,
+    pub links: Vec<Arc<Link>>,
+}
+
+impl Share {
+    pub fn new(parts: Parts) -> (Arc<Share>, mpsc::Receiver<Input>) {
+        // A few batches may wait; after that the peer's connection does.
+        let (inputs, receiver) = mpsc::channel(4);
+        let head = parts.index.meta().head;
+        let resolver = Mutex::new(Resolver::new(parts.root.ino()));
+        let share = Share {
+            name: parts.name,
+            node: parts.node,
+            root: parts.root,
+            index: parts.index,
+            excludes: parts.excludes,
+            policy: parts.policy,
+            links: parts.links,
+            dirty: Mutex::default(),
+            wake: Notify::new(),
+            resolver,
+            recent: Recent::new(),
+            head: watch::Sender::new(head),
+            inputs,
+            progress: Mutex::default(),
+            rescan: Notify::new(),
+            figures: Figures::default(),
+        };
+        (Arc::new(share), receiver)
+    }
+
+    /// Marks paths to be looked at.
+    pub fn touch(&self, paths: impl IntoIterator<Item = (RelPath, Hint)>) {
+        let now = Instant::now();
+        let mut dirty = self.dirty.lock();
+        let was_empty = dirty.is_empty();
+        for (path, hint) in paths {
+            dirty.add(path, hint, now);
+        }
+        if !dirty.is_empty() {
+            drop(dirty);
+            // A path that is at rest may be due before the keeper's timer.
+            let _ = was_empty;
+            self.wake.notify_one();
+        }
+    }
+
+    pub fn dirty(&self) -> parking_lot::MutexGuard<'_, DirtySet> {
+        self.dirty.lock()
+    }
+
+    pub fn is_excluded(&self, path: &RelPath, is_dir: bool) -> bool {
+        !path.is_root() && self.excludes.is_excluded(path, is_dir)
+    }
+
+    pub fn link_of(&self, key: &[u8; 32]) -> Option<&Arc<Link>> {
+        self.links.iter().find(|link| link.key == *key)
+    }
+
+    /// Ends the share's part in the mirror; the daemon and its other shares go on.
+    pub fn stop(&self, reason: String) {
+        let mut progress = self.progress.lock();
+        if progress.stopped.is_none() {
+            tracing::error!(share = %self.name, "the share is stopped: {reason}");
+            progress.stopped = Some(reason);
+        }
+    }
+
+    pub fn stopped(&self) -> Option<String> {
+        self.progress.lock().stopped.clone()
+    }
+}

@@ -1,0 +1,297 @@
+//! From what was seen or received to the rows that go into the index.
+//!
+//! In: observations of this node's disk, or rows of a peer, and the index as it
+//! is. Out: decided rows, in the order in which they are to be numbered and
+//! sent. The keeper observes what has changed before it decides on a peer's
+//! rows, so that the index says what is on disk as nearly as can be known.
+//!
+//! The invariant that is kept here: a live path's parents are live directories.
+//! Where a peer's rows break it, the directory comes back as a change of this
+//! node, and a file that took the directory's name moves aside. A directory
+//! that comes back keeps its name, even against a newer file: moving it aside
+//! would rename everything beneath it.
+
+use std::cmp::Reverse;
+use std::collections::BTreeSet;
+
+use crate::model::{Entry, Kind, RelPath, ReplicaId, Row, Time, Version};
+
+use super::change::{Seen, differs};
+use super::clock::Author;
+use super::merge::{Loser, Policy, Verdict, remote_row};
+use super::rows::{Decided, Overlay, Rows, Work};
+
+/// A path that was looked at.
+#[derive(Clone, Debug)]
+pub struct Observed {
+    pub path: RelPath,
+    pub seen: Seen,
+    /// When it changed, as in [`super::clock::Clock::stamp_for`].
+    pub when_ms: Option<u64>,
+    /// Where the inode was before, if it was elsewhere.
+    pub moved_from: Option<RelPath>,
+}
+
+/// A row that a peer sent.
+#[derive(Clone, Debug)]
+pub struct Arrived {
+    pub path: RelPath,
+    pub row: Row,
+    pub moved_from: Option<RelPath>,
+}
+
+/// What all decisions need beside the rows.
+pub struct Context<'a> {
+    pub now_ms: u64,
+    pub policy: Policy,
+    /// The node's name behind a replica, for conflict copies.
+    pub names: &'a dyn Fn(ReplicaId) -> String,
+}
+
+/// The rows for what was observed on this node's disk. The observations must
+/// be closed under [`super::observe_also`].
+pub fn decide_local<R: Rows>(
+    rows: &R,
+    observed: Vec<Observed>,
+    author: &mut Author,
+    now_ms: u64,
+) -> Result<Vec<Decided>, R::Error> {
+    let mut changed = Vec::new();
+    for seen in observed {
+        let old = rows.row(&seen.path)?;
+        if differs(old.as_ref(), &seen.seen) {
+            changed.push((seen, old));
+        }
+    }
+    // Numbered so that whoever has the rows up to any number has a whole tree:
+    // what lies beneath a directory goes before it does.
+    let files: BTreeSet<RelPath> = changed
+        .iter()
+        .filter(|(seen, old)| {
+            matches!(&seen.seen, Seen::Present(entry) if !entry.is_dir())
+                && old.as_ref().is_some_and(Row::is_live_dir)
+        })
+        .map(|(seen, _)| seen.path.clone())
+        .collect();
+    changed.sort_by_cached_key(|(seen, _)| match seen.seen {
+        Seen::Present(_) => (1, Reverse(0), seen.path.clone()),
+        Seen::Absent if is_beneath_any(&seen.path, &files) => {
+            (0, Reverse(seen.path.depth()), seen.path.clone())
+        }
+        Seen::Absent => (2, Reverse(seen.path.depth()), seen.path.clone()),
+    });
+    let mut decided = Vec::new();
+    for (seen, old) in changed {
+        if let Some((seq, row)) = author.observe(old.as_ref(), &seen.seen, now_ms, seen.when_ms) {
+            let moved_from = seen.moved_from;
+            decided.push(Decided {
+                path: seen.path,
+                seq,
+                row,
+                via: None,
+                moved_from,
+                work: Work::Nothing,
+            });
+        }
+    }
+    Ok(decided)
+}
+
+/// Whether one of `tops` is a true ancestor of `path`.
+pub(super) fn is_beneath_any(path: &RelPath, tops: &BTreeSet<RelPath>) -> bool {
+    if tops.is_empty() {
+        return false;
+    }
+    let mut at = path.parent();
+    while let Some(dir) = at {
+        if tops.contains(&dir) {
+            return true;
+        }
+        at = dir.parent();
+    }
+    false
+}
+
+/// What to do with rows that peer `via` sent, in path order.
+pub fn decide_remote<R: Rows>(
+    rows: &R,
+    arrived: Vec<Arrived>,
+    via: u32,
+    author: &mut Author,
+    context: &Context<'_>,
+) -> Result<Vec<Decided>, R::Error> {
+    let mut overlay = Overlay::new(rows);
+    let mut losers = Vec::new();
+    for Arrived {
+        path,
+        row,
+        moved_from,
+    } in arrived
+    {
+        author.witness(row.version.stamp);
+        let local = overlay.row(&path)?;
+        let work = match remote_row(&path, local.as_ref(), &row, context.policy) {
+            Verdict::Known => continue,
+            Verdict::Adopt => Work::Nothing,
+            Verdict::Take(loser) => {
+                if loser == Loser::KeptAside {
+                    losers.push(path.clone());
+                }
+                Work::Apply
+            }
+        };
+        let seq = author.next_seq();
+        overlay.decided.insert(
+            path.clone(),
+            Decided {
+                path,
+                seq,
+                row,
+                via: Some(via),
+                moved_from,
+                work,
+            },
+        );
+    }
+    let mut changed: BTreeSet<RelPath> = overlay.decided.keys().cloned().collect();
+    for path in losers {
+        changed.extend(keep_aside(&mut overlay, &path, author, context)?);
+    }
+    repair(&mut overlay, changed, author, context)?;
+    let mut decided: Vec<Decided> = overlay.decided.into_values().collect();
+    // Rows of one batch can follow one another at a path only by way of the
+    // peer's mistake; what counts is the disk before and the row after.
+    for one in &mut decided {
+        if one.work == Work::Apply {
+            let base = rows.row(&one.path)?;
+            if base.as_ref().and_then(Row::live) == one.row.live() {
+                one.work = Work::Nothing;
+            }
+        }
+    }
+    Ok(decided)
+}
+
+/// Gives what the index has at `path`, and the disk with it, a second name.
+fn keep_aside<R: Rows>(
+    overlay: &mut Overlay<'_, R>,
+    path: &RelPath,
+    author: &mut Author,
+    context: &Context<'_>,
+) -> Result<Option<RelPath>, R::Error> {
+    let Some(base) = overlay.base.row(path)? else {
+        return Ok(None);
+    };
+    let Some(entry) = base.live().filter(|entry| !entry.is_dir()) else {
+        return Ok(None);
+    };
+    let Some((to, old)) = overlay.aside_path(path, entry, &base.version.stamp, context.names)? else {
+        return Ok(None);
+    };
+    let seen = Seen::Present(entry.clone());
+    if let Some((seq, row)) = author.observe(old.as_ref(), &seen, context.now_ms, None) {
+        let work = Work::KeepAside { from: path.clone() };
+        let made = Decided {
+            path: to.clone(),
+            seq,
+            row,
+            via: None,
+            moved_from: Some(path.clone()),
+            work,
+        };
+        overlay.decided.insert(to.clone(), made);
+    }
+    Ok(Some(to))
+}
+
+/// Makes the parents of every live path live directories again.
+fn repair<R: Rows>(
+    overlay: &mut Overlay<'_, R>,
+    mut changed: BTreeSet<RelPath>,
+    author: &mut Author,
+    context: &Context<'_>,
+) -> Result<(), R::Error> {
+    while let Some(path) = changed.pop_first() {
+        let Some(row) = overlay.row(&path)? else { continue };
+        if !row.is_live_dir() && overlay.has_live_beneath(&path)? {
+            changed.extend(revive(overlay, &path, author, context)?);
+        }
+        if overlay.row(&path)?.is_none_or(|row| row.deleted) {
+            continue;
+        }
+        let mut above = path.parent();
+        while let Some(dir) = above {
+            if dir.is_root() || overlay.row(&dir)?.is_some_and(|row| row.is_live_dir()) {
+                break;
+            }
+            changed.extend(revive(overlay, &dir, author, context)?);
+            above = dir.parent();
+        }
+    }
+    Ok(())
+}
+
+/// Makes `path` a directory again, as a change of this node; returns the paths
+/// whose rows changed.
+fn revive<R: Rows>(
+    overlay: &mut Overlay<'_, R>,
+    path: &RelPath,
+    author: &mut Author,
+    context: &Context<'_>,
+) -> Result<Vec<RelPath>, R::Error> {
+    let base = overlay.base.row(path)?;
+    let now = overlay.row(path)?;
+    let mut changed = vec![path.clone()];
+    if base == now {
+        // The file in the way is on this node's disk. One that never was is
+        // kept by the nodes that have it, since the new row does not descend
+        // from theirs.
+        changed.extend(keep_aside(overlay, path, author, context)?);
+    }
+    let directory = |row: &Option<Row>| {
+        row.as_ref()
+            .map(|row| &row.entry)
+            .filter(|entry| entry.is_dir())
+            .cloned()
+    };
+    let here = base.as_ref().filter(|row| !row.deleted).cloned();
+    let entry = directory(&here)
+        .or_else(|| directory(&now))
+        .or_else(|| directory(&base))
+        .unwrap_or_else(|| plain_directory(context.now_ms));
+    let seq = author.next_seq();
+    let stamp = author.tick(context.now_ms);
+    let mut vector = base.map(|row| row.version.vector).unwrap_or_default();
+    vector.raise(author.replica(), seq);
+    let row = Row {
+        entry,
+        deleted: false,
+        version: Version { vector, stamp },
+    };
+    let made = Decided {
+        path: path.clone(),
+        seq,
+        row,
+        via: None,
+        moved_from: None,
+        work: Work::Apply,
+    };
+    overlay.decided.insert(path.clone(), made);
+    Ok(changed)
+}
+
+/// A directory of which nothing is known. No peer that keeps the rules makes
+/// one necessary.
+fn plain_directory(now_ms: u64) -> Entry {
+    let secs = i64::try_from(now_ms / 1000).unwrap_or(0);
+    let mtime = Time { secs, nanos: 0 };
+    Entry {
+        kind: Kind::Directory,
+        mode: 0o755,
+        uid: 0,
+        gid: 0,
+        mtime,
+        xattrs: Vec::new(),
+        link: None,
+    }
+}

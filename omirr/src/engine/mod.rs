@@ -1,0 +1,38 @@
+//! Decisions: versions, winners, what to send, what to do with what arrived.
+//!
+//! Pure: values in, values out. No I/O, no clock, no locks, no threads, so that
+//! thousands of histories of several nodes can be run in a second
+//! (`tests/simulation.rs`). Its caller is the keeper of a share, which owns the
+//! index and the disk; the simulated node is a model of its loop:
+//!
+//! 1. Paths are dirty: look at them, and at what [`observe_also`] names; give
+//!    files their [`link_group`]; [`decide_local`]; write the rows.
+//! 2. Rows came: first do 1 for whatever is dirty; [`decide_remote`]; [`plan`];
+//!    make the intents durable; do the steps; write the rows whose steps went
+//!    well; keep the others for another try; move the cursor up to them.
+//! 3. A peer is behind: [`Outgoing::next_batch`].
+//! 4. After a crash: [`recover`] for paths with intents, the rest as in 1.
+
+mod change;
+mod clock;
+mod closure;
+mod conflict;
+mod decide;
+mod links;
+mod merge;
+mod outgoing;
+mod plan;
+mod recover;
+mod rows;
+
+pub use change::{Seen, differs, local_change};
+pub use clock::{Author, Clock, Reserve};
+pub use closure::observe_also;
+pub use conflict::conflict_path;
+pub use decide::{Arrived, Context, Observed, decide_local, decide_remote};
+pub use links::link_group;
+pub use merge::{Loser, Policy, Verdict, precedence, remote_row};
+pub use outgoing::{Outbound, Outgoing, Sequence, goes_inline};
+pub use plan::{Content, Install, Step, plan};
+pub use recover::{Found, recover};
+pub use rows::{Decided, Rows, Work};

@@ -1,0 +1,159 @@
+//! Which rows go to a peer, in which order.
+//!
+//! Rows go in sequence order, with two exceptions, so that the peer has a whole
+//! tree after every batch: a live row's parents go before it, even if they
+//! changed later; and a row that leaves no directory at its path waits until
+//! what lies beneath has gone before it. Without the first, a peer would have
+//! to invent a directory; without the second, it would bring one back that
+//! nobody wants.
+//!
+//! In: a snapshot of the index, a fresh one for every batch. Out: batches.
+
+use std::collections::{BTreeMap, HashMap};
+
+use crate::model::{Entry, Record, RelPath};
+
+/// The index in sequence order.
+pub trait Sequence {
+    type Error;
+
+    fn record(&self, path: &RelPath) -> Result<Option<Record>, Self::Error>;
+
+    /// The first `limit` paths after `seq`, in sequence order.
+    fn after(&self, seq: u64, limit: usize) -> Result<Vec<(RelPath, Record)>, Self::Error>;
+
+    /// Whether a row strictly beneath `path`, tombstones included, has a
+    /// sequence number greater than `seq`.
+    fn changed_beneath(&self, path: &RelPath, seq: u64) -> Result<bool, Self::Error>;
+}
+
+/// Rows for a peer. What is before `upto` and not among them it need not know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outbound {
+    pub upto: u64,
+    pub rows: Vec<(RelPath, Record)>,
+}
+
+/// Whether the content of `entry` goes with its row.
+pub fn goes_inline(entry: &Entry, limit: u64) -> bool {
+    entry.content().is_some_and(|(size, _)| size <= limit)
+}
+
+/// One peer's place in this node's rows, for the life of a connection.
+#[derive(Clone, Debug)]
+pub struct Outgoing {
+    /// The peer, as in [`Record::via`].
+    peer: u32,
+    /// Rows from the peer are not sent back if they came after this: earlier
+    /// ones may be from a life of the peer's index that a crash has undone.
+    fresh_after: u64,
+    /// Everything up to here has been looked at.
+    scanned: u64,
+    /// Rows beyond `scanned` that have been sent, as their children's parents.
+    early: HashMap<RelPath, u64>,
+    /// Rows up to `scanned` that wait for what lies beneath them.
+    held: BTreeMap<u64, RelPath>,
+}
+
+impl Outgoing {
+    /// `cursor` is what the peer said; `fresh_after` this node's highest
+    /// sequence number when the peer's present process was first heard of.
+    pub fn new(peer: u32, cursor: u64, fresh_after: u64) -> Outgoing {
+        Outgoing {
+            peer,
+            fresh_after,
+            scanned: cursor,
+            early: HashMap::new(),
+            held: BTreeMap::new(),
+        }
+    }
+
+    /// The next rows, about `limit` of them; none if the peer has been sent
+    /// everything.
+    pub fn next_batch<S: Sequence>(&mut self, index: &S, limit: usize) -> Result<Option<Outbound>, S::Error> {
+        let before = self.upto();
+        let mut rows = Vec::new();
+        let mut more = true;
+        while more && rows.len() < limit {
+            let chunk = index.after(self.scanned, limit)?;
+            more = !chunk.is_empty();
+            for (path, record) in chunk {
+                self.scanned = record.seq;
+                if self.early.remove(&path) == Some(record.seq) || !self.wanted(&record) {
+                    continue;
+                }
+                if !record.row.is_live_dir() && index.changed_beneath(&path, record.seq)? {
+                    self.held.insert(record.seq, path);
+                    continue;
+                }
+                if !record.row.deleted {
+                    self.parents(index, &path, &mut rows)?;
+                }
+                rows.push((path, record));
+            }
+        }
+        self.release(index, &mut rows)?;
+        let upto = self.upto();
+        Ok((upto > before || !rows.is_empty()).then_some(Outbound { upto, rows }))
+    }
+
+    fn upto(&self) -> u64 {
+        self.held
+            .first_key_value()
+            .map_or(self.scanned, |(seq, _)| seq - 1)
+    }
+
+    fn wanted(&self, record: &Record) -> bool {
+        record.via != Some(self.peer) || record.seq <= self.fresh_after
+    }
+
+    /// Adds the parents that come later in sequence, topmost first.
+    fn parents<S: Sequence>(
+        &mut self,
+        index: &S,
+        path: &RelPath,
+        rows: &mut Vec<(RelPath, Record)>,
+    ) -> Result<(), S::Error> {
+        let mut above = Vec::new();
+        let mut at = path.parent();
+        while let Some(dir) = at {
+            let Some(record) = index.record(&dir)? else { break };
+            if record.seq <= self.scanned || self.early.get(&dir) == Some(&record.seq) {
+                break;
+            }
+            at = dir.parent();
+            above.push((dir, record));
+        }
+        for (dir, record) in above.into_iter().rev() {
+            self.early.insert(dir.clone(), record.seq);
+            // A row that came from the peer is there already.
+            if self.wanted(&record) {
+                rows.push((dir, record));
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds what has waited and need not any more, deepest first.
+    fn release<S: Sequence>(&mut self, index: &S, rows: &mut Vec<(RelPath, Record)>) -> Result<(), S::Error> {
+        let mut free = Vec::new();
+        let held = std::mem::take(&mut self.held);
+        for (seq, path) in held {
+            match index.record(&path)? {
+                Some(record) if record.seq == seq => {
+                    if index.changed_beneath(&path, self.scanned)? {
+                        self.held.insert(seq, path);
+                    } else {
+                        free.push((path, record));
+                    }
+                }
+                // It has changed since, and comes again.
+                _ => {}
+            }
+        }
+        // A tombstone waits for tombstones beneath it that wait themselves.
+        free.sort_by_cached_key(|(path, _)| std::cmp::Reverse(path.depth()));
+        rows.extend(free);
+        Ok(())
+    }
+}

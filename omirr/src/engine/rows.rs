@@ -1,0 +1,126 @@
+//! What the engine needs to read of the index, and decisions laid over it.
+
+use std::collections::BTreeMap;
+use std::ops::{Bound, ControlFlow};
+
+use crate::model::{Entry, Hash, LinkGroup, RelPath, ReplicaId, Row, Stamp};
+
+use super::conflict::conflict_path;
+use super::merge::same_content;
+
+/// The index as the engine reads it. All answers are of one moment.
+pub trait Rows {
+    /// Why a read can go wrong; `Infallible` for an index in memory.
+    type Error;
+
+    fn row(&self, path: &RelPath) -> Result<Option<Row>, Self::Error>;
+
+    /// Calls `each` with the live rows strictly beneath `path`, in any order,
+    /// until it breaks.
+    fn live_beneath(
+        &self,
+        path: &RelPath,
+        each: &mut dyn FnMut(&RelPath) -> ControlFlow<()>,
+    ) -> Result<(), Self::Error>;
+
+    /// The paths of live rows in a hard-link group.
+    fn linked(&self, group: LinkGroup) -> Result<Vec<RelPath>, Self::Error>;
+
+    /// The path of a live file with this content, if one is known. None is
+    /// always a right answer; a path costs a copy instead of a transfer.
+    fn holder(&self, hash: &Hash) -> Result<Option<RelPath>, Self::Error>;
+}
+
+/// A row that is to be written to the index, and what the disk needs for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Decided {
+    pub path: RelPath,
+    /// The sequence number under which it goes into the index.
+    pub seq: u64,
+    pub row: Row,
+    /// The peer it came from; none if it was made here.
+    pub via: Option<u32>,
+    pub moved_from: Option<RelPath>,
+    pub work: Work,
+}
+
+/// What the disk needs for a decided row.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Work {
+    /// Nothing: it is as the row says.
+    Nothing,
+    /// To be brought from what the index had to what the row says.
+    Apply,
+    /// The content at `from` loses that name and must keep this one.
+    KeepAside { from: RelPath },
+}
+
+/// Rows with decisions laid over them: the index as it will be.
+pub(super) struct Overlay<'a, R: Rows> {
+    pub(super) base: &'a R,
+    pub(super) decided: BTreeMap<RelPath, Decided>,
+}
+
+impl<'a, R: Rows> Overlay<'a, R> {
+    pub(super) fn new(base: &'a R) -> Self {
+        Overlay {
+            base,
+            decided: BTreeMap::new(),
+        }
+    }
+
+    pub(super) fn row(&self, path: &RelPath) -> Result<Option<Row>, R::Error> {
+        match self.decided.get(path) {
+            Some(decided) => Ok(Some(decided.row.clone())),
+            None => self.base.row(path),
+        }
+    }
+
+    pub(super) fn has_live_beneath(&self, path: &RelPath) -> Result<bool, R::Error> {
+        let range = (Bound::Excluded(path), Bound::Unbounded);
+        // `a-b` sorts between `a` and `a/b`, hence the filter on both sides.
+        let end = path.beneath_range().1;
+        let mut beneath = self
+            .decided
+            .range::<RelPath, _>(range)
+            .take_while(|(at, _)| end.as_ref().is_none_or(|end| at.as_bytes() < &end[..]))
+            .filter(|(at, _)| at.is_within(path));
+        if beneath.any(|(_, decided)| !decided.row.deleted) {
+            return Ok(true);
+        }
+        let mut found = false;
+        self.base.live_beneath(path, &mut |at| {
+            if self.decided.contains_key(at) {
+                return ControlFlow::Continue(());
+            }
+            found = true;
+            ControlFlow::Break(())
+        })?;
+        Ok(found)
+    }
+
+    /// The path under which `loser`, now at `path`, is to be kept; none if it
+    /// is there already, or was and has been deleted since.
+    pub(super) fn aside_path(
+        &self,
+        path: &RelPath,
+        loser: &Entry,
+        stamp: &Stamp,
+        names: &dyn Fn(ReplicaId) -> String,
+    ) -> Result<Option<(RelPath, Option<Row>)>, R::Error> {
+        let node = names(stamp.replica);
+        let mut nth = 1;
+        loop {
+            let to = conflict_path(path, stamp, &node, nth);
+            match self.row(&to)? {
+                None => return Ok(Some((to, None))),
+                Some(row) if same_content(&row.entry, loser) => return Ok(None),
+                // What is on disk there must have gone before the name is free.
+                Some(row) if row.deleted && self.base.row(&to)?.is_none_or(|row| row.deleted) => {
+                    return Ok(Some((to, Some(row))));
+                }
+                Some(_) => nth += 1,
+            }
+        }
+    }
+}

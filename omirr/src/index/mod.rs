@@ -1,0 +1,311 @@
+//! The durable rows of one share: by path and by local sequence.
+//!
+//! In: records, from the keeper, in transactions. Out: records by path, by
+//! sequence, by inode and by hard-link group, to the keeper and to every
+//! sender, each in a snapshot of its own. Nothing here decides anything and
+//! nothing here looks at the tree. `docs/INDEX.md` describes the tables, the
+//! order of writes and what a crash between two of them leaves.
+//!
+//! One thread writes (the keeper); any number read. What a sender may ship ends
+//! at the *durable head*: a row leaves this node only after it is on disk, so
+//! that a sequence number is never used for two different rows.
+
+mod read;
+mod rows;
+mod write;
+
+use std::path::{Path, PathBuf};
+
+use parking_lot::Mutex;
+use redb::{MultimapTableDefinition, ReadableDatabase, ReadableTable, TableDefinition};
+use serde::{Deserialize, Serialize};
+
+use crate::model::{ReplicaId, Stamp};
+
+pub use read::Reader;
+pub use write::{Durable, Writer};
+
+/// Path → record.
+const ROWS: TableDefinition<&[u8], &[u8]> = TableDefinition::new("rows");
+/// Local sequence → path; one per row, its latest.
+const SEQS: TableDefinition<u64, &[u8]> = TableDefinition::new("seqs");
+/// Inode → one of its paths.
+const INODES: TableDefinition<u64, &[u8]> = TableDefinition::new("inodes");
+/// Hard-link group → its live paths.
+const GROUPS: MultimapTableDefinition<u64, &[u8]> = MultimapTableDefinition::new("groups");
+/// Path → the row that is being applied there.
+const INTENTS: TableDefinition<&[u8], &[u8]> = TableDefinition::new("intents");
+/// One record, under the empty name: [`Meta`].
+const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
+
+/// The layout that this code reads and writes.
+const FORMAT: u32 = 1;
+/// What redb may keep of the file in memory, bytes.
+const CACHE_BYTES: usize = 24 << 20;
+
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum IndexError {
+    #[error("the index {path} cannot be used: {source}")]
+    Storage { path: PathBuf, source: Box<redb::Error> },
+    #[error("the index {path} has format {found}, this omirr reads format {FORMAT}: use the omirr that wrote it, or remove the file and let the share be compared anew")]
+    Format { path: PathBuf, found: u32 },
+    #[error("the index {path} holds a record that cannot be read ({what}): remove the file and let the share be compared anew")]
+    Corrupt { path: PathBuf, what: String },
+    #[error("cannot make {path}: {source}")]
+    Io { path: PathBuf, source: std::io::Error },
+}
+
+/// What is known of one peer of this share.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerState {
+    /// The peer's public key.
+    pub key: [u8; 32],
+    /// The peer's index, as it last said; a new one means starting over.
+    pub replica: ReplicaId,
+    /// The peer's sequence up to which everything is durably applied here.
+    pub cursor: u64,
+    /// This node's sequence up to which the peer has durably applied.
+    pub acked: u64,
+}
+
+/// The figures and identities that belong to the index as a whole.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Meta {
+    pub format: u32,
+    pub replica: ReplicaId,
+    /// The highest sequence number in use.
+    pub head: u64,
+    /// Live rows, the root included.
+    pub live: u64,
+    pub tombstones: u64,
+    /// The greatest stamp given or witnessed.
+    pub stamp: Stamp,
+    /// The root's inode and birth time: an empty mount point has others.
+    pub root: Option<(u64, u64)>,
+    /// Node names behind replicas.
+    pub names: Vec<(ReplicaId, String)>,
+    /// By place; [`crate::model::Record::via`] refers to it. Never shrinks.
+    pub peers: Vec<PeerState>,
+}
+
+/// The index of one share.
+pub struct Index {
+    path: PathBuf,
+    db: redb::Database,
+    /// As of the last commit.
+    meta: Mutex<Meta>,
+}
+
+impl Index {
+    /// Opens the index at `path`, or makes an empty one for the node `node`.
+    pub fn open(path: &Path, node: &str) -> Result<Index, IndexError> {
+        if let Some(folder) = path.parent() {
+            std::fs::create_dir_all(folder).map_err(|source| IndexError::Io { path: folder.into(), source })?;
+        }
+        let fail = |error: redb::Error| IndexError::Storage { path: path.into(), source: Box::new(error) };
+        let db = redb::Database::builder()
+            .set_cache_size(CACHE_BYTES)
+            .create(path)
+            .map_err(|error| fail(error.into()))?;
+        let txn = db.begin_write().map_err(|error| fail(error.into()))?;
+        let found = {
+            let table = txn.open_table(META).map_err(|error| fail(error.into()))?;
+            let record = table.get("").map_err(|error| fail(error.into()))?;
+            record.map(|record| record.value().to_vec())
+        };
+        let meta = match found {
+            Some(bytes) => {
+                // The format number comes first, so that a layout of another
+                // version is told from a damaged one.
+                let format = bytes.first_chunk::<4>().map_or(0, |b| u32::from_le_bytes(*b));
+                if format != FORMAT {
+                    return Err(IndexError::Format { path: path.into(), found: format });
+                }
+                crate::wire::codec::from_bytes::<Meta>(&bytes[4..])
+                    .map_err(|what| IndexError::Corrupt { path: path.into(), what: what.to_string() })?
+            }
+            None => {
+                let replica = ReplicaId(random_u64());
+                Meta {
+                    format: FORMAT,
+                    replica,
+                    head: 0,
+                    live: 0,
+                    tombstones: 0,
+                    stamp: Stamp { wall_ms: 0, count: 0, replica },
+                    root: None,
+                    names: vec![(replica, node.to_owned())],
+                    peers: Vec::new(),
+                }
+            }
+        };
+        // Every table exists from now on, so that a reader never meets none.
+        txn.open_table(ROWS).map_err(|error| fail(error.into()))?;
+        txn.open_table(SEQS).map_err(|error| fail(error.into()))?;
+        txn.open_table(INODES).map_err(|error| fail(error.into()))?;
+        txn.open_multimap_table(GROUPS).map_err(|error| fail(error.into()))?;
+        txn.open_table(INTENTS).map_err(|error| fail(error.into()))?;
+        txn.commit().map_err(|error| fail(error.into()))?;
+        let index = Index { path: path.into(), db, meta: Mutex::new(meta) };
+        index.write(|_| Ok(((), Durable::Yes)))?;
+        Ok(index)
+    }
+
+    pub fn meta(&self) -> Meta {
+        self.meta.lock().clone()
+    }
+
+    pub fn replica(&self) -> ReplicaId {
+        self.meta.lock().replica
+    }
+
+    /// A snapshot of everything that is committed.
+    pub fn read(&self) -> Result<Reader, IndexError> {
+        self.read_upto(u64::MAX)
+    }
+
+    /// The same, but in sequence order nothing after `upto` is seen.
+    pub fn read_upto(&self, upto: u64) -> Result<Reader, IndexError> {
+        let txn = self.db.begin_read().map_err(|error| self.fail(error))?;
+        Reader::new(self.path.clone(), upto, &txn)
+    }
+
+    /// Runs `work` in a transaction and commits it as durably as `work` says
+    /// at its end; an error undoes it all.
+    pub fn write<T>(
+        &self,
+        work: impl FnOnce(&mut Writer<'_>) -> Result<(T, Durable), IndexError>,
+    ) -> Result<T, IndexError> {
+        let before = self.meta();
+        let (result, after) = write::transaction(&self.path, &self.db, before, work)?;
+        *self.meta.lock() = after;
+        Ok(result)
+    }
+
+    fn fail(&self, error: impl Into<redb::Error>) -> IndexError {
+        IndexError::Storage { path: self.path.clone(), source: Box::new(error.into()) }
+    }
+}
+
+/// A random number from the kernel.
+pub fn random_u64() -> u64 {
+    let mut bytes = [0; 8];
+    ring::rand::SecureRandom::fill(&ring::rand::SystemRandom::new(), &mut bytes)
+        .expect("getrandom(2) gives bytes once the kernel has booted");
+    u64::from_le_bytes(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Entry, Kind, LinkGroup, Record, RelPath, Row, StatSig, Time, Vector, Version};
+
+    fn record(seq: u64, ino: u64, deleted: bool, link: Option<u64>) -> Record {
+        let time = Time { secs: 1, nanos: 2 };
+        Record {
+            row: Row {
+                entry: Entry {
+                    kind: Kind::Fifo,
+                    mode: 0o644,
+                    uid: 0,
+                    gid: 0,
+                    mtime: time,
+                    xattrs: Vec::new(),
+                    link: link.map(LinkGroup),
+                },
+                deleted,
+                version: Version {
+                    vector: Vector::from_iter([(ReplicaId(1), seq)]),
+                    stamp: Stamp { wall_ms: seq, count: 0, replica: ReplicaId(1) },
+                },
+            },
+            seq,
+            sig: (!deleted).then_some(StatSig {
+                ino,
+                btime: time,
+                mtime: time,
+                ctime: time,
+                size: 0,
+                mode: 0o10644,
+                uid: 0,
+                gid: 0,
+                nlink: 1,
+                racy: false,
+            }),
+            via: None,
+            moved_from: None,
+        }
+    }
+
+    fn path(text: &str) -> RelPath {
+        RelPath::new(text.as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn keeps_each_path_once_in_sequence_order() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("index.redb");
+        let index = Index::open(&file, "one").unwrap();
+        index
+            .write(|w| {
+                for (name, ino) in [("a", 10), ("a/b", 11), ("a-b", 12)] {
+                    let seq = w.next_seq();
+                    w.put(&path(name), &record(seq, ino, false, Some(7)))?;
+                }
+                let seq = w.next_seq();
+                Ok((w.put(&path("a"), &record(seq, 10, false, None))?, Durable::Yes))
+            })
+            .unwrap();
+        drop(index);
+        let index = Index::open(&file, "one").unwrap();
+        let meta = index.meta();
+        assert_eq!((meta.head, meta.live, meta.tombstones), (4, 3, 0));
+        let read = index.read().unwrap();
+        let order: Vec<_> = read.rows_after(0, 10).unwrap().into_iter().map(|(s, p, _)| (s, p.to_string())).collect();
+        assert_eq!(order, [(2, "a/b".to_owned()), (3, "a-b".to_owned()), (4, "a".to_owned())]);
+        let beneath: Vec<_> = read.beneath(&path("a")).unwrap().map(|r| r.unwrap().0.to_string()).collect();
+        assert_eq!(beneath, ["a/b"]);
+        assert_eq!(read.path_of_ino(12).unwrap(), Some(path("a-b")));
+        assert_eq!(read.group(LinkGroup(7)).unwrap(), [path("a-b"), path("a/b")]);
+        assert!(read.has_live_beneath(&path("a")).unwrap());
+        index
+            .write(|w| {
+                let seq = w.next_seq();
+                Ok((w.put(&path("a/b"), &record(seq, 0, true, None))?, Durable::Yes))
+            })
+            .unwrap();
+        let read = index.read().unwrap();
+        assert!(!read.has_live_beneath(&path("a")).unwrap());
+        assert_eq!(read.path_of_ino(11).unwrap(), None);
+        assert_eq!((index.meta().live, index.meta().tombstones), (2, 1));
+    }
+
+    #[test]
+    fn an_error_undoes_the_transaction() {
+        let folder = tempfile::tempdir().unwrap();
+        let index = Index::open(&folder.path().join("index.redb"), "one").unwrap();
+        let failed: Result<(), _> = index.write(|w| {
+            let seq = w.next_seq();
+            w.put(&path("a"), &record(seq, 1, false, None))?;
+            Err(IndexError::Corrupt { path: "x".into(), what: "test".to_owned() })
+        });
+        assert!(failed.is_err());
+        assert_eq!(index.meta().head, 0);
+        assert!(index.read().unwrap().get(&path("a")).unwrap().is_none());
+    }
+
+    #[test]
+    fn another_format_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("index.redb");
+        drop(Index::open(&file, "one").unwrap());
+        let db = redb::Database::create(&file).unwrap();
+        let txn = db.begin_write().unwrap();
+        txn.open_table(META).unwrap().insert("", &[9u8, 0, 0, 0][..]).unwrap();
+        txn.commit().unwrap();
+        drop(db);
+        let error = Index::open(&file, "one").err().unwrap().to_string();
+        assert!(error.contains("format 9, this omirr reads format 1"), "{error}");
+    }
+}

@@ -1,0 +1,156 @@
+//! Reading the index, in a snapshot.
+
+use std::path::PathBuf;
+
+use redb::{ReadOnlyMultimapTable, ReadOnlyTable, ReadTransaction, ReadableTable};
+
+use super::{GROUPS, INODES, INTENTS, IndexError, ROWS, SEQS};
+use crate::model::{LinkGroup, Record, RelPath, Row};
+
+/// A snapshot of the index. Long-lived ones keep old pages from being reused:
+/// take one, use it, drop it.
+pub struct Reader {
+    path: PathBuf,
+    /// Reading in sequence order ends here.
+    upto: u64,
+    rows: ReadOnlyTable<&'static [u8], &'static [u8]>,
+    seqs: ReadOnlyTable<u64, &'static [u8]>,
+    inodes: ReadOnlyTable<u64, &'static [u8]>,
+    groups: ReadOnlyMultimapTable<u64, &'static [u8]>,
+    intents: ReadOnlyTable<&'static [u8], &'static [u8]>,
+}
+
+/// Decodes a record that this index wrote.
+pub(super) fn decode<T: serde::de::DeserializeOwned>(index: &PathBuf, bytes: &[u8]) -> Result<T, IndexError> {
+    crate::wire::codec::from_bytes(bytes)
+        .map_err(|what| IndexError::Corrupt { path: index.clone(), what: what.to_string() })
+}
+
+/// A path as a table holds it.
+pub(super) fn decode_path(index: &PathBuf, bytes: &[u8]) -> Result<RelPath, IndexError> {
+    RelPath::new(bytes).map_err(|why| IndexError::Corrupt { path: index.clone(), what: why.to_string() })
+}
+
+/// Looks `path` up in any rows table.
+pub(super) fn get(
+    index: &PathBuf,
+    rows: &impl ReadableTable<&'static [u8], &'static [u8]>,
+    path: &RelPath,
+) -> Result<Option<Record>, IndexError> {
+    match rows.get(path.as_bytes()).map_err(|error| storage(index, error))? {
+        Some(bytes) => decode(index, bytes.value()).map(Some),
+        None => Ok(None),
+    }
+}
+
+/// What lies strictly beneath `path` in any rows table, in path order.
+pub(super) fn beneath<'t, T: ReadableTable<&'static [u8], &'static [u8]>>(
+    index: &'t PathBuf,
+    rows: &'t T,
+    path: &RelPath,
+) -> Result<impl Iterator<Item = Result<(RelPath, Record), IndexError>> + use<'t, T>, IndexError> {
+    let (start, end) = path.beneath_range();
+    let range = match &end {
+        Some(end) => rows.range::<&[u8]>(&start[..]..&end[..]),
+        None => rows.range::<&[u8]>(&start[..]..),
+    }
+    .map_err(|error| storage(index, error))?;
+    Ok(range.map(move |pair| {
+        let (key, value) = pair.map_err(|error| storage(index, error))?;
+        Ok((decode_path(index, key.value())?, decode(index, value.value())?))
+    }))
+}
+
+pub(super) fn storage(index: &PathBuf, error: impl Into<redb::Error>) -> IndexError {
+    IndexError::Storage { path: index.clone(), source: Box::new(error.into()) }
+}
+
+impl Reader {
+    pub(super) fn new(path: PathBuf, upto: u64, txn: &ReadTransaction) -> Result<Reader, IndexError> {
+        Ok(Reader {
+            upto,
+            rows: txn.open_table(ROWS).map_err(|error| storage(&path, error))?,
+            seqs: txn.open_table(SEQS).map_err(|error| storage(&path, error))?,
+            inodes: txn.open_table(INODES).map_err(|error| storage(&path, error))?,
+            groups: txn.open_multimap_table(GROUPS).map_err(|error| storage(&path, error))?,
+            intents: txn.open_table(INTENTS).map_err(|error| storage(&path, error))?,
+            path,
+        })
+    }
+
+    pub fn get(&self, path: &RelPath) -> Result<Option<Record>, IndexError> {
+        get(&self.path, &self.rows, path)
+    }
+
+    /// Everything strictly beneath `path`, tombstones included, in path order.
+    pub fn beneath(
+        &self,
+        path: &RelPath,
+    ) -> Result<impl Iterator<Item = Result<(RelPath, Record), IndexError>> + '_, IndexError> {
+        beneath(&self.path, &self.rows, path)
+    }
+
+    pub fn has_live_beneath(&self, path: &RelPath) -> Result<bool, IndexError> {
+        for pair in self.beneath(path)? {
+            if !pair?.1.row.deleted {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// The rows whose sequence is after `seq`, in sequence order, at most
+    /// `limit` of them.
+    pub fn rows_after(&self, seq: u64, limit: usize) -> Result<Vec<(u64, RelPath, Record)>, IndexError> {
+        if seq >= self.upto {
+            return Ok(Vec::new());
+        }
+        let range = self.seqs.range(seq + 1..=self.upto).map_err(|error| storage(&self.path, error))?;
+        let mut found = Vec::new();
+        for pair in range.take(limit) {
+            let (key, value) = pair.map_err(|error| storage(&self.path, error))?;
+            let path = decode_path(&self.path, value.value())?;
+            let record = self.get(&path)?.ok_or_else(|| IndexError::Corrupt {
+                path: self.path.clone(),
+                what: format!("sequence {} leads to {path}, which has no row", key.value()),
+            })?;
+            found.push((key.value(), path, record));
+        }
+        Ok(found)
+    }
+
+    /// How many rows are after `seq`; counting stops at `limit`.
+    pub fn count_after(&self, seq: u64, limit: usize) -> Result<u64, IndexError> {
+        if seq == u64::MAX {
+            return Ok(0);
+        }
+        let range = self.seqs.range(seq + 1..).map_err(|error| storage(&self.path, error))?;
+        Ok(range.take(limit).count() as u64)
+    }
+
+    /// A path of the inode, as last seen.
+    pub fn path_of_ino(&self, ino: u64) -> Result<Option<RelPath>, IndexError> {
+        match self.inodes.get(ino).map_err(|error| storage(&self.path, error))? {
+            Some(bytes) => decode_path(&self.path, bytes.value()).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// The live paths of a hard-link group.
+    pub fn group(&self, group: LinkGroup) -> Result<Vec<RelPath>, IndexError> {
+        let paths = self.groups.get(group.0).map_err(|error| storage(&self.path, error))?;
+        paths
+            .map(|bytes| decode_path(&self.path, bytes.map_err(|error| storage(&self.path, error))?.value()))
+            .collect()
+    }
+
+    /// The rows that were being applied, if the last run ended meanwhile.
+    pub fn intents(&self) -> Result<Vec<(RelPath, Row)>, IndexError> {
+        let all = self.intents.iter().map_err(|error| storage(&self.path, error))?;
+        all.map(|pair| {
+            let (key, value) = pair.map_err(|error| storage(&self.path, error))?;
+            Ok((decode_path(&self.path, key.value())?, decode(&self.path, value.value())?))
+        })
+        .collect()
+    }
+}

@@ -1,0 +1,189 @@
+//! Writing the index, in transactions.
+
+use std::path::{Path, PathBuf};
+
+use redb::{Database, MultimapTable, ReadableTable, Table};
+use serde::Serialize;
+
+use super::read::{self, storage};
+use super::{FORMAT, GROUPS, INODES, INTENTS, IndexError, META, Meta, PeerState, ROWS, SEQS};
+use crate::model::{LinkGroup, Record, RelPath, ReplicaId, Row};
+
+/// Whether a commit must survive a crash before `write` returns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Durable {
+    Yes,
+    /// A later durable commit makes it so; a crash before undoes it.
+    Later,
+}
+
+/// The tables in a transaction; sees what it has itself written.
+pub struct Writer<'txn> {
+    path: PathBuf,
+    meta: Meta,
+    rows: Table<'txn, &'static [u8], &'static [u8]>,
+    seqs: Table<'txn, u64, &'static [u8]>,
+    inodes: Table<'txn, u64, &'static [u8]>,
+    groups: MultimapTable<'txn, u64, &'static [u8]>,
+    intents: Table<'txn, &'static [u8], &'static [u8]>,
+}
+
+pub(super) fn transaction<T>(
+    path: &Path,
+    db: &Database,
+    meta: Meta,
+    work: impl FnOnce(&mut Writer<'_>) -> Result<(T, Durable), IndexError>,
+) -> Result<(T, Meta), IndexError> {
+    let path = path.to_owned();
+    let mut txn = db.begin_write().map_err(|error| storage(&path, error))?;
+    let (result, durable, meta) = {
+        let mut writer = Writer {
+            rows: txn.open_table(ROWS).map_err(|error| storage(&path, error))?,
+            seqs: txn.open_table(SEQS).map_err(|error| storage(&path, error))?,
+            inodes: txn.open_table(INODES).map_err(|error| storage(&path, error))?,
+            groups: txn.open_multimap_table(GROUPS).map_err(|error| storage(&path, error))?,
+            intents: txn.open_table(INTENTS).map_err(|error| storage(&path, error))?,
+            meta,
+            path: path.clone(),
+        };
+        let (result, durable) = work(&mut writer)?;
+        let mut bytes = FORMAT.to_le_bytes().to_vec();
+        bytes.extend(encode(&writer.meta));
+        let mut table = txn.open_table(META).map_err(|error| storage(&path, error))?;
+        table.insert("", &bytes[..]).map_err(|error| storage(&path, error))?;
+        (result, durable, writer.meta)
+    };
+    if durable == Durable::Later {
+        txn.set_durability(redb::Durability::None).map_err(|error| storage(&path, error))?;
+    }
+    txn.commit().map_err(|error| storage(&path, error))?;
+    Ok((result, meta))
+}
+
+fn encode<T: Serialize>(value: &T) -> Vec<u8> {
+    crate::wire::codec::to_bytes(value).expect("records have no types that cannot be encoded")
+}
+
+impl Writer<'_> {
+    pub fn meta(&mut self) -> &mut Meta {
+        &mut self.meta
+    }
+
+    /// The next local sequence number, from now on in use.
+    pub fn next_seq(&mut self) -> u64 {
+        self.meta.head += 1;
+        self.meta.head
+    }
+
+    pub fn get(&self, path: &RelPath) -> Result<Option<Record>, IndexError> {
+        read::get(&self.path, &self.rows, path)
+    }
+
+    pub fn has_live_beneath(&self, path: &RelPath) -> Result<bool, IndexError> {
+        for pair in read::beneath(&self.path, &self.rows, path)? {
+            if !pair?.1.row.deleted {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Everything strictly beneath `path`, tombstones included.
+    pub fn beneath(&self, path: &RelPath) -> Result<Vec<(RelPath, Record)>, IndexError> {
+        read::beneath(&self.path, &self.rows, path)?.collect()
+    }
+
+    /// A path of the inode, as last seen.
+    pub fn path_of_ino(&self, ino: u64) -> Result<Option<RelPath>, IndexError> {
+        match self.inodes.get(ino).map_err(|error| storage(&self.path, error))? {
+            Some(bytes) => read::decode_path(&self.path, bytes.value()).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// The live paths of a hard-link group.
+    pub fn group(&self, group: LinkGroup) -> Result<Vec<RelPath>, IndexError> {
+        use redb::ReadableMultimapTable;
+        let paths = self.groups.get(group.0).map_err(|error| storage(&self.path, error))?;
+        paths
+            .map(|bytes| read::decode_path(&self.path, bytes.map_err(|error| storage(&self.path, error))?.value()))
+            .collect()
+    }
+
+    /// Puts `record` in the place of the path's former one, in both orders.
+    pub fn put(&mut self, path: &RelPath, record: &Record) -> Result<(), IndexError> {
+        let index = self.path.clone();
+        let fail = |error: redb::StorageError| storage(&index, error);
+        let key = path.as_bytes();
+        let old = self.get(path)?;
+        if let Some(old) = &old {
+            if old.seq != record.seq {
+                self.seqs.remove(old.seq).map_err(fail)?;
+            }
+            match old.row.deleted {
+                true => self.meta.tombstones -= 1,
+                false => self.meta.live -= 1,
+            }
+            let group = old.row.live().and_then(|entry| entry.link);
+            if let Some(group) = group.filter(|&group| record.row.live().and_then(|e| e.link) != Some(group)) {
+                self.groups.remove(group.0, key).map_err(fail)?;
+            }
+            let ino = old.sig.map(|sig| sig.ino);
+            if let Some(ino) = ino.filter(|&ino| record.sig.map(|sig| sig.ino) != Some(ino)) {
+                let here = self.inodes.get(ino).map_err(fail)?.is_some_and(|bytes| bytes.value() == key);
+                if here {
+                    self.inodes.remove(ino).map_err(fail)?;
+                }
+            }
+        }
+        match record.row.deleted {
+            true => self.meta.tombstones += 1,
+            false => self.meta.live += 1,
+        }
+        if old.as_ref().is_none_or(|old| old.seq != record.seq) {
+            self.seqs.insert(record.seq, key).map_err(fail)?;
+        }
+        let old_ino = old.as_ref().and_then(|old| old.sig).map(|sig| sig.ino);
+        if let Some(sig) = record.sig.filter(|sig| old_ino != Some(sig.ino)) {
+            self.inodes.insert(sig.ino, key).map_err(fail)?;
+        }
+        if let Some(group) = record.row.live().and_then(|entry| entry.link) {
+            self.groups.insert(group.0, key).map_err(fail)?;
+        }
+        self.meta.head = self.meta.head.max(record.seq);
+        self.meta.stamp = self.meta.stamp.max(record.row.version.stamp);
+        self.rows.insert(key, &encode(record)[..]).map_err(fail)?;
+        Ok(())
+    }
+
+    /// Forgets a tombstone that every peer has.
+    pub fn forget(&mut self, path: &RelPath) -> Result<(), IndexError> {
+        let Some(old) = self.get(path)? else { return Ok(()) };
+        assert!(old.row.deleted, "only tombstones are forgotten");
+        self.meta.tombstones -= 1;
+        self.seqs.remove(old.seq).map_err(|error| storage(&self.path, error))?;
+        self.rows.remove(path.as_bytes()).map_err(|error| storage(&self.path, error))?;
+        Ok(())
+    }
+
+    /// Remembers that `row` is about to be applied at `path`.
+    pub fn intend(&mut self, path: &RelPath, row: &Row) -> Result<(), IndexError> {
+        self.intents.insert(path.as_bytes(), &encode(row)[..]).map_err(|error| storage(&self.path, error))?;
+        Ok(())
+    }
+
+    /// Forgets what was about to be applied at `path`.
+    pub fn settle(&mut self, path: &RelPath) -> Result<(), IndexError> {
+        self.intents.remove(path.as_bytes()).map_err(|error| storage(&self.path, error))?;
+        Ok(())
+    }
+
+    /// The place of the peer with this key, made if it has none.
+    pub fn peer_place(&mut self, key: &[u8; 32]) -> u32 {
+        let place = self.meta.peers.iter().position(|peer| peer.key == *key).unwrap_or_else(|| {
+            self.meta.peers.push(PeerState { key: *key, replica: ReplicaId(0), cursor: 0, acked: 0 });
+            self.meta.peers.len() - 1
+        });
+        u32::try_from(place).expect("a configuration has fewer than 2^32 peers")
+    }
+}

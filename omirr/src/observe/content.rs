@@ -1,0 +1,111 @@
+//! Reading a file's content and hashing it.
+//!
+//! In: an open file and the size that `stat` gave. Out: the BLAKE3 hash and,
+//! for small files, the bytes. Whether the file kept still meanwhile is for the
+//! caller to find out, except that a long read is given up early.
+
+use std::cell::RefCell;
+use std::os::fd::BorrowedFd;
+
+use bytes::Bytes;
+use rustix::buffer::spare_capacity;
+use rustix::io::{self, Errno};
+
+use super::stat::{sig_of, statx_fd};
+use crate::model::{Hash, StatSig};
+
+/// Contents up to this size are handed over with the entry, so that a sender
+/// need not open the file again.
+pub const INLINE_MAX: u64 = 128 << 10;
+/// Fits the second-level cache, so that what was read is hashed from there.
+const BUFFER: usize = 256 << 10;
+/// After so many bytes a long read asks whether it is still worth going on.
+const ASK_EVERY: u64 = 64 << 20;
+
+thread_local! {
+    static BUFFERS: RefCell<Vec<u8>> = RefCell::new(vec![0; BUFFER]);
+}
+
+/// What was read.
+pub(super) struct Read {
+    pub(super) size: u64,
+    pub(super) hash: Hash,
+    pub(super) content: Option<Bytes>,
+}
+
+/// Reads the whole file. None if it changed so much that the rest need not be
+/// read: `before` is what `stat` said before.
+pub(super) fn read(fd: BorrowedFd<'_>, before: &StatSig) -> io::Result<Option<Read>> {
+    if before.size <= INLINE_MAX {
+        read_small(fd, before)
+    } else {
+        read_large(fd, before)
+    }
+}
+
+/// One `read` in the ordinary case: it is offered one byte more than the file
+/// has, and if it returns exactly the file's size, the caller's second `stat`
+/// vouches that this was all.
+fn read_small(fd: BorrowedFd<'_>, before: &StatSig) -> io::Result<Option<Read>> {
+    let size = usize::try_from(before.size).unwrap_or(usize::MAX);
+    let mut content = Vec::with_capacity(size + 1);
+    loop {
+        let got = io::retry_on_intr(|| io::read(fd, spare_capacity(&mut content)))?;
+        if content.len() > size {
+            return Ok(None);
+        }
+        if got == 0 || content.len() == size {
+            break;
+        }
+    }
+    let hash = Hash(*blake3::hash(&content).as_bytes());
+    Ok(Some(Read {
+        size: content.len() as u64,
+        hash,
+        content: Some(Bytes::from(content)),
+    }))
+}
+
+fn read_large(fd: BorrowedFd<'_>, before: &StatSig) -> io::Result<Option<Read>> {
+    let mut ask_at = ASK_EVERY;
+    let mut still = true;
+    let (size, hash) = hash_from_start(fd, |done| {
+        if done >= ask_at {
+            ask_at = done + ASK_EVERY;
+            still = done <= before.size && sig_of(&statx_fd(fd)?).same_as(before);
+        }
+        Ok(still)
+    })?;
+    Ok(still.then_some(Read {
+        size,
+        hash,
+        content: None,
+    }))
+}
+
+/// Size and hash of everything in an open file, whatever its offset. `go_on`
+/// is asked after each buffer, with the bytes read so far.
+pub(crate) fn hash_from_start(
+    fd: BorrowedFd<'_>,
+    mut go_on: impl FnMut(u64) -> io::Result<bool>,
+) -> io::Result<(u64, Hash)> {
+    BUFFERS.with_borrow_mut(|buffer| {
+        let mut hasher = blake3::Hasher::new();
+        let mut done = 0;
+        loop {
+            match io::pread(fd, &mut buffer[..], done) {
+                Ok(0) => break,
+                Ok(got) => {
+                    hasher.update(&buffer[..got]);
+                    done += got as u64;
+                }
+                Err(Errno::INTR) => continue,
+                Err(errno) => return Err(errno),
+            }
+            if !go_on(done)? {
+                break;
+            }
+        }
+        Ok((done, Hash(*hasher.finalize().as_bytes())))
+    })
+}

@@ -1,0 +1,203 @@
+//! What is at a path now.
+//!
+//! In: a path beneath a share's root, and what the index knows of it. Out: the
+//! entry as it is on disk, or that nothing has changed. It costs one `stat`
+//! where nothing has; a file is read only if its content may differ. Whatever
+//! is reported was seen at one moment: a file that changed while it was read
+//! is reported as such and not as a mixture. Nothing is ever written here.
+//!
+//! `Entry::link` is left empty: which inodes have several names in the share
+//! is known only to whoever has the whole index.
+
+mod content;
+mod scan;
+mod stat;
+mod xattrs;
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use bytes::Bytes;
+use rustix::fs::{FileType, Mode, OFlags, Statx, openat, readlinkat};
+use rustix::io::{self, Errno};
+
+use crate::apply::{ApplyError, Dirs};
+use crate::model::{Entry, Kind, RelPath, StatSig};
+
+pub use content::INLINE_MAX;
+pub(crate) use content::hash_from_start;
+pub use scan::{Child, ScanSummary, ScannedDir, Unseen, scan};
+pub use stat::{Looked, look, stat};
+pub(crate) use stat::{dev_of, file_type, is_foreign, is_racy, sig_of, statx_at, statx_fd};
+pub(crate) use xattrs::{XattrOf, read as read_xattrs};
+
+/// How a path was found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Observed {
+    /// Nothing is there, or a directory on the way is missing or no directory.
+    Absent,
+    /// The same as is known; it was not read.
+    Unchanged { sig: StatSig },
+    Present {
+        entry: Entry,
+        sig: StatSig,
+        /// The whole content, if the file was read and has at most
+        /// [`INLINE_MAX`] bytes.
+        content: Option<Bytes>,
+    },
+    /// It changed while it was read: look again later.
+    Unstable { sig: StatSig },
+    /// A mount point: not part of the share.
+    Foreign,
+}
+
+/// Whether to believe `stat` that nothing has changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reading {
+    /// Read only what `stat` says has changed, or what is racy.
+    IfChanged,
+    /// Read in any case.
+    Always,
+}
+
+/// Looks at `path`, and reads what may differ from `known`.
+///
+/// A kernel's refusal to read (`EACCES`, `EIO`) is an error and never taken for
+/// an absence.
+pub fn observe(
+    dirs: &Dirs<'_>,
+    path: &RelPath,
+    known: Option<(&Entry, &StatSig)>,
+    reading: Reading,
+) -> Result<Observed, ApplyError> {
+    let (dir, stat) = match stat::look_raw(dirs, path)? {
+        stat::Raw::Absent => return Ok(Observed::Absent),
+        stat::Raw::Foreign => return Ok(Observed::Foreign),
+        stat::Raw::Here { dir, stat } => (dir, stat),
+    };
+    let sig = sig_of(&stat);
+    if let Some((_, known_sig)) = known
+        && reading == Reading::IfChanged
+        && !known_sig.racy
+        && known_sig.same_as(&sig)
+    {
+        return Ok(Observed::Unchanged { sig });
+    }
+    let place = Place {
+        dir: dir.as_fd(),
+        name: path.name(),
+        path,
+    };
+    match place.read(&stat, sig, known, reading) {
+        Ok(observed) => Ok(observed),
+        // Gone, or replaced by another kind, since `stat` saw it. An open with
+        // O_NONBLOCK also answers "again" while someone holds a lease on it.
+        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NXIO | Errno::AGAIN | Errno::INVAL) => {
+            Ok(Observed::Unstable { sig })
+        }
+        Err(errno) => Err(ApplyError::system("read", path, errno)),
+    }
+}
+
+struct Place<'a> {
+    dir: BorrowedFd<'a>,
+    name: &'a [u8],
+    path: &'a RelPath,
+}
+
+impl Place<'_> {
+    fn read(
+        &self,
+        stat: &Statx,
+        before: StatSig,
+        known: Option<(&Entry, &StatSig)>,
+        reading: Reading,
+    ) -> io::Result<Observed> {
+        let rdev = || rustix::fs::makedev(stat.stx_rdev_major, stat.stx_rdev_minor);
+        let named = XattrOf::Named(self.dir, self.name);
+        let mut content = None;
+        let (kind, xattrs, after) = match file_type(stat) {
+            FileType::RegularFile => match known_content(known, &before, reading) {
+                Some(kind) => (kind, read_xattrs(named)?, self.stat_again()?),
+                None => {
+                    let fd = self.open()?;
+                    let Some(read) = content::read(fd.as_fd(), &before)? else {
+                        return Ok(Observed::Unstable { sig: before });
+                    };
+                    content = read.content;
+                    let kind = Kind::File {
+                        size: read.size,
+                        hash: read.hash,
+                    };
+                    (
+                        kind,
+                        read_xattrs(XattrOf::Open(fd.as_fd()))?,
+                        sig_of(&statx_fd(fd.as_fd())?),
+                    )
+                }
+            },
+            FileType::Symlink => {
+                let target = readlinkat(self.dir, self.name, Vec::new())?
+                    .into_bytes()
+                    .into_boxed_slice();
+                (Kind::Symlink { target }, read_xattrs(named)?, self.stat_again()?)
+            }
+            other => {
+                let kind = match other {
+                    FileType::Directory => Kind::Directory,
+                    FileType::Fifo => Kind::Fifo,
+                    FileType::Socket => Kind::Socket,
+                    FileType::CharacterDevice => Kind::CharDevice { rdev: rdev() },
+                    FileType::BlockDevice => Kind::BlockDevice { rdev: rdev() },
+                    // `stat` gives no other kind on Linux.
+                    _ => return Err(Errno::INVAL),
+                };
+                (kind, read_xattrs(named)?, self.stat_again()?)
+            }
+        };
+        if !after.same_as(&before) {
+            return Ok(Observed::Unstable { sig: after });
+        }
+        let is_symlink = matches!(kind, Kind::Symlink { .. });
+        let entry = Entry {
+            kind,
+            mode: if is_symlink { 0o777 } else { after.mode & 0o7777 },
+            uid: after.uid,
+            gid: after.gid,
+            mtime: after.mtime,
+            xattrs,
+            link: None,
+        };
+        let racy = is_racy(&[after.mtime, after.ctime]);
+        Ok(Observed::Present {
+            entry,
+            sig: StatSig { racy, ..after },
+            content,
+        })
+    }
+
+    /// Opens the file for reading, without leaving a trace in its access time
+    /// where that is allowed. `NONBLOCK`, because a fifo may have taken the
+    /// file's place.
+    fn open(&self) -> io::Result<OwnedFd> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        match openat(self.dir, self.name, flags | OFlags::NOATIME, Mode::empty()) {
+            Err(Errno::PERM) => openat(self.dir, self.name, flags, Mode::empty()),
+            other => other,
+        }
+    }
+
+    fn stat_again(&self) -> io::Result<StatSig> {
+        let stat = statx_at(self.dir, self.name)?;
+        debug_assert!(!self.name.is_empty() || self.path.is_root());
+        Ok(sig_of(&stat))
+    }
+}
+
+/// The content as it is known, if `stat` shows that only attributes or the
+/// name have changed since.
+fn known_content(known: Option<(&Entry, &StatSig)>, now: &StatSig, reading: Reading) -> Option<Kind> {
+    let (entry, sig) = known?;
+    let (size, _) = entry.content()?;
+    (reading == Reading::IfChanged && !sig.racy && sig.same_content(now) && size == now.size)
+        .then(|| entry.kind.clone())
+}

@@ -1,0 +1,319 @@
+//! Real nodes on this machine: folders, keys, configurations and daemons.
+//!
+//! Everything lives in a fresh folder that goes when the value goes, unless the
+//! test fails: then it stays, and its place is printed with the logs.
+
+use std::fmt::Write as _;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// Runs `omirr` with these arguments to its end.
+pub fn omirr(args: &[&str]) -> Output {
+    Command::new(crate::binary()).args(args).output().expect("omirr can be started")
+}
+
+/// A port that was free a moment ago.
+pub fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("loopback has free ports").port()
+}
+
+/// Whether this process may use fanotify on a whole filesystem, as the daemon
+/// needs natively; says why `test` is skipped if not.
+pub fn may_mirror(test: &str) -> bool {
+    let root = rustix::process::geteuid().is_root();
+    if !root {
+        crate::skip(test, "mirroring with owners and fanotify needs root");
+    }
+    root
+}
+
+pub struct Node {
+    pub name: String,
+    pub folder: PathBuf,
+    pub share: PathBuf,
+    pub port: u16,
+    pub key: String,
+    /// `(name, address, key)`.
+    pub peers: Vec<(String, String, String)>,
+    /// Lines for the `[tracer]` table.
+    pub tracer: String,
+    /// Lines for the share's table.
+    pub share_options: String,
+    child: Option<Child>,
+}
+
+impl Node {
+    /// Makes folder and key of a node beneath `base`.
+    pub fn new(base: &Path, name: &str) -> Node {
+        let folder = base.join(name);
+        let share = folder.join("share");
+        std::fs::create_dir_all(&share).expect("the test's folder can be made");
+        let key_file = folder.join("node.key");
+        let made = omirr(&["key", "generate", key_file.to_str().expect("test paths are UTF-8")]);
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        let printed = String::from_utf8(made.stdout).expect("omirr prints UTF-8");
+        let key = printed.split_whitespace().last().expect("the key is the last word").to_owned();
+        Node {
+            name: name.to_owned(),
+            folder,
+            share,
+            port: free_port(),
+            key,
+            peers: Vec::new(),
+            tracer: String::new(),
+            share_options: String::new(),
+            child: None,
+        }
+    }
+
+    pub fn knows(&mut self, other: &Node) {
+        self.peers.push((other.name.clone(), format!("127.0.0.1:{}", other.port), other.key.clone()));
+    }
+
+    pub fn config(&self) -> PathBuf {
+        self.folder.join("omirr.toml")
+    }
+
+    pub fn state_dir(&self) -> PathBuf {
+        self.folder.join("state")
+    }
+
+    pub fn log(&self) -> PathBuf {
+        self.folder.join("log")
+    }
+
+    pub fn write_config(&self) {
+        let mut text = String::new();
+        let folder = self.folder.display();
+        let Node { name, port, tracer, .. } = self;
+        let _ = write!(
+            text,
+            "[node]\nname = {name:?}\nlisten = [\"127.0.0.1:{port}\"]\nkey = \"{folder}/node.key\"\nstate_dir = \"{folder}/state\"\n\n[tracer]\n{tracer}\n"
+        );
+        for (name, address, key) in &self.peers {
+            let _ = write!(text, "\n[peers.{name}]\naddress = {address:?}\nkey = {key:?}\n");
+        }
+        let _ = write!(text, "\n[shares.tree]\npath = {:?}\n{}\n", self.share, self.share_options);
+        std::fs::write(self.config(), text).expect("the configuration can be written");
+    }
+
+    /// Starts the daemon; its log goes to [`Node::log`].
+    pub fn start(&mut self) {
+        assert!(self.child.is_none(), "{} is running", self.name);
+        self.write_config();
+        let log = std::fs::File::options().create(true).append(true).open(self.log()).expect("the log can be opened");
+        let child = Command::new(crate::binary())
+            .args(["daemon", "-c"])
+            .arg(self.config())
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("a descriptor can be copied"))
+            .stderr(log)
+            .spawn()
+            .expect("omirr can be started");
+        self.child = Some(child);
+    }
+
+    pub fn pid(&self) -> i32 {
+        i32::try_from(self.child.as_ref().expect("the node runs").id()).expect("pids fit")
+    }
+
+    pub fn is_running(&mut self) -> bool {
+        self.child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)))
+    }
+
+    fn signal(&self, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_raw(self.pid()).expect("pids are positive");
+        rustix::process::kill_process(pid, signal).expect("the daemon can be signalled");
+    }
+
+    /// Ends the daemon as systemd would; it must end cleanly.
+    pub fn stop(&mut self) {
+        self.signal(rustix::process::Signal::TERM);
+        let mut child = self.child.take().expect("the node runs");
+        let deadline = Instant::now() + Duration::from_secs(30);
+        loop {
+            if let Some(status) = child.try_wait().expect("the daemon can be waited for") {
+                assert!(status.success(), "{} ended with {status}\n{}", self.name, self.log_tail());
+                return;
+            }
+            assert!(Instant::now() < deadline, "{} does not end\n{}", self.name, self.log_tail());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// `kill -9`.
+    pub fn kill(&mut self) {
+        self.signal(rustix::process::Signal::KILL);
+        let mut child = self.child.take().expect("the node runs");
+        child.wait().expect("the daemon can be waited for");
+    }
+
+    pub fn stop_reading(&self) {
+        self.signal(rustix::process::Signal::STOP);
+    }
+
+    pub fn go_on(&self) {
+        self.signal(rustix::process::Signal::CONT);
+    }
+
+    pub fn hang_up(&self) {
+        self.signal(rustix::process::Signal::HUP);
+    }
+
+    /// `omirr wait` on this node.
+    pub fn wait(&self, timeout: &str) -> Output {
+        omirr(&["wait", "-c", self.config().to_str().expect("test paths are UTF-8"), "--timeout", timeout])
+    }
+
+    /// Waits until the daemon answers and everything before has reached every peer.
+    pub fn settle(&mut self, timeout: Duration) {
+        let deadline = Instant::now() + timeout;
+        loop {
+            assert!(self.is_running(), "{} has ended\n{}", self.name, self.log_tail());
+            let left = deadline.saturating_duration_since(Instant::now());
+            let done = self.wait(&format!("{}ms", left.as_millis().max(1)));
+            if done.status.success() {
+                return;
+            }
+            let why = String::from_utf8_lossy(&done.stderr).into_owned();
+            assert!(
+                Instant::now() < deadline,
+                "{}: {why}\n{}\n{}",
+                self.name,
+                self.status_text(),
+                self.log_tail()
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    pub fn status(&self) -> Option<serde_json::Value> {
+        let out = omirr(&["status", "--json", "-c", self.config().to_str()?]);
+        out.status.success().then(|| serde_json::from_slice(&out.stdout).expect("status --json prints JSON"))
+    }
+
+    pub fn status_text(&self) -> String {
+        let out = omirr(&["status", "-c", self.config().to_str().expect("test paths are UTF-8")]);
+        format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr))
+    }
+
+    pub fn stats(&self) -> serde_json::Value {
+        let out = omirr(&["stats", "--json", "-c", self.config().to_str().expect("test paths are UTF-8")]);
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        serde_json::from_slice(&out.stdout).expect("stats --json prints JSON")
+    }
+
+    pub fn log_text(&self) -> String {
+        std::fs::read_to_string(self.log()).unwrap_or_default()
+    }
+
+    /// The last lines of the log, for messages.
+    pub fn log_tail(&self) -> String {
+        let text = self.log_text();
+        let lines: Vec<_> = text.lines().collect();
+        format!("--- log of {}:\n{}", self.name, lines[lines.len().saturating_sub(30)..].join("\n"))
+    }
+
+    /// Waits until the log has `text` in it.
+    pub fn wait_for_log(&self, text: &str, timeout: Duration) {
+        let deadline = Instant::now() + timeout;
+        while !self.log_text().contains(text) {
+            assert!(Instant::now() < deadline, "the log never says {text:?}\n{}", self.log_tail());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Resident memory of the daemon, bytes.
+    pub fn resident_bytes(&self) -> u64 {
+        let statm = std::fs::read_to_string(format!("/proc/{}/statm", self.pid())).expect("the daemon runs");
+        let pages: u64 = statm.split_whitespace().nth(1).and_then(|n| n.parse().ok()).expect("statm has two numbers");
+        pages * 4096
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            // Nothing more can be done about a process that does not die.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// Two nodes that know each other, not yet started.
+pub struct Pair {
+    pub one: Node,
+    pub two: Node,
+    base: Option<tempfile::TempDir>,
+}
+
+impl Pair {
+    /// In a fresh folder in `OMIRR_TEST_DIR`, else the system's folder for
+    /// temporary files.
+    pub fn new() -> Pair {
+        let base = match std::env::var_os("OMIRR_TEST_DIR") {
+            Some(folder) => tempfile::tempdir_in(folder),
+            None => tempfile::tempdir(),
+        }
+        .expect("a folder for the test can be made");
+        let mut one = Node::new(base.path(), "one");
+        let mut two = Node::new(base.path(), "two");
+        one.knows(&two);
+        two.knows(&one);
+        Pair { one, two, base: Some(base) }
+    }
+
+    pub fn start(&mut self) {
+        self.one.start();
+        self.two.start();
+    }
+
+    /// Waits until what both have changed is on both.
+    pub fn settle(&mut self, timeout: Duration) {
+        self.one.settle(timeout);
+        self.two.settle(timeout);
+        // What two sent one may have made one change something of its own.
+        self.one.settle(timeout);
+    }
+
+    /// Waits for both, then compares the trees by an independent walk.
+    pub fn settle_equal(&mut self, timeout: Duration) {
+        self.settle(timeout);
+        self.assert_equal();
+    }
+
+    pub fn assert_equal(&self) {
+        let walk = |node: &Node| crate::treewalk::walk(&node.share).expect("a share can be walked");
+        let differences = crate::treewalk::diff(&walk(&self.one), &walk(&self.two));
+        assert!(
+            differences.is_empty(),
+            "the trees differ:\n{}\n{}\n{}",
+            differences.join("\n"),
+            self.one.log_tail(),
+            self.two.log_tail()
+        );
+    }
+
+    pub fn base(&self) -> &Path {
+        self.base.as_ref().expect("the folder lives as long as the pair").path()
+    }
+}
+
+impl Default for Pair {
+    fn default() -> Pair {
+        Pair::new()
+    }
+}
+
+impl Drop for Pair {
+    fn drop(&mut self) {
+        if std::thread::panicking()
+            && let Some(base) = self.base.take()
+        {
+            println!("the nodes' folders stay in {}", base.keep().display());
+        }
+    }
+}
