@@ -16,6 +16,7 @@
 //! them may have been merged by the kernel into an earlier one, which named
 //! their former place.
 
+pub mod fallback;
 mod table;
 
 use std::collections::VecDeque;
@@ -40,7 +41,11 @@ pub enum Change {
         at_rest: bool,
     },
     /// Look at both paths; what was at the one is probably at the other.
-    Moved { from: RelPath, to: RelPath, is_dir: bool },
+    Moved {
+        from: RelPath,
+        to: RelPath,
+        is_dir: bool,
+    },
     /// Look at both paths; each holds what the other held.
     Exchanged { a: RelPath, b: RelPath },
     /// Look at this path; there is probably nothing.
@@ -84,11 +89,19 @@ pub struct ResolverStats {
 impl Resolver {
     /// A share of which only the root is known.
     pub fn new(root_ino: u64) -> Resolver {
-        Resolver { table: Table::new(root_ino), displaced: VecDeque::new(), stats: ResolverStats::default() }
+        Resolver {
+            table: Table::new(root_ino),
+            displaced: VecDeque::new(),
+            stats: ResolverStats::default(),
+        }
     }
 
     pub fn stats(&self) -> ResolverStats {
-        ResolverStats { directories: self.table.len() as u64, bytes: self.table.bytes() as u64, ..self.stats }
+        ResolverStats {
+            directories: self.table.len() as u64,
+            bytes: self.table.bytes() as u64,
+            ..self.stats
+        }
     }
 
     pub fn root_ino(&self) -> u64 {
@@ -98,7 +111,9 @@ impl Resolver {
     /// Notes that `ino` is the directory `name` in `parent_ino`. False if the
     /// parent is not known, or the name cannot be one.
     pub fn learn_dir(&mut self, ino: u64, parent_ino: u64, name: &[u8]) -> bool {
-        let Some(parent) = self.table.find(parent_ino) else { return false };
+        let Some(parent) = self.table.find(parent_ino) else {
+            return false;
+        };
         self.learn_in(ino, parent, name)
     }
 
@@ -107,10 +122,12 @@ impl Resolver {
             return false;
         }
         let slot = self.table.find(ino).unwrap_or_else(|| self.table.insert(ino));
-        slot != self.table.root() && {
-            self.place(slot, parent, name);
-            true
+        if slot == self.table.root() {
+            return false;
         }
+        self.place(slot, parent, name);
+        self.trim_displaced();
+        true
     }
 
     /// Forgets a directory and everything beneath it.
@@ -137,9 +154,16 @@ impl Resolver {
     /// Whether the event touches a directory of this share. Of several shares
     /// on one filesystem, an event concerns those that answer yes.
     pub fn knows(&self, event: &Event) -> bool {
-        let mut dirs = [&event.at, &event.to].into_iter().flatten().map(|dirent| dirent.dir);
-        dirs.any(|dir| self.path_of(dir).is_some())
-            || (event.is_dir && event.ino != 0 && self.path_of(event.ino).is_some())
+        let mut dirs = [&event.at, &event.to]
+            .into_iter()
+            .flatten()
+            .map(|dirent| dirent.dir);
+        let known = |ino| {
+            self.table
+                .find(ino)
+                .is_some_and(|slot| self.table.is_rooted(slot))
+        };
+        dirs.any(known) || (event.is_dir && event.ino != 0 && known(event.ino))
     }
 
     /// Takes the next event: says which paths changed, and moves its own
@@ -167,7 +191,8 @@ impl Resolver {
             | Op::Xattr
             | Op::Close => self.touch(event, &mut changes),
         }
-        if changes.iter().any(|change| matches!(change, Change::Unknown { .. })) {
+        self.trim_displaced();
+        if changes.iter().any(|change| matches!(change, Change::Unknown(_))) {
             self.stats.misses += 1;
         } else {
             self.stats.hits += 1;
@@ -194,9 +219,17 @@ impl Resolver {
     /// that made it; else only if there is none yet, since the place in an
     /// event may be older than what a scan saw.
     fn learn_from(&mut self, event: &Event) {
-        let Some(at) = event.at.as_ref().filter(|at| !at.name.is_empty()) else { return };
-        let Some(parent) = self.table.find(at.dir) else { return };
-        let is_new = event.ino != 0 && self.table.find(event.ino).is_none_or(|slot| self.table.is_detached(slot));
+        let Some(at) = event.at.as_ref().filter(|at| !at.name.is_empty()) else {
+            return;
+        };
+        let Some(parent) = self.table.find(at.dir) else {
+            return;
+        };
+        let is_new = event.ino != 0
+            && self
+                .table
+                .find(event.ino)
+                .is_none_or(|slot| self.table.is_detached(slot));
         let is_free = self.table.child(parent, &at.name).is_none();
         if event.op == Op::Mkdir || (is_new && is_free) {
             self.learn_in(event.ino, parent, &at.name);
@@ -228,7 +261,11 @@ impl Resolver {
 
     fn rename_file(&mut self, event: &Event, changes: &mut Vec<Change>) {
         match (self.entry(event.at.as_ref()), self.entry(event.to.as_ref())) {
-            (Some(from), Some(to)) => changes.push(Change::Moved { from, to, is_dir: false }),
+            (Some(from), Some(to)) => changes.push(Change::Moved {
+                from,
+                to,
+                is_dir: false,
+            }),
             (Some(path), None) => changes.push(Change::Gone { path }),
             (None, Some(path)) => changes.push(touched(event, path)),
             (None, None) => changes.push(unknown(event, event.to.as_ref().or(event.at.as_ref()))),
@@ -243,7 +280,9 @@ impl Resolver {
         };
         // Where it was believed to be, should that not be what the event says:
         // whoever listens believes the same, and must look there too.
-        let believed = slot.and_then(|slot| self.path(slot)).filter(|path| from.as_ref() != Some(path));
+        let believed = slot
+            .and_then(|slot| self.path(slot))
+            .filter(|path| from.as_ref() != Some(path));
         match (&event.to, to) {
             (Some(dirent), Some(to)) => {
                 if let Some(slot) = slot.or_else(|| (event.ino != 0).then(|| self.table.insert(event.ino)))
@@ -253,10 +292,18 @@ impl Resolver {
                 }
                 match (from, believed) {
                     (Some(from), believed) => {
-                        changes.push(Change::Moved { from, to, is_dir: true });
+                        changes.push(Change::Moved {
+                            from,
+                            to,
+                            is_dir: true,
+                        });
                         changes.extend(believed.map(|path| touched(event, path)));
                     }
-                    (None, Some(from)) if from != to => changes.push(Change::Moved { from, to, is_dir: true }),
+                    (None, Some(from)) if from != to => changes.push(Change::Moved {
+                        from,
+                        to,
+                        is_dir: true,
+                    }),
                     (None, _) => changes.push(touched(event, to)),
                 }
             }
@@ -319,6 +366,11 @@ impl Resolver {
                 self.table.remove(other);
             }
         }
+        if parent == slot {
+            // It cannot lie in itself: what is known of it is out of date.
+            self.displace(slot);
+            return;
+        }
         self.table.detach(slot);
         if self.table.is_within(parent, slot) {
             // The parent has left it before, and that is not known yet.
@@ -330,14 +382,18 @@ impl Resolver {
     /// Takes a directory out of its place, and keeps it for a while.
     fn displace(&mut self, slot: Slot) {
         self.table.detach(slot);
-        if self.displaced.len() >= DISPLACED_LIMIT
-            && let Some(oldest) = self.displaced.pop_front().and_then(|ino| self.table.find(ino))
-            && self.table.is_detached(oldest)
-            && oldest != slot
-        {
-            self.table.remove(oldest);
-        }
         self.displaced.push_back(self.table.ino(slot));
+    }
+
+    /// Forgets the directories that have been without a place the longest.
+    fn trim_displaced(&mut self) {
+        while self.displaced.len() > DISPLACED_LIMIT {
+            if let Some(oldest) = self.displaced.pop_front().and_then(|ino| self.table.find(ino))
+                && self.table.is_detached(oldest)
+            {
+                self.table.remove(oldest);
+            }
+        }
     }
 
     fn path(&self, slot: Slot) -> Option<RelPath> {
@@ -348,7 +404,11 @@ impl Resolver {
     fn entry(&self, dirent: Option<&Dirent>) -> Option<RelPath> {
         let dirent = dirent?;
         let dir = self.path_of(dirent.dir)?;
-        if dirent.name.is_empty() { Some(dir) } else { dir.join(&dirent.name).ok() }
+        if dirent.name.is_empty() {
+            Some(dir)
+        } else {
+            dir.join(&dirent.name).ok()
+        }
     }
 
     /// The directory that is known under a name.
@@ -359,7 +419,11 @@ impl Resolver {
 }
 
 fn touched(event: &Event, path: RelPath) -> Change {
-    Change::Touched { path, content: event.op.touches_content(), at_rest: event.op == Op::Close }
+    Change::Touched {
+        path,
+        content: event.op.touches_content(),
+        at_rest: event.op == Op::Close,
+    }
 }
 
 fn unknown(event: &Event, at: Option<&Dirent>) -> Change {
@@ -371,3 +435,5 @@ fn unknown(event: &Event, at: Option<&Dirent>) -> Change {
     })
 }
 
+#[cfg(test)]
+mod tests;

@@ -35,7 +35,10 @@ impl Name {
         }
         let mut bytes = [0; INLINE];
         bytes[..name.len()].copy_from_slice(name);
-        Name::Short { len: name.len() as u8, bytes }
+        Name::Short {
+            len: name.len() as u8,
+            bytes,
+        }
     }
 
     fn as_bytes(&self) -> &[u8] {
@@ -56,7 +59,10 @@ struct Node {
     name: Name,
 }
 
-const _: () = assert!(size_of::<Node>() == 48, "the bound of memory per directory rests on this");
+const _: () = assert!(
+    size_of::<Node>() == 48,
+    "the bound of memory per directory rests on this"
+);
 
 /// The directories of one share.
 pub(crate) struct Table {
@@ -100,7 +106,9 @@ impl Table {
 
     /// What the table takes in memory, without names that are long.
     pub(crate) fn bytes(&self) -> usize {
-        self.nodes.capacity() * size_of::<Node>() + self.by_ino.allocation_size() + self.by_name.allocation_size()
+        self.nodes.capacity() * size_of::<Node>()
+            + self.by_ino.allocation_size()
+            + self.by_name.allocation_size()
     }
 
     fn node(&self, slot: Slot) -> &Node {
@@ -112,7 +120,9 @@ impl Table {
     }
 
     pub(crate) fn find(&self, ino: u64) -> Option<Slot> {
-        self.by_ino.find(hash_ino(ino), |&slot| self.node(slot).ino == ino).copied()
+        self.by_ino
+            .find(hash_ino(ino), |&slot| self.node(slot).ino == ino)
+            .copied()
     }
 
     pub(crate) fn child(&self, parent: Slot, name: &[u8]) -> Option<Slot> {
@@ -153,6 +163,11 @@ impl Table {
         false
     }
 
+    /// Whether the root is reached by following parents.
+    pub(crate) fn is_rooted(&self, slot: Slot) -> bool {
+        self.is_within(slot, self.root)
+    }
+
     /// The names from the root to the node, joined by slashes; none if it or
     /// one above it is detached.
     pub(crate) fn path(&self, slot: Slot) -> Option<Vec<u8>> {
@@ -172,8 +187,14 @@ impl Table {
 
     /// Adds a detached node. The number must not be in the table yet.
     pub(crate) fn insert(&mut self, ino: u64) -> Slot {
-        let node =
-            Node { ino, parent: NONE, first_child: NONE, next: NONE, previous: NONE, name: Name::new(b"") };
+        let node = Node {
+            ino,
+            parent: NONE,
+            first_child: NONE,
+            next: NONE,
+            previous: NONE,
+            name: Name::new(b""),
+        };
         let slot = if self.free == NONE {
             self.nodes.push(node);
             (self.nodes.len() - 1) as Slot
@@ -184,7 +205,8 @@ impl Table {
             slot
         };
         let nodes = &self.nodes;
-        self.by_ino.insert_unique(hash_ino(ino), slot, |&slot| hash_ino(nodes[slot as usize].ino));
+        self.by_ino
+            .insert_unique(hash_ino(ino), slot, |&slot| hash_ino(nodes[slot as usize].ino));
         slot
     }
 
@@ -203,10 +225,11 @@ impl Table {
         node.previous = NONE;
         node.name = Name::new(name);
         let nodes = &self.nodes;
-        self.by_name.insert_unique(hash_name(parent, name), slot, |&slot| {
-            let node = &nodes[slot as usize];
-            hash_name(node.parent, node.name.as_bytes())
-        });
+        self.by_name
+            .insert_unique(hash_name(parent, name), slot, |&slot| {
+                let node = &nodes[slot as usize];
+                hash_name(node.parent, node.name.as_bytes())
+            });
     }
 
     /// Takes a node, with what is beneath it, out of its place.
@@ -278,8 +301,8 @@ mod tests {
         for n in 0..1_000_000u64 {
             let slot = table.insert(n + 10);
             table.attach(slot, parent, format!("node_modules{n}").as_bytes());
-            if n % 100 == 0 {
-                parent = slot;
+            if n % 1000 == 0 {
+                parent = if n % 10_000 == 0 { table.root() } else { slot };
             }
         }
         let each = table.bytes() / table.len();
@@ -293,7 +316,10 @@ mod tests {
         let (a, b) = (table.insert(2), table.insert(3));
         table.attach(a, table.root(), b"a");
         table.attach(b, a, b"a name of more than twenty-two bytes");
-        assert_eq!(table.path(b).as_deref(), Some(&b"a/a name of more than twenty-two bytes"[..]));
+        assert_eq!(
+            table.path(b).as_deref(),
+            Some(&b"a/a name of more than twenty-two bytes"[..])
+        );
         table.remove(a);
         assert_eq!((table.len(), table.find(2), table.find(3)), (1, None, None));
         assert_eq!(table.child(table.root(), b"a"), None);

@@ -63,16 +63,12 @@ fn tick(shared: &Shared, interval: Duration, mut sink: Sink) {
     let mut next = Instant::now() + interval;
     let mut state = shared.state.lock();
     while !state.stop {
-        if state.asked == state.answered && !shared.changed.wait_until(&mut state, next).timed_out()
-        {
+        if state.asked == state.answered && !shared.changed.wait_until(&mut state, next).timed_out() {
             continue;
         }
         let asked = state.asked;
         drop(state);
-        sink(vec![Signal::Lost {
-            dev: None,
-            count: 0,
-        }]);
+        sink(vec![Signal::Lost { dev: None, count: 0 }]);
         next = Instant::now() + interval;
         state = shared.state.lock();
         state.answered = asked;
@@ -101,13 +97,7 @@ impl Source for ScanSource {
         let ticket = state.asked;
         self.shared.changed.notify_all();
         while state.answered < ticket {
-            if self
-                .shared
-                .changed
-                .wait_until(&mut state, deadline)
-                .timed_out()
-                && state.answered < ticket
-            {
+            if self.shared.changed.wait_until(&mut state, deadline).timed_out() && state.answered < ticket {
                 anyhow::bail!("the scan did not begin within {timeout:?}");
             }
         }
@@ -137,25 +127,17 @@ mod tests {
     fn ticks_by_itself_and_at_once_for_a_barrier() {
         let (tell, told) = mpsc::channel();
         let sink: Sink = Box::new(move |batch| tell.send(batch).expect("the test listens"));
-        let source =
-            ScanSource::open(Duration::from_millis(20), "test".into(), sink).expect("a thread");
+        let source = ScanSource::open(Duration::from_millis(20), "test".into(), sink).expect("a thread");
         for _ in 0..2 {
             let batch = told.recv_timeout(Duration::from_secs(10)).expect("a tick");
-            assert_eq!(
-                batch,
-                vec![Signal::Lost {
-                    dev: None,
-                    count: 0
-                }]
-            );
+            assert_eq!(batch, vec![Signal::Lost { dev: None, count: 0 }]);
         }
         drop(source);
         assert!(told.recv_timeout(Duration::from_secs(10)).is_ok() || told.recv().is_err());
 
         let (tell, told) = mpsc::channel();
         let sink: Sink = Box::new(move |batch| tell.send(batch).expect("the test listens"));
-        let source =
-            ScanSource::open(Duration::from_secs(3600), "test".into(), sink).expect("a thread");
+        let source = ScanSource::open(Duration::from_secs(3600), "test".into(), sink).expect("a thread");
         source.barrier(Duration::from_secs(10)).expect("a barrier");
         assert!(
             told.try_recv().is_ok(),

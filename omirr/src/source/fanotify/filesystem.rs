@@ -59,8 +59,7 @@ impl Filesystem {
             source,
         };
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let mount = rustix::fs::open(&watch.path, flags, Mode::empty())
-            .map_err(|e| cannot_open(e.into()))?;
+        let mount = rustix::fs::open(&watch.path, flags, Mode::empty()).map_err(|e| cannot_open(e.into()))?;
         let fsid = fsid_of(&fstatvfs(&mount).map_err(|e| cannot_open(e.into()))?);
         let no_handles = |source: io::Error| FanotifyError::Handles {
             path: watch.path.clone(),
@@ -71,8 +70,7 @@ impl Filesystem {
         if layout.is_none() {
             // Without a number in the handle each one must be opened: find out
             // now whether that works, not with the first change.
-            sys::open_handle(mount.as_fd(), handle.as_ref(), libc::O_DIRECTORY)
-                .map_err(no_handles)?;
+            sys::open_handle(mount.as_fd(), handle.as_ref(), libc::O_DIRECTORY).map_err(no_handles)?;
         }
         let mut numbers = Numbers::new(layout);
         let subvolume = numbers.of(handle.as_ref(), || Some(watch.ino)).subvolume;
@@ -130,13 +128,9 @@ impl Filesystem {
         if self.roots.contains(&ino) {
             return Some(Place::Inside);
         }
-        self.known.get(&ino).map(|&inside| {
-            if inside {
-                Place::Inside
-            } else {
-                Place::Outside
-            }
-        })
+        self.known
+            .get(&ino)
+            .map(|&inside| if inside { Place::Inside } else { Place::Outside })
     }
 
     /// Follows `..` from `dir` until a directory whose place is known, and
@@ -200,8 +194,7 @@ impl Filesystem {
     pub(crate) fn subdirectory(&self, dir: HandleRef<'_>, name: &[u8]) -> Option<u64> {
         let dir = sys::open_handle(self.mount.as_fd(), dir, libc::O_DIRECTORY).ok()?;
         let stat = statat(&dir, name, AtFlags::SYMLINK_NOFOLLOW).ok()?;
-        (stat.st_mode & libc::S_IFMT == libc::S_IFDIR && stat.st_dev == self.dev)
-            .then_some(stat.st_ino)
+        (stat.st_mode & libc::S_IFMT == libc::S_IFDIR && stat.st_dev == self.dev).then_some(stat.st_ino)
     }
 
     /// Where the inode behind `handle` is now, and none if it is gone.
@@ -234,9 +227,7 @@ impl Filesystem {
     fn parent_and_name(&self, fd: &OwnedFd) -> Option<(OwnedFd, Box<[u8]>)> {
         use std::os::fd::AsRawFd;
         let link = format!("/proc/self/fd/{}", fd.as_raw_fd());
-        let path = readlinkat(rustix::fs::CWD, link, Vec::new())
-            .ok()?
-            .into_bytes();
+        let path = readlinkat(rustix::fs::CWD, link, Vec::new()).ok()?.into_bytes();
         let slash = path.iter().rposition(|&byte| byte == b'/')?;
         let name = &path[slash + 1..];
         // A path of "/" is how the kernel writes that it knows no name.
@@ -245,10 +236,7 @@ impl Filesystem {
         }
         let parent: &[u8] = if slash == 0 { b"/" } else { &path[..slash] };
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        Some((
-            rustix::fs::open(parent, flags, Mode::empty()).ok()?,
-            name.into(),
-        ))
+        Some((rustix::fs::open(parent, flags, Mode::empty()).ok()?, name.into()))
     }
 }
 

@@ -122,12 +122,7 @@ impl Layout {
     /// handle of the same filesystem.
     ///
     /// ext4 and btrfs take a generation of zero for any.
-    pub(crate) fn encode_any_generation(
-        self,
-        ino: u64,
-        sample: Id,
-        is_ext4: bool,
-    ) -> Option<Handle> {
+    pub(crate) fn encode_any_generation(self, ino: u64, sample: Id, is_ext4: bool) -> Option<Handle> {
         match self {
             Layout::Ino32 if is_ext4 => {
                 let mut bytes = [0; 8];
@@ -214,10 +209,7 @@ impl Numbers {
                 ino
             }
         };
-        Id {
-            ino,
-            ..Id::default()
-        }
+        Id { ino, ..Id::default() }
     }
 }
 
@@ -259,10 +251,7 @@ mod tests {
         let handle = Handle::new(0xf8, b"whatever a filesystem puts here");
         let first = numbers.of(handle.as_ref(), || None);
         assert!(first.ino & MADE_UP != 0);
-        assert_eq!(
-            numbers.of(handle.as_ref(), || panic!("it is remembered")),
-            first
-        );
+        assert_eq!(numbers.of(handle.as_ref(), || panic!("it is remembered")), first);
         let living = Handle::new(0xf8, b"another");
         assert_eq!(numbers.of(living.as_ref(), || Some(7)).ino, 7);
     }

@@ -98,9 +98,7 @@ fn init_remedy(error: &io::Error) -> &'static str {
     match error.raw_os_error() {
         Some(libc::EPERM) => "run omirr as root or with CAP_SYS_ADMIN and CAP_DAC_READ_SEARCH",
         Some(libc::ENOSYS) => "this kernel is built without fanotify",
-        Some(libc::EMFILE) => {
-            "this user has too many event groups open, raise fs.fanotify.max_user_groups"
-        }
+        Some(libc::EMFILE) => "this user has too many event groups open, raise fs.fanotify.max_user_groups",
         Some(libc::EINVAL) => "this kernel cannot report names; Linux 5.9 or newer can",
         _ => "run `omirr doctor` for what this host allows",
     }
@@ -120,6 +118,7 @@ fn mark_remedy(error: &io::Error) -> &'static str {
 /// Watches until it is dropped.
 pub struct FanotifySource {
     about: About,
+    format: Format,
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
 }
@@ -171,8 +170,7 @@ impl FanotifySource {
         watches: &[Watch],
         filter: Filter,
     ) -> Result<(OwnedFd, Translator), FanotifyError> {
-        let group =
-            sys::init(format.init_flags()).map_err(|source| FanotifyError::Init { source })?;
+        let group = sys::init(format.init_flags()).map_err(|source| FanotifyError::Init { source })?;
         let mut filesystems: Vec<Filesystem> = Vec::new();
         for watch in watches {
             if let Some(fs) = filesystems.iter_mut().find(|fs| fs.dev == watch.dev) {
@@ -180,12 +178,12 @@ impl FanotifySource {
                 continue;
             }
             let fs = Filesystem::open(watch)?;
-            sys::mark_filesystem(group.as_fd(), format.mask(), fs.root().as_fd()).map_err(
-                |source| FanotifyError::Mark {
+            sys::mark_filesystem(group.as_fd(), format.mask(), fs.root().as_fd()).map_err(|source| {
+                FanotifyError::Mark {
                     path: watch.path.clone(),
                     source,
-                },
-            )?;
+                }
+            })?;
             filesystems.push(fs);
         }
         Ok((group, Translator::new(filesystems, format, filter)))
@@ -215,23 +213,28 @@ impl FanotifySource {
             .name("omirr-fanotify".into())
             .spawn(move || reader.run())
             .map_err(FanotifyError::Thread)?;
-        let reason = match format {
-            Format::Rename => "fanotify works here",
-            Format::MovedFromTo => {
-                "fanotify works here, although this kernel does not say which inode was renamed (Linux 5.17 and newer do)"
-            }
-        };
         let about = About {
             kind: "fanotify",
             attach: None,
             transport: None,
-            reason: reason.into(),
+            reason: String::new(),
         };
         Ok(FanotifySource {
             about,
+            format,
             shared,
             thread: Some(thread),
         })
+    }
+
+    /// What this kernel's fanotify lacks, to be added to a reason.
+    pub(crate) fn limitation(&self) -> &'static str {
+        match self.format {
+            Format::Rename => "",
+            Format::MovedFromTo => {
+                " (without the inodes of renamed directories, which Linux 5.17 and newer tell)"
+            }
+        }
     }
 
     /// Says why this source was taken, in the words of who took it.
@@ -263,13 +266,7 @@ impl Source for FanotifySource {
         let ticket = state.asked;
         self.shared.wake_up();
         while state.answered < ticket {
-            if self
-                .shared
-                .answered
-                .wait_until(&mut state, deadline)
-                .timed_out()
-                && state.answered < ticket
-            {
+            if self.shared.answered.wait_until(&mut state, deadline).timed_out() && state.answered < ticket {
                 anyhow::bail!("fanotify's queue was not empty within {timeout:?}");
             }
         }
@@ -360,10 +357,7 @@ impl Reader {
                 Err(Errno::AGAIN) => break,
                 Err(error) => {
                     tracing::error!(%error, "reading fanotify's events");
-                    (self.sink)(vec![Signal::Lost {
-                        dev: None,
-                        count: 0,
-                    }]);
+                    (self.sink)(vec![Signal::Lost { dev: None, count: 0 }]);
                     std::thread::sleep(RETRY);
                     break;
                 }
@@ -372,10 +366,7 @@ impl Reader {
             let mut signals = Vec::new();
             if let Err(error) = self.translator.take(&buffer[..len], &mut signals) {
                 tracing::error!(%error, "reading fanotify's events");
-                signals.push(Signal::Lost {
-                    dev: None,
-                    count: 0,
-                });
+                signals.push(Signal::Lost { dev: None, count: 0 });
             }
             self.deliver(signals);
             if self.shared.state.lock().stop {

@@ -22,23 +22,11 @@ pub(crate) fn init(flags: u32) -> io::Result<OwnedFd> {
 }
 
 /// Adds `mask` for the whole filesystem on which `on` lies.
-pub(crate) fn mark_filesystem(
-    group: BorrowedFd<'_>,
-    mask: u64,
-    on: BorrowedFd<'_>,
-) -> io::Result<()> {
+pub(crate) fn mark_filesystem(group: BorrowedFd<'_>, mask: u64, on: BorrowedFd<'_>) -> io::Result<()> {
     let flags = libc::FAN_MARK_ADD | libc::FAN_MARK_FILESYSTEM;
     // SAFETY: both descriptors are open for the call; a null path means `on`
     // itself.
-    let rc = unsafe {
-        libc::fanotify_mark(
-            group.as_raw_fd(),
-            flags,
-            mask,
-            on.as_raw_fd(),
-            std::ptr::null(),
-        )
-    };
+    let rc = unsafe { libc::fanotify_mark(group.as_raw_fd(), flags, mask, on.as_raw_fd(), std::ptr::null()) };
     if rc < 0 {
         Err(io::Error::last_os_error())
     } else {
@@ -85,11 +73,7 @@ pub(crate) fn handle_of(fd: BorrowedFd<'_>) -> io::Result<Handle> {
 
 /// Opens what `handle` names, on the mount where `mount` lies, without the
 /// right to read it (`O_PATH`).
-pub(crate) fn open_handle(
-    mount: BorrowedFd<'_>,
-    handle: HandleRef<'_>,
-    flags: i32,
-) -> io::Result<OwnedFd> {
+pub(crate) fn open_handle(mount: BorrowedFd<'_>, handle: HandleRef<'_>, flags: i32) -> io::Result<OwnedFd> {
     let mut raw = RawHandle {
         len: handle.bytes.len() as u32,
         kind: handle.kind,

@@ -49,12 +49,7 @@ fn start(root: &Path, format: Format, own_pid: Option<u32>) -> Option<Running> {
 }
 
 /// The same with a sink that waits while somebody holds `gate`.
-fn start_gated(
-    root: &Path,
-    format: Format,
-    own_pid: Option<u32>,
-    gate: Arc<Mutex<()>>,
-) -> Option<Running> {
+fn start_gated(root: &Path, format: Format, own_pid: Option<u32>, gate: Arc<Mutex<()>>) -> Option<Running> {
     let (tell, events) = channel();
     let waiting = Arc::new(AtomicU64::new(0));
     let counter = Arc::clone(&waiting);
@@ -85,24 +80,18 @@ fn start_gated(
 
 /// A fresh folder on each filesystem that is tested.
 fn folders() -> Vec<tempfile::TempDir> {
-    [
-        concat!(env!("CARGO_MANIFEST_DIR"), "/../target"),
-        "/dev/shm",
-    ]
-    .into_iter()
-    .filter_map(|base| {
-        match tempfile::Builder::new()
-            .prefix("omirr-fan-")
-            .tempdir_in(base)
-        {
-            Ok(dir) => Some(dir),
-            Err(error) => {
-                println!("skipped {base}: {error}");
-                None
-            }
-        }
-    })
-    .collect()
+    [concat!(env!("CARGO_MANIFEST_DIR"), "/../target"), "/dev/shm"]
+        .into_iter()
+        .filter_map(
+            |base| match tempfile::Builder::new().prefix("omirr-fan-").tempdir_in(base) {
+                Ok(dir) => Some(dir),
+                Err(error) => {
+                    println!("skipped {base}: {error}");
+                    None
+                }
+            },
+        )
+        .collect()
 }
 
 fn ino(path: &Path) -> u64 {
@@ -146,8 +135,7 @@ fn names_directory_name_and_inode_of_each_change() {
         });
         let file = ino(&dir.join("file"));
         step(&running, &mut all, || {
-            fs::set_permissions(&dir, std::os::unix::fs::PermissionsExt::from_mode(0o700))
-                .expect("chmod");
+            fs::set_permissions(&dir, std::os::unix::fs::PermissionsExt::from_mode(0o700)).expect("chmod");
         });
         step(&running, &mut all, || {
             fs::rename(dir.join("file"), root.join("moved")).expect("rename")
@@ -162,10 +150,7 @@ fn names_directory_name_and_inode_of_each_change() {
             [Op::Create, Op::Write, Op::Close, Op::Rename]
         );
         assert_eq!(ops(&all, &dirent(root, "moved")), [Op::Unlink]);
-        let rename = all
-            .iter()
-            .find(|event| event.op == Op::Rename)
-            .expect("a rename");
+        let rename = all.iter().find(|event| event.op == Op::Rename).expect("a rename");
         assert_eq!(
             (rename.to.clone(), rename.ino, rename.is_dir),
             (dirent(root, "moved"), file, false)
@@ -260,10 +245,7 @@ fn renames_that_the_kernel_merged_still_end_at_the_right_name() {
         fs::rename(&a, &b).expect("rename");
         drop(closed);
         let events = running.events();
-        let renames: Vec<_> = events
-            .iter()
-            .filter(|event| event.op == Op::Rename)
-            .collect();
+        let renames: Vec<_> = events.iter().filter(|event| event.op == Op::Rename).collect();
         // Seven renames came as two records; the third event corrects them.
         assert_eq!(renames.len(), 3, "{events:?}");
         assert!(renames.iter().all(|event| event.ino == dir && event.is_dir));
@@ -301,10 +283,7 @@ fn an_exchange_is_one_event() {
             (exchange.ino, &exchange.at, &exchange.to),
             (a, &dirent(root, "a"), &dirent(root, "b"))
         );
-        assert!(
-            events.len() == 2 || exchange.op == Op::Exchange,
-            "{events:?}"
-        );
+        assert!(events.len() == 2 || exchange.op == Op::Exchange, "{events:?}");
     }
 }
 
@@ -355,10 +334,7 @@ fn the_older_format_tells_the_same_story() {
         let renames: Vec<_> = all.iter().filter(|event| event.op == Op::Rename).collect();
         assert_eq!(renames.len(), 2, "{all:?}");
         assert_eq!((renames[0].ino, &renames[0].to), (dir, &dirent(root, "b")));
-        assert_eq!(
-            (&renames[0].at, renames[0].is_dir),
-            (&dirent(root, "a"), true)
-        );
+        assert_eq!((&renames[0].at, renames[0].is_dir), (&dirent(root, "a"), true));
         assert_eq!(
             (&renames[1].to, renames[1].is_dir),
             (&dirent(root, "file"), false)

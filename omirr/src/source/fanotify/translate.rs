@@ -83,11 +83,7 @@ impl Translator {
     }
 
     /// Takes what one read gave.
-    pub(crate) fn take(
-        &mut self,
-        mut buffer: &[u8],
-        out: &mut Vec<Signal>,
-    ) -> Result<(), RecordError> {
+    pub(crate) fn take(&mut self, mut buffer: &[u8], out: &mut Vec<Signal>) -> Result<(), RecordError> {
         while let Some(record) = record::next(&mut buffer)? {
             self.take_record(&record, out);
         }
@@ -109,15 +105,11 @@ impl Translator {
     fn take_record(&mut self, record: &Record<'_>, out: &mut Vec<Signal>) {
         if record.has(libc::FAN_Q_OVERFLOW) {
             self.overflows += 1;
-            out.push(Signal::Lost {
-                dev: None,
-                count: 0,
-            });
+            out.push(Signal::Lost { dev: None, count: 0 });
             return;
         }
         let is_dir = record.has(libc::FAN_ONDIR);
-        let own =
-            u32::try_from(record.pid).ok() == self.filter.own_pid && self.filter.own_pid.is_some();
+        let own = u32::try_from(record.pid).ok() == self.filter.own_pid && self.filter.own_pid.is_some();
         // What one's own process does to directories still moves the borders.
         if own && !is_dir {
             return;
@@ -132,9 +124,7 @@ impl Translator {
                 self.rename(fs, record, at, &mut told)
             }
             (Some(at), Format::Rename) => self.at_name(fs, record, at, &mut told),
-            (Some(at), Format::MovedFromTo) => {
-                self.at_name_without_target(fs, record, at, &mut told)
-            }
+            (Some(at), Format::MovedFromTo) => self.at_name_without_target(fs, record, at, &mut told),
         }
         let half_of_rename = record.mask & !libc::FAN_ONDIR == libc::FAN_MOVED_FROM;
         if self.half.is_some() && !told.is_empty() {
@@ -161,11 +151,7 @@ impl Translator {
         let id = fs.id_of(entry.dir);
         let place = fs.place_of(id, entry.dir);
         // The kernel calls the directory itself ".".
-        let name = if entry.name == b"." {
-            &b""[..]
-        } else {
-            entry.name
-        };
+        let name = if entry.name == b"." { &b""[..] } else { entry.name };
         End {
             dirent: Dirent {
                 dir: id.ino,
@@ -186,14 +172,7 @@ impl Translator {
         }
     }
 
-    fn event(
-        &mut self,
-        fs: usize,
-        record: &Record<'_>,
-        op: Op,
-        id: Id,
-        at: Option<Dirent>,
-    ) -> Event {
+    fn event(&mut self, fs: usize, record: &Record<'_>, op: Op, id: Id, at: Option<Dirent>) -> Event {
         let pid = u32::try_from(record.pid).unwrap_or_default();
         let who = match self.filter.detail {
             Detail::Full if pid != 0 => self.who.of(pid),
@@ -287,14 +266,7 @@ impl Translator {
         fs.remember(ino, to);
     }
 
-    fn note_moved(
-        &mut self,
-        fs: usize,
-        ino: u64,
-        target: HandleRef<'_>,
-        pid: i32,
-        to: Option<Dirent>,
-    ) {
+    fn note_moved(&mut self, fs: usize, ino: u64, target: HandleRef<'_>, pid: i32, to: Option<Dirent>) {
         let pid = u32::try_from(pid).unwrap_or_default();
         let moved = self.moved.entry((fs, ino)).or_insert_with(|| Moved {
             times: 0,
@@ -327,16 +299,7 @@ impl Translator {
                 pid: moved.pid as i32,
                 ..Record::default()
             };
-            let mut event = self.event(
-                fs,
-                &record,
-                Op::Rename,
-                Id {
-                    ino,
-                    ..Id::default()
-                },
-                moved.last,
-            );
+            let mut event = self.event(fs, &record, Op::Rename, Id { ino, ..Id::default() }, moved.last);
             event.to = now;
             out.push(Signal::Event(event));
         }
@@ -392,10 +355,7 @@ impl Translator {
         if is_dir && record.has(ENTRY) {
             let filesystem = &mut self.filesystems[fs];
             if let Some(ino) = filesystem.subdirectory(at.dir, at.name) {
-                id = Id {
-                    ino,
-                    ..Id::default()
-                };
+                id = Id { ino, ..Id::default() };
                 // A rename's two halves may have different parents: whether it
                 // crossed a border is only seen from what was known.
                 if filesystem
@@ -408,9 +368,7 @@ impl Translator {
                 if record.has(libc::FAN_CREATE | libc::FAN_MOVED_TO) {
                     bits &= !(libc::FAN_DELETE | libc::FAN_MOVED_FROM);
                 }
-            } else if record.has(libc::FAN_MOVED_FROM | libc::FAN_DELETE)
-                && end.place != Place::Outside
-            {
+            } else if record.has(libc::FAN_MOVED_FROM | libc::FAN_DELETE) && end.place != Place::Outside {
                 filesystem.forget_all();
             }
         }
@@ -426,13 +384,7 @@ impl Translator {
             let leaves = bit == libc::FAN_MOVED_FROM;
             let arrives = bit == libc::FAN_MOVED_TO;
             let id = if leaves { Id::default() } else { id };
-            let mut event = self.event(
-                fs,
-                record,
-                op,
-                id,
-                if arrives { None } else { dirent.clone() },
-            );
+            let mut event = self.event(fs, record, op, id, if arrives { None } else { dirent.clone() });
             if arrives {
                 event.to = dirent;
             }
@@ -462,8 +414,7 @@ impl Translator {
 /// Makes one event of the two renames as which fanotify reports an exchange.
 /// A pair that two reads tore apart stays two renames, which come to the same.
 fn join_exchanges(signals: &mut Vec<Signal>) {
-    let is_rename =
-        |event: &Event| event.op == Op::Rename && event.at.is_some() && event.to.is_some();
+    let is_rename = |event: &Event| event.op == Op::Rename && event.at.is_some() && event.to.is_some();
     signals.dedup_by(|second, first| {
         let (Signal::Event(first), Signal::Event(second)) = (first, second) else {
             return false;

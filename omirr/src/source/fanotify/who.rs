@@ -77,8 +77,7 @@ mod tests {
 
     #[test]
     fn reads_name_and_user_of_a_process() {
-        let identity =
-            parse(b"Name:\tgit-remote-https\nUmask:\t0022\nUid:\t33\t33\t33\t33\n").expect("both");
+        let identity = parse(b"Name:\tgit-remote-https\nUmask:\t0022\nUid:\t33\t33\t33\t33\n").expect("both");
         assert_eq!(identity.uid, 33);
         assert_eq!(&identity.comm, b"git-remote-http\0");
         assert_eq!(parse(b"Name:\tx\n"), None);
