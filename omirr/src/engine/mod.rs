@@ -30,7 +30,7 @@ pub use clock::{Author, Clock, Reserve};
 pub use closure::observe_also;
 pub use conflict::conflict_path;
 pub use decide::{Arrived, Context, Observed, decide_local, decide_remote};
-pub use links::link_group;
+pub use links::{Name, link_group};
 pub use merge::{Loser, Policy, Verdict, precedence, remote_row};
 pub use outgoing::{Outbound, Outgoing, Sequence, goes_inline};
 pub use plan::{Content, Install, Step, plan};

@@ -400,8 +400,12 @@ impl<'a, R: Rows> Planner<'a, R> {
         if !alike || !same_attributes || !free {
             return Ok(None);
         }
-        // The other names must end up linked with `path`, too.
+        // The other names must end up linked with `path`, too; and renaming one
+        // name of an inode onto another does nothing.
         for other in self.sharing(from)? {
+            if other == *path {
+                return Ok(None);
+            }
             let stays = match self.after.get(&other) {
                 Some(row) => row.live(),
                 None => Some(base),
