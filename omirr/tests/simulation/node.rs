@@ -305,7 +305,8 @@ impl Node {
             return;
         }
         let key = (peer, want.path);
-        let asked = |sent: &Sent| sent.row.entry.content().is_some_and(|content| content.1 == want.hash);
+        let content = |sent: &Sent| sent.row.live().and_then(Entry::content);
+        let asked = |sent: &Sent| content(sent).is_some_and(|content| content.1 == want.hash);
         if self.pending.get(&key).is_some_and(asked) {
             self.pending.remove(&key);
         }
@@ -495,10 +496,10 @@ impl Applier {
                 same && disk.set(path, entry).is_ok()
             }
         };
-        if done {
-            self.note(disk, step.path());
-        } else {
+        if !done {
             self.failed.insert(step.path().clone());
+        } else if !matches!(step, Step::Stage { .. }) {
+            self.note(disk, step.path());
         }
         done
     }

@@ -394,6 +394,7 @@ impl World {
             self.start(at);
             self.rescan(at);
         }
+        let mut quiet = 0;
         for round in 0..ROUNDS {
             self.users.now_ns += 1_000_000_000;
             let mut moved = false;
@@ -426,7 +427,9 @@ impl World {
                 }
             }
             self.drain_logs();
-            if !moved {
+            // What a round's end leaves, the next but one sends.
+            quiet = if moved { 0 } else { quiet + 1 };
+            if quiet == 3 {
                 self.trace.push(format!("--- quiet after {round} rounds"));
                 return Ok(());
             }
