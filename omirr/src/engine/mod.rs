@@ -22,6 +22,7 @@ mod links;
 mod merge;
 mod outgoing;
 mod plan;
+mod progress;
 mod recover;
 mod rows;
 
@@ -34,5 +35,6 @@ pub use links::{Name, link_group};
 pub use merge::{Loser, Policy, Verdict, precedence, remote_row};
 pub use outgoing::{Outbound, Outgoing, Sequence, goes_inline};
 pub use plan::{Content, Install, Step, plan};
+pub use progress::Progress;
 pub use recover::{Found, recover};
 pub use rows::{Decided, Rows, Work};

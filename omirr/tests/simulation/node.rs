@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use omirr::engine::{
-    Arrived, Author, Content, Context, Decided, Found, Install, Name, Observed, Outgoing, Policy, Rows, Seen,
+    Arrived, Author, Content, Context, Decided, Found, Install, Name, Observed, Outgoing, Policy, Progress, Rows, Seen,
     Step, Work, decide_local, decide_remote, goes_inline, link_group, observe_also, plan, recover,
 };
 use omirr::model::{Entry, Hash, LinkGroup, Record, RelPath, ReplicaId, Row, StatSig, Time};
@@ -336,9 +336,9 @@ impl Node {
             let context = Context { now_ms: self.disk.clock.millis(), policy: self.policy, names: &names };
             let arrived = arrived.collect();
             let decided = sure(decide_remote(&self.index, arrived, peer, &mut self.author, &context));
-            let failed = self.carry_out(peer, &sent, &decided, between)?;
+            let progress = self.carry_out(peer, &sent, &decided, between)?;
             for sent in sent {
-                if !failed.contains(&sent.path) {
+                if progress.is_done(&sent.path) {
                     self.pending.remove(&(peer, sent.path));
                 }
             }
@@ -352,15 +352,14 @@ impl Node {
         Ok(())
     }
 
-    /// Brings disk and index to the decided rows; returns the paths at which
-    /// that did not work.
+    /// Brings disk and index to the decided rows, as far as that works.
     fn carry_out(
         &mut self,
         peer: u32,
         sent: &[Sent],
         decided: &[Decided],
         between: Between<'_>,
-    ) -> Result<BTreeSet<RelPath>, Crashed> {
+    ) -> Result<Progress, Crashed> {
         let steps = sure(plan(&self.index, decided));
         for one in decided {
             let note = format!("decided {:?} via {:?}: {:?}", shown(&one.path, &one.row), one.via, one.work);
@@ -381,11 +380,11 @@ impl Node {
         if !self.index.intents.is_empty() {
             self.commit();
         }
+        let mut progress = sure(Progress::new(&self.index, decided));
         let inline = sent.iter().filter(|sent| sent.inline).filter_map(|sent| sent.row.entry.content());
         let mut applier = Applier {
             content: inline.map(|content| content.1).chain(self.fetched.iter().copied()).collect(),
             expected: HashMap::new(),
-            failed: BTreeSet::new(),
             wants: Vec::new(),
         };
         for step in &steps {
@@ -394,9 +393,13 @@ impl Node {
                 Event::Changed(paths) => self.dirty.extend(paths),
                 Event::Crash => return Err(Crashed),
             }
+            if !progress.admits(step) {
+                continue;
+            }
             let done = applier.step(&mut self.disk, &self.index, step);
             self.log.push(format!("{} {step:?}", if done { "done" } else { "FAIL" }));
             if !done {
+                progress.fail(step);
                 self.dirty.insert(step.path().clone());
                 self.dirty.extend(self.disk.beneath(step.path()));
             }
@@ -406,11 +409,11 @@ impl Node {
             self.wants.push((peer, want));
         }
         for one in decided {
-            if !applier.failed.contains(&one.path) {
+            if progress.is_done(&one.path) {
                 self.put(&one.path, one.seq, one.row.clone(), one.via, one.moved_from.clone());
             }
         }
-        Ok(applier.failed)
+        Ok(progress)
     }
 
     fn put(&mut self, path: &RelPath, seq: u64, row: Row, via: Option<u32>, moved_from: Option<RelPath>) {
@@ -452,21 +455,11 @@ struct Applier {
     content: HashSet<Hash>,
     /// Inode and entry at paths that steps have changed.
     expected: HashMap<RelPath, Option<(u64, Entry)>>,
-    failed: BTreeSet<RelPath>,
     wants: Vec<Want>,
 }
 
 impl Applier {
     fn step(&mut self, disk: &mut Disk, index: &Index, step: &Step) -> bool {
-        if self.failed.contains(step.path()) {
-            if let Step::Aside { to, .. } = step {
-                self.failed.insert(to.clone());
-            }
-            if let Step::Install { how: Install::Moved { from }, .. } = step {
-                self.failed.insert(from.clone());
-            }
-            return true;
-        }
         let done = match step {
             Step::Stage { path, entry, content } => self.stage(disk, path, entry, content),
             Step::Aside { path, to } => {
@@ -474,16 +467,17 @@ impl Applier {
                 let done = self.is_expected(disk, index, path)
                     && disk.entry(to).is_none()
                     && ino.is_some_and(|ino| disk.put(to, ino).is_ok());
-                if !done {
-                    self.failed.insert(to.clone());
+                if done {
+                    self.note(disk, to);
                 }
-                self.note(disk, to);
                 done
             }
             Step::Install { path, entry, how } => {
                 let done = self.install(disk, index, path, entry, how);
-                if let Install::Moved { from } = how {
-                    if done { self.note(disk, from) } else { drop(self.failed.insert(from.clone())) }
+                if let Install::Moved { from } = how
+                    && done
+                {
+                    self.note(disk, from);
                 }
                 done
             }
@@ -495,10 +489,14 @@ impl Applier {
                 let same = disk.entry(path).is_some_and(|here| *here == Entry { mtime: here.mtime, ..entry.clone() });
                 same && disk.set(path, entry).is_ok()
             }
+            Step::Restore { path, entry } => {
+                if self.is_expected(disk, index, path) && disk.is_dir(path) {
+                    return disk.set(path, entry).is_ok();
+                }
+                true
+            }
         };
-        if !done {
-            self.failed.insert(step.path().clone());
-        } else if !matches!(step, Step::Stage { .. }) {
+        if done && !matches!(step, Step::Stage { .. }) {
             self.note(disk, step.path());
         }
         done
