@@ -27,17 +27,24 @@ pub fn link_group(
     seen.content()?;
     let of_inode = |record: &&Record| record.sig.is_some_and(|sig| sig.ino == ino);
     // Where nothing changed, nothing changes: a look alone makes no row.
-    let known = names.first().and_then(|name| name.record).map(|record| record.row.entry.link);
+    let known = names
+        .first()
+        .and_then(|name| name.record)
+        .map(|record| record.row.entry.link);
     if let Some(link) = known
         && (link.is_some() || names.len() == 1)
         && names.iter().all(|name| {
             let entry = Entry { link, ..seen.clone() };
-            name.record.is_some_and(|record| of_inode(&record) && record.row.live() == Some(&entry))
+            name.record
+                .is_some_and(|record| of_inode(&record) && record.row.live() == Some(&entry))
         })
     {
         return link;
     }
-    let here = names.iter().filter_map(|name| name.record).filter(|record| !record.row.deleted);
+    let here = names
+        .iter()
+        .filter_map(|name| name.record)
+        .filter(|record| !record.row.deleted);
     let mine = here
         .chain(names.iter().filter_map(|name| name.moved))
         .filter(of_inode)

@@ -436,9 +436,15 @@ impl<'a, R: Rows> Planner<'a, R> {
                 None => self.rows.row(&path)?,
             };
             if let Some(row) = row.filter(Row::is_live_dir) {
-                steps.push(Step::Times { path, entry: row.entry });
+                steps.push(Step::Times {
+                    path,
+                    entry: row.entry,
+                });
             } else if let Some(entry) = self.base(&path).filter(|entry| entry.is_dir()) {
-                steps.push(Step::Restore { path: path.clone(), entry: entry.clone() });
+                steps.push(Step::Restore {
+                    path: path.clone(),
+                    entry: entry.clone(),
+                });
             }
         }
         Ok(())

@@ -28,7 +28,10 @@ impl Progress {
                 new_dirs.insert(one.path.clone());
             }
         }
-        Ok(Progress { failed: BTreeSet::new(), new_dirs })
+        Ok(Progress {
+            failed: BTreeSet::new(),
+            new_dirs,
+        })
     }
 
     /// Whether `step` may be tried. If not, what it serves counts as failed.
@@ -38,7 +41,9 @@ impl Progress {
         }
         let path = step.path();
         let no_parent = matches!(step, Step::Install { .. })
-            && path.parent().is_some_and(|dir| self.new_dirs.contains(&dir) && self.failed.contains(&dir));
+            && path
+                .parent()
+                .is_some_and(|dir| self.new_dirs.contains(&dir) && self.failed.contains(&dir));
         if no_parent || self.failed.contains(path) {
             self.fail(step);
             return false;
@@ -52,7 +57,10 @@ impl Progress {
             Step::Restore { .. } => return,
             Step::Aside { to, .. } => drop(self.failed.insert(to.clone())),
             // Its old name is still there: the tombstone waits.
-            Step::Install { how: Install::Moved { from }, .. } => drop(self.failed.insert(from.clone())),
+            Step::Install {
+                how: Install::Moved { from },
+                ..
+            } => drop(self.failed.insert(from.clone())),
             _ => {}
         }
         self.failed.insert(step.path().clone());

@@ -28,7 +28,10 @@ pub struct Disk {
 impl Disk {
     pub fn new(root: Entry) -> Disk {
         let clock = root.mtime;
-        let inode = Inode { ctime_ms: clock.millis(), entry: root };
+        let inode = Inode {
+            ctime_ms: clock.millis(),
+            entry: root,
+        };
         Disk {
             names: BTreeMap::from([(RelPath::root(), 1)]),
             inodes: HashMap::from([(1, inode)]),
@@ -54,19 +57,36 @@ impl Disk {
     }
 
     pub fn names_of(&self, ino: u64) -> Vec<RelPath> {
-        self.names.iter().filter(|(_, at)| **at == ino).map(|(path, _)| path.clone()).collect()
+        self.names
+            .iter()
+            .filter(|(_, at)| **at == ino)
+            .map(|(path, _)| path.clone())
+            .collect()
     }
 
     pub fn beneath(&self, path: &RelPath) -> Vec<RelPath> {
-        self.names.keys().filter(|at| *at != path && at.is_within(path)).cloned().collect()
+        self.names
+            .keys()
+            .filter(|at| *at != path && at.is_within(path))
+            .cloned()
+            .collect()
     }
 
     /// A new inode under no name.
     pub fn make(&mut self, entry: &Entry) -> u64 {
         let ino = self.next_ino;
         self.next_ino += 1;
-        let entry = Entry { link: None, ..entry.clone() };
-        self.inodes.insert(ino, Inode { entry, ctime_ms: self.clock.millis() });
+        let entry = Entry {
+            link: None,
+            ..entry.clone()
+        };
+        self.inodes.insert(
+            ino,
+            Inode {
+                entry,
+                ctime_ms: self.clock.millis(),
+            },
+        );
         ino
     }
 
@@ -87,7 +107,10 @@ impl Disk {
     pub fn set(&mut self, path: &RelPath, entry: &Entry) -> Result<(), Refused> {
         let ino = self.ino(path).ok_or(Refused)?;
         let ctime_ms = self.clock.millis();
-        let entry = Entry { link: None, ..entry.clone() };
+        let entry = Entry {
+            link: None,
+            ..entry.clone()
+        };
         self.inodes.insert(ino, Inode { entry, ctime_ms });
         Ok(())
     }
@@ -139,7 +162,9 @@ impl Disk {
     }
 
     fn dir_changed(&mut self, path: &RelPath) {
-        let (Some(dir), clock) = (path.parent(), self.clock) else { return };
+        let (Some(dir), clock) = (path.parent(), self.clock) else {
+            return;
+        };
         if let Some(inode) = self.ino(&dir).and_then(|ino| self.inodes.get_mut(&ino)) {
             inode.entry.mtime = clock;
             inode.ctime_ms = clock.millis();
@@ -164,8 +189,15 @@ impl Disk {
     /// Everything that must be the same on all nodes: entries, and which names
     /// share an inode.
     pub fn picture(&self) -> (BTreeMap<RelPath, Entry>, BTreeSet<Vec<RelPath>>) {
-        let entries = self.names.keys().filter_map(|path| Some((path.clone(), self.entry(path)?.clone())));
-        let shared = self.names.values().map(|ino| self.names_of(*ino)).filter(|names| names.len() > 1);
+        let entries = self
+            .names
+            .keys()
+            .filter_map(|path| Some((path.clone(), self.entry(path)?.clone())));
+        let shared = self
+            .names
+            .values()
+            .map(|ino| self.names_of(*ino))
+            .filter(|names| names.len() > 1);
         (entries.collect(), shared.collect())
     }
 

@@ -68,17 +68,26 @@ impl Rows for Index {
     }
 
     fn linked(&self, group: LinkGroup) -> Result<Vec<RelPath>, Infallible> {
-        let linked = self.records.iter().filter(|(_, record)| {
-            record.row.live().is_some_and(|entry| entry.link == Some(group))
-        });
+        let linked = self
+            .records
+            .iter()
+            .filter(|(_, record)| record.row.live().is_some_and(|entry| entry.link == Some(group)));
         Ok(linked.map(|(path, _)| path.clone()).collect())
     }
 
     fn holder(&self, hash: &Hash) -> Result<Option<RelPath>, Infallible> {
         let holds = |record: &Record| {
-            record.row.live().and_then(|entry| entry.content()).is_some_and(|content| content.1 == *hash)
+            record
+                .row
+                .live()
+                .and_then(|entry| entry.content())
+                .is_some_and(|content| content.1 == *hash)
         };
-        Ok(self.records.iter().find(|(_, record)| holds(record)).map(|(path, _)| path.clone()))
+        Ok(self
+            .records
+            .iter()
+            .find(|(_, record)| holds(record))
+            .map(|(path, _)| path.clone()))
     }
 }
 
@@ -91,10 +100,15 @@ impl Sequence for Index {
 
     fn after(&self, seq: u64, limit: usize) -> Result<Vec<(RelPath, Record)>, Infallible> {
         let after = self.by_seq.range(seq + 1..).take(limit);
-        Ok(after.map(|(_, path)| (path.clone(), self.records[path].clone())).collect())
+        Ok(after
+            .map(|(_, path)| (path.clone(), self.records[path].clone()))
+            .collect())
     }
 
     fn changed_beneath(&self, path: &RelPath, seq: u64) -> Result<bool, Infallible> {
-        Ok(self.records.iter().any(|(at, record)| at != path && at.is_within(path) && record.seq > seq))
+        Ok(self
+            .records
+            .iter()
+            .any(|(at, record)| at != path && at.is_within(path) && record.seq > seq))
     }
 }

@@ -39,5 +39,10 @@ fn all_trees_are_equal_in_the_end_and_nothing_is_lost() {
             failed.push(format!("seed {seed}: {why}"));
         }
     }
-    assert!(failed.is_empty(), "{} of {runs} histories failed; OMIRR_SIM_SEED=n runs one again:\n{}", failed.len(), failed[..failed.len().min(20)].join("\n"));
+    assert!(
+        failed.is_empty(),
+        "{} of {runs} histories failed; OMIRR_SIM_SEED=n runs one again:\n{}",
+        failed.len(),
+        failed[..failed.len().min(20)].join("\n")
+    );
 }

@@ -4,8 +4,9 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use omirr::engine::{
-    Arrived, Author, Content, Context, Decided, Found, Install, Name, Observed, Outgoing, Policy, Progress, Rows, Seen,
-    Step, Work, decide_local, decide_remote, goes_inline, link_group, observe_also, plan, recover,
+    Arrived, Author, Content, Context, Decided, Found, Install, Name, Observed, Outgoing, Policy, Progress,
+    Rows, Seen, Step, Work, decide_local, decide_remote, goes_inline, link_group, observe_also, plan,
+    recover,
 };
 use omirr::model::{Entry, Hash, LinkGroup, Record, RelPath, ReplicaId, Row, StatSig, Time};
 
@@ -153,7 +154,11 @@ impl Node {
     pub fn rescan(&mut self) {
         self.scanning = true;
         self.dirty.extend(self.disk.names.keys().cloned());
-        let live = self.index.records.iter().filter(|(_, record)| !record.row.deleted);
+        let live = self
+            .index
+            .records
+            .iter()
+            .filter(|(_, record)| !record.row.deleted);
         self.dirty.extend(live.map(|(path, _)| path.clone()));
     }
 
@@ -204,7 +209,12 @@ impl Node {
                 None => Seen::Absent,
             };
             todo.extend(sure(observe_also(&self.index, &path, &seen)));
-            if self.disk.is_dir(&path) && !self.index.get(&path).is_some_and(|record| record.row.is_live_dir()) {
+            if self.disk.is_dir(&path)
+                && !self
+                    .index
+                    .get(&path)
+                    .is_some_and(|record| record.row.is_live_dir())
+            {
                 todo.extend(self.disk.beneath(&path));
             }
             if let Some(ino) = self.disk.ino(&path) {
@@ -214,7 +224,9 @@ impl Node {
         }
         let mut groups: HashMap<u64, Option<LinkGroup>> = HashMap::new();
         for (path, seen) in &mut found {
-            let (Seen::Present(entry), Some(ino)) = (seen, self.disk.ino(path)) else { continue };
+            let (Seen::Present(entry), Some(ino)) = (seen, self.disk.ino(path)) else {
+                continue;
+            };
             entry.link = match groups.get(&ino) {
                 Some(link) => *link,
                 None => {
@@ -252,7 +264,9 @@ impl Node {
             sigs.into_iter().any(|sig| sig.ino != ino)
         };
         let rng = &mut self.rng;
-        link_group(ino, self.disk.entry(path)?, &names, &mut strangers, &mut || LinkGroup(rng.next()))
+        link_group(ino, self.disk.entry(path)?, &names, &mut strangers, &mut || {
+            LinkGroup(rng.next())
+        })
     }
 
     /// Where the inode at `path` was, if it is not there any more.
@@ -262,7 +276,11 @@ impl Node {
         if self.index.get(path).is_some_and(is) {
             return None;
         }
-        let mut from = self.index.records.iter().filter(|(at, record)| is(record) && self.disk.ino(at) != Some(ino));
+        let mut from = self
+            .index
+            .records
+            .iter()
+            .filter(|(at, record)| is(record) && self.disk.ino(at) != Some(ino));
         from.next().map(|(at, _)| at.clone())
     }
 
@@ -276,9 +294,18 @@ impl Node {
         let index = if self.hasty { &self.index } else { &self.durable };
         let batch = sure(outgoing.next_batch(index, limit))?;
         let rows = batch.rows.into_iter().map(|(path, record)| {
-            let here = self.disk.entry(&path).is_some_and(|entry| entry.kind == record.row.entry.kind);
+            let here = self
+                .disk
+                .entry(&path)
+                .is_some_and(|entry| entry.kind == record.row.entry.kind);
             let inline = here && goes_inline(&record.row.entry, INLINE);
-            Sent { seq: record.seq, path, row: record.row, moved_from: record.moved_from, inline }
+            Sent {
+                seq: record.seq,
+                path,
+                row: record.row,
+                moved_from: record.moved_from,
+                inline,
+            }
         });
         Some((batch.upto, rows.collect()))
     }
@@ -315,7 +342,12 @@ impl Node {
     /// Deals with everything that waits.
     pub fn settle(&mut self, between: Between<'_>) -> Result<(), Crashed> {
         self.local_pass();
-        let peers: BTreeSet<u32> = self.received.keys().chain(self.pending.keys().map(|key| &key.0)).copied().collect();
+        let peers: BTreeSet<u32> = self
+            .received
+            .keys()
+            .chain(self.pending.keys().map(|key| &key.0))
+            .copied()
+            .collect();
         for peer in peers {
             self.apply_rows(peer, between)?;
         }
@@ -324,8 +356,12 @@ impl Node {
     }
 
     fn apply_rows(&mut self, peer: u32, between: Between<'_>) -> Result<(), Crashed> {
-        let sent: Vec<Sent> =
-            self.pending.iter().filter(|(key, _)| key.0 == peer).map(|(_, sent)| sent.clone()).collect();
+        let sent: Vec<Sent> = self
+            .pending
+            .iter()
+            .filter(|(key, _)| key.0 == peer)
+            .map(|(_, sent)| sent.clone())
+            .collect();
         if !sent.is_empty() {
             let arrived = sent.iter().map(|sent| Arrived {
                 path: sent.path.clone(),
@@ -333,9 +369,19 @@ impl Node {
                 moved_from: sent.moved_from.clone(),
             });
             let names = |replica: ReplicaId| format!("n{}", replica.0 - 1);
-            let context = Context { now_ms: self.disk.clock.millis(), policy: self.policy, names: &names };
+            let context = Context {
+                now_ms: self.disk.clock.millis(),
+                policy: self.policy,
+                names: &names,
+            };
             let arrived = arrived.collect();
-            let decided = sure(decide_remote(&self.index, arrived, peer, &mut self.author, &context));
+            let decided = sure(decide_remote(
+                &self.index,
+                arrived,
+                peer,
+                &mut self.author,
+                &context,
+            ));
             let progress = self.carry_out(peer, &sent, &decided, between)?;
             for sent in sent {
                 if progress.is_done(&sent.path) {
@@ -344,7 +390,12 @@ impl Node {
             }
         }
         // The cursor goes up to the first row that waits.
-        let waiting = self.pending.iter().filter(|(key, _)| key.0 == peer).map(|(_, sent)| sent.seq).min();
+        let waiting = self
+            .pending
+            .iter()
+            .filter(|(key, _)| key.0 == peer)
+            .map(|(_, sent)| sent.seq)
+            .min();
         let upto = self.received.get(&peer).copied().unwrap_or(0);
         let cursor = self.index.cursors.entry(peer).or_default();
         *cursor = upto.min(waiting.map_or(u64::MAX, |seq| seq - 1)).max(*cursor);
@@ -362,10 +413,21 @@ impl Node {
     ) -> Result<Progress, Crashed> {
         let steps = sure(plan(&self.index, decided));
         for one in decided {
-            let note = format!("decided {:?} via {:?}: {:?}", shown(&one.path, &one.row), one.via, one.work);
+            let note = format!(
+                "decided {:?} via {:?}: {:?}",
+                shown(&one.path, &one.row),
+                one.via,
+                one.work
+            );
             self.log.push(note);
             if one.work != Work::Nothing {
-                self.index.intents.insert(one.path.clone(), Intent { row: one.row.clone(), via: one.via });
+                self.index.intents.insert(
+                    one.path.clone(),
+                    Intent {
+                        row: one.row.clone(),
+                        via: one.via,
+                    },
+                );
             }
         }
         for step in &steps {
@@ -373,7 +435,10 @@ impl Node {
                 && let Some(record) = self.index.get(path)
                 && !self.index.intents.contains_key(path)
             {
-                let intent = Intent { row: record.row.clone(), via: record.via };
+                let intent = Intent {
+                    row: record.row.clone(),
+                    via: record.via,
+                };
                 self.index.intents.insert(path.clone(), intent);
             }
         }
@@ -381,9 +446,15 @@ impl Node {
             self.commit();
         }
         let mut progress = sure(Progress::new(&self.index, decided));
-        let inline = sent.iter().filter(|sent| sent.inline).filter_map(|sent| sent.row.entry.content());
+        let inline = sent
+            .iter()
+            .filter(|sent| sent.inline)
+            .filter_map(|sent| sent.row.entry.content());
         let mut applier = Applier {
-            content: inline.map(|content| content.1).chain(self.fetched.iter().copied()).collect(),
+            content: inline
+                .map(|content| content.1)
+                .chain(self.fetched.iter().copied())
+                .collect(),
             expected: HashMap::new(),
             wants: Vec::new(),
         };
@@ -397,7 +468,8 @@ impl Node {
                 continue;
             }
             let done = applier.step(&mut self.disk, &self.index, step);
-            self.log.push(format!("{} {step:?}", if done { "done" } else { "FAIL" }));
+            self.log
+                .push(format!("{} {step:?}", if done { "done" } else { "FAIL" }));
             if !done {
                 progress.fail(step);
                 self.dirty.insert(step.path().clone());
@@ -410,7 +482,13 @@ impl Node {
         }
         for one in decided {
             if progress.is_done(&one.path) {
-                self.put(&one.path, one.seq, one.row.clone(), one.via, one.moved_from.clone());
+                self.put(
+                    &one.path,
+                    one.seq,
+                    one.row.clone(),
+                    one.via,
+                    one.moved_from.clone(),
+                );
             }
         }
         Ok(progress)
@@ -419,7 +497,16 @@ impl Node {
     fn put(&mut self, path: &RelPath, seq: u64, row: Row, via: Option<u32>, moved_from: Option<RelPath>) {
         self.unfinished.remove(path);
         let sig = if row.deleted { None } else { self.sig(path) };
-        self.index.put(path.clone(), Record { row, seq, sig, via, moved_from });
+        self.index.put(
+            path.clone(),
+            Record {
+                row,
+                seq,
+                sig,
+                via,
+                moved_from,
+            },
+        );
     }
 
     fn sig(&self, path: &RelPath) -> Option<StatSig> {
@@ -486,7 +573,13 @@ impl Applier {
                     || (self.is_expected(disk, index, path) && disk.remove(path).is_ok())
             }
             Step::Times { path, entry } => {
-                let same = disk.entry(path).is_some_and(|here| *here == Entry { mtime: here.mtime, ..entry.clone() });
+                let same = disk.entry(path).is_some_and(|here| {
+                    *here
+                        == Entry {
+                            mtime: here.mtime,
+                            ..entry.clone()
+                        }
+                });
                 same && disk.set(path, entry).is_ok()
             }
             Step::Restore { path, entry } => {
@@ -503,24 +596,39 @@ impl Applier {
     }
 
     fn stage(&mut self, disk: &Disk, path: &RelPath, entry: &Entry, content: &Content) -> bool {
-        let Some((_, hash)) = entry.content() else { return false };
+        let Some((_, hash)) = entry.content() else {
+            return false;
+        };
         if let Content::Copy { from } = content
             && disk.entry(from).is_some_and(|here| here.kind == entry.kind)
         {
             return true;
         }
         if !self.content.contains(&hash) {
-            self.wants.push(Want { path: path.clone(), hash });
+            self.wants.push(Want {
+                path: path.clone(),
+                hash,
+            });
             return false;
         }
         true
     }
 
-    fn install(&mut self, disk: &mut Disk, index: &Index, path: &RelPath, entry: &Entry, how: &Install) -> bool {
+    fn install(
+        &mut self,
+        disk: &mut Disk,
+        index: &Index,
+        path: &RelPath,
+        entry: &Entry,
+        how: &Install,
+    ) -> bool {
         if !self.is_expected(disk, index, path) {
             return false;
         }
-        let bare = Entry { link: None, ..entry.clone() };
+        let bare = Entry {
+            link: None,
+            ..entry.clone()
+        };
         match how {
             Install::Staged | Install::Fresh => {
                 let ino = disk.make(entry);
@@ -531,7 +639,9 @@ impl Applier {
                 put
             }
             Install::Link { existing } => {
-                let Some(ino) = disk.ino(existing) else { return false };
+                let Some(ino) = disk.ino(existing) else {
+                    return false;
+                };
                 disk.entry(existing) == Some(&bare) && disk.put(path, ino).is_ok()
             }
             Install::Moved { from } => {
@@ -564,7 +674,10 @@ impl Applier {
         let expected = match self.expected.get(path) {
             Some(expected) => expected.clone(),
             None => index.get(path).and_then(|record| {
-                let entry = Entry { link: None, ..record.row.live()?.clone() };
+                let entry = Entry {
+                    link: None,
+                    ..record.row.live()?.clone()
+                };
                 Some((record.sig.map_or(0, |sig| sig.ino), entry))
             }),
         };
@@ -582,10 +695,20 @@ impl Applier {
 
 /// A row in a line.
 pub fn shown(path: &RelPath, row: &Row) -> String {
-    let what = if row.deleted { "tombstone" } else { row.entry.kind_name() };
-    let hash = row.entry.content().map_or(String::new(), |content| format!(" {:?}", content.1));
+    let what = if row.deleted {
+        "tombstone"
+    } else {
+        row.entry.kind_name()
+    };
+    let hash = row
+        .entry
+        .content()
+        .map_or(String::new(), |content| format!(" {:?}", content.1));
     let (vector, stamp) = (row.version.vector.pairs(), row.version.stamp);
-    let vector: Vec<String> = vector.iter().map(|(replica, seq)| format!("n{}:{seq}", replica.0 - 1)).collect();
+    let vector: Vec<String> = vector
+        .iter()
+        .map(|(replica, seq)| format!("n{}:{seq}", replica.0 - 1))
+        .collect();
     format!(
         "{path} {what}{hash} mode {:o} mtime {}.{} link {:?} [{}] @{}.{}",
         row.entry.mode,

@@ -30,16 +30,28 @@ impl Users {
     pub fn time(&mut self, skew_ms: i64) -> Time {
         self.now_ns += 1;
         let ns = self.now_ns.saturating_add_signed(skew_ms * 1_000_000);
-        Time { secs: (ns / 1_000_000_000) as i64, nanos: (ns % 1_000_000_000) as u32 }
+        Time {
+            secs: (ns / 1_000_000_000) as i64,
+            nanos: (ns % 1_000_000_000) as u32,
+        }
     }
 
     /// Changes the tree somehow beneath `home`; returns what was done and the
     /// paths that a tracer would name.
-    pub fn act(&mut self, rng: &mut Rng, disk: &mut Disk, node: &str, home: &RelPath) -> (String, Vec<RelPath>) {
+    pub fn act(
+        &mut self,
+        rng: &mut Rng,
+        disk: &mut Disk,
+        node: &str,
+        home: &RelPath,
+    ) -> (String, Vec<RelPath>) {
         let before = disk.names.clone();
         let contents = disk.contents();
-        let entries: BTreeMap<RelPath, Entry> =
-            disk.names.keys().filter_map(|path| Some((path.clone(), disk.entry(path)?.clone()))).collect();
+        let entries: BTreeMap<RelPath, Entry> = disk
+            .names
+            .keys()
+            .filter_map(|path| Some((path.clone(), disk.entry(path)?.clone())))
+            .collect();
         let mut said = String::new();
         for _ in 0..6 {
             let mut trial = disk.clone();
@@ -52,21 +64,24 @@ impl Users {
         let after = disk.contents();
         for (path, kind) in &contents {
             if after.get(path) != Some(kind) {
-                let gained = after.iter().any(|(at, now)| now == kind && contents.get(at) != Some(kind));
+                let gained = after
+                    .iter()
+                    .any(|(at, now)| now == kind && contents.get(at) != Some(kind));
                 if !gained {
                     self.removed.insert(kind.clone());
                 }
             }
         }
         for (path, kind) in &after {
-            self.written.entry(kind.clone()).or_insert_with(|| format!("{path} on {node}: {said}"));
+            self.written
+                .entry(kind.clone())
+                .or_insert_with(|| format!("{path} on {node}: {said}"));
         }
         let mut paths: Vec<RelPath> = before.keys().chain(disk.names.keys()).cloned().collect();
         paths.sort();
         paths.dedup();
-        paths.retain(|path| {
-            before.get(path) != disk.names.get(path) || entries.get(path) != disk.entry(path)
-        });
+        paths
+            .retain(|path| before.get(path) != disk.names.get(path) || entries.get(path) != disk.entry(path));
         (said, paths)
     }
 
@@ -103,7 +118,13 @@ impl Users {
                 Ok(format!("mv {some} {place}"))
             }
             12 => {
-                disk.set(&some, &Entry { mode: mode(rng, &old), ..old })?;
+                disk.set(
+                    &some,
+                    &Entry {
+                        mode: mode(rng, &old),
+                        ..old
+                    },
+                )?;
                 Ok(format!("chmod {some}"))
             }
             13 => {
@@ -112,7 +133,11 @@ impl Users {
             }
             14 => {
                 let target = format!("to{}", self.fresh()).into_bytes().into();
-                let link = Entry { kind: Kind::Symlink { target }, mode: 0o777, ..self.file(rng, clock) };
+                let link = Entry {
+                    kind: Kind::Symlink { target },
+                    mode: 0o777,
+                    ..self.file(rng, clock)
+                };
                 if disk.is_dir(&place) {
                     return Err(Refused);
                 }
@@ -140,7 +165,11 @@ impl Users {
                     return Err(Refused);
                 }
                 remove_all(disk, &some)?;
-                let new = if old.is_dir() { self.file(rng, clock) } else { directory(rng, clock) };
+                let new = if old.is_dir() {
+                    self.file(rng, clock)
+                } else {
+                    directory(rng, clock)
+                };
                 let ino = disk.make(&new);
                 disk.put(&some, ino)?;
                 Ok(format!("replace {some} by a {}", new.kind_name()))
@@ -166,8 +195,19 @@ impl Users {
         let mut hash = [0; 32];
         hash[24..].copy_from_slice(&self.fresh().to_be_bytes());
         hash[..8].copy_from_slice(&self.next_content.to_le_bytes());
-        let kind = Kind::File { size: 1 + rng.below(3) * 40_000, hash: Hash(hash) };
-        Entry { kind, mode: 0o644, uid: 0, gid: 0, mtime, xattrs: Vec::new(), link: None }
+        let kind = Kind::File {
+            size: 1 + rng.below(3) * 40_000,
+            hash: Hash(hash),
+        };
+        Entry {
+            kind,
+            mode: 0o644,
+            uid: 0,
+            gid: 0,
+            mtime,
+            xattrs: Vec::new(),
+            link: None,
+        }
     }
 
     /// Into the inode that is there, or by a rename.
@@ -175,7 +215,10 @@ impl Users {
         match disk.entry(path) {
             Some(entry) if entry.is_dir() => Err(Refused),
             Some(entry) if entry.content().is_some() && rng.chance(60) => {
-                let file = Entry { mode: entry.mode, ..file.clone() };
+                let file = Entry {
+                    mode: entry.mode,
+                    ..file.clone()
+                };
                 disk.set(path, &file)
             }
             _ => {
@@ -187,12 +230,24 @@ impl Users {
 }
 
 fn mode(rng: &mut Rng, old: &Entry) -> u32 {
-    if matches!(old.kind, Kind::Symlink { .. }) { 0o777 } else { 0o600 | (rng.below(64) as u32) }
+    if matches!(old.kind, Kind::Symlink { .. }) {
+        0o777
+    } else {
+        0o600 | (rng.below(64) as u32)
+    }
 }
 
 fn directory(rng: &mut Rng, mtime: Time) -> Entry {
     let mode = 0o700 | rng.below(64) as u32;
-    Entry { kind: Kind::Directory, mode, uid: 0, gid: 0, mtime, xattrs: Vec::new(), link: None }
+    Entry {
+        kind: Kind::Directory,
+        mode,
+        uid: 0,
+        gid: 0,
+        mtime,
+        xattrs: Vec::new(),
+        link: None,
+    }
 }
 
 fn existing(rng: &mut Rng, disk: &Disk, home: &RelPath) -> Result<RelPath, Refused> {

@@ -70,7 +70,15 @@ pub struct World {
 
 fn root_entry(users: &mut Users) -> Entry {
     let mtime = users.time(0);
-    Entry { kind: Kind::Directory, mode: 0o755, uid: 0, gid: 0, mtime, xattrs: Vec::new(), link: None }
+    Entry {
+        kind: Kind::Directory,
+        mode: 0o755,
+        uid: 0,
+        gid: 0,
+        mtime,
+        xattrs: Vec::new(),
+        link: None,
+    }
 }
 
 impl World {
@@ -83,7 +91,11 @@ impl World {
             6..=7 => Manner::OneWriter,
             _ => Manner::Apart,
         };
-        let policy = if rng.chance(85) { Policy::KeepBoth } else { Policy::NewestWins };
+        let policy = if rng.chance(85) {
+            Policy::KeepBoth
+        } else {
+            Policy::NewestWins
+        };
         // With one writer, what was sent must survive its crash for the trees
         // to become exactly its tree.
         let hasty = manner == Manner::Free && rng.chance(50);
@@ -108,7 +120,9 @@ impl World {
             let mut disk = Disk::new(root.clone());
             let mut home = RelPath::root();
             if manner == Manner::Apart {
-                home = RelPath::root().join(format!("home{id}").as_bytes()).expect("a name");
+                home = RelPath::root()
+                    .join(format!("home{id}").as_bytes())
+                    .expect("a name");
                 let ino = disk.make(&root);
                 disk.put(&home, ino).expect("the root is there");
                 disk.set(&RelPath::root(), &root).expect("the root is there");
@@ -116,15 +130,42 @@ impl World {
             homes.push(home);
             let mut node = Node::new(id as u64, disk, policy, hasty, rng.next());
             node.start(true);
-            let skew_ms = if rng.chance(50) { 0 } else { rng.below(7_200_000) as i64 - 3_600_000 };
+            let skew_ms = if rng.chance(50) {
+                0
+            } else {
+                rng.below(7_200_000) as i64 - 3_600_000
+            };
             let (events, heard) = (Vec::new(), BTreeMap::new());
-            places.push(Place { node, up: true, clean: true, skew_ms, events, lost: false, boot: 0, heard });
+            places.push(Place {
+                node,
+                up: true,
+                clean: true,
+                skew_ms,
+                events,
+                lost: false,
+                boot: 0,
+                heard,
+            });
         }
         let trace = vec![format!(
             "{count} nodes, links {links:?}, {manner:?}, {policy:?}, {}",
-            if hasty { "sends before durable" } else { "sends what is durable" }
+            if hasty {
+                "sends before durable"
+            } else {
+                "sends what is durable"
+            }
         )];
-        World { rng, users, manner, policy, places, links, connections: BTreeMap::new(), homes, trace }
+        World {
+            rng,
+            users,
+            manner,
+            policy,
+            places,
+            links,
+            connections: BTreeMap::new(),
+            homes,
+            trace,
+        }
     }
 
     /// A whole history; an error says what is wrong at its end.
@@ -174,8 +215,12 @@ impl World {
         }
         self.set_clock(at);
         let place = &mut self.places[at];
-        let (said, paths) =
-            self.users.act(&mut self.rng, &mut place.node.disk, &format!("n{at}"), &self.homes[at]);
+        let (said, paths) = self.users.act(
+            &mut self.rng,
+            &mut place.node.disk,
+            &format!("n{at}"),
+            &self.homes[at],
+        );
         self.trace.push(format!("n{at} user: {said}"));
         if self.rng.chance(85) {
             place.events.extend(paths);
@@ -295,7 +340,9 @@ impl World {
 
     /// A pair of nodes connects, or something moves between them.
     fn talk(&mut self) {
-        let Some(&(from, to)) = self.rng.pick(&self.links) else { return };
+        let Some(&(from, to)) = self.rng.pick(&self.links) else {
+            return;
+        };
         if !self.connections.contains_key(&(from, to)) {
             if self.rng.chance(70) {
                 self.connect(from, to);
@@ -318,14 +365,29 @@ impl World {
         }
         self.hear(from, to);
         self.hear(to, from);
-        let cursor = self.places[to].node.index.cursors.get(&(from as u32)).copied().unwrap_or(0);
+        let cursor = self.places[to]
+            .node
+            .index
+            .cursors
+            .get(&(from as u32))
+            .copied()
+            .unwrap_or(0);
         // What the last connection brought and was not applied comes again.
-        self.places[to].node.pending.retain(|(peer, _), _| *peer != from as u32);
+        self.places[to]
+            .node
+            .pending
+            .retain(|(peer, _), _| *peer != from as u32);
         self.places[to].node.received.insert(from as u32, cursor);
         let fresh_after = self.places[from].heard[&(to as u32)].1;
-        self.trace.push(format!("n{from} connects to n{to} at cursor {cursor}, fresh after {fresh_after}"));
+        self.trace.push(format!(
+            "n{from} connects to n{to} at cursor {cursor}, fresh after {fresh_after}"
+        ));
         let outgoing = Outgoing::new(to as u32, cursor, fresh_after);
-        let connection = Connection { outgoing, forth: VecDeque::new(), back: VecDeque::new() };
+        let connection = Connection {
+            outgoing,
+            forth: VecDeque::new(),
+            back: VecDeque::new(),
+        };
         self.connections.insert((from, to), connection);
     }
 
@@ -348,17 +410,27 @@ impl World {
     }
 
     fn send(&mut self, from: usize, to: usize, limit: usize) -> bool {
-        let Some(connection) = self.connections.get_mut(&(from, to)) else { return false };
+        let Some(connection) = self.connections.get_mut(&(from, to)) else {
+            return false;
+        };
         let node = &mut self.places[from].node;
-        let Some((upto, rows)) = node.next_batch(&mut connection.outgoing, limit) else { return false };
-        let paths: Vec<String> = rows.iter().map(|sent| format!("{}#{}", sent.path, sent.seq)).collect();
-        self.trace.push(format!("n{from} to n{to}: upto {upto}, {}", paths.join(" ")));
+        let Some((upto, rows)) = node.next_batch(&mut connection.outgoing, limit) else {
+            return false;
+        };
+        let paths: Vec<String> = rows
+            .iter()
+            .map(|sent| format!("{}#{}", sent.path, sent.seq))
+            .collect();
+        self.trace
+            .push(format!("n{from} to n{to}: upto {upto}, {}", paths.join(" ")));
         connection.forth.push_back(Message::Batch { upto, rows });
         true
     }
 
     fn forth(&mut self, from: usize, to: usize, chaos: bool) -> bool {
-        let Some(connection) = self.connections.get_mut(&(from, to)) else { return false };
+        let Some(connection) = self.connections.get_mut(&(from, to)) else {
+            return false;
+        };
         let peer = from as u32;
         match connection.forth.pop_front() {
             Some(Message::Batch { upto, rows }) => {
@@ -374,8 +446,12 @@ impl World {
     }
 
     fn back(&mut self, from: usize, to: usize) -> bool {
-        let Some(connection) = self.connections.get_mut(&(from, to)) else { return false };
-        let Some(Message::Want(want)) = connection.back.pop_front() else { return false };
+        let Some(connection) = self.connections.get_mut(&(from, to)) else {
+            return false;
+        };
+        let Some(Message::Want(want)) = connection.back.pop_front() else {
+            return false;
+        };
         let have = self.places[from].node.has(&want);
         connection.forth.push_back(Message::Content { want, have });
         true
@@ -383,7 +459,8 @@ impl World {
 
     fn drain_logs(&mut self) {
         for (at, place) in self.places.iter_mut().enumerate() {
-            self.trace.extend(place.node.log.drain(..).map(|line| format!("  n{at} {line}")));
+            self.trace
+                .extend(place.node.log.drain(..).map(|line| format!("  n{at} {line}")));
         }
     }
 
@@ -434,7 +511,11 @@ impl World {
                 return Ok(());
             }
         }
-        let waits: Vec<String> = self.places.iter().map(|place| format!("{:?}", place.node.pending.keys())).collect();
+        let waits: Vec<String> = self
+            .places
+            .iter()
+            .map(|place| format!("{:?}", place.node.pending.keys()))
+            .collect();
         Err(format!("still talking after {ROUNDS} rounds; pending: {waits:?}"))
     }
 
@@ -442,10 +523,14 @@ impl World {
     fn check_whole(&self) -> Result<(), String> {
         for (at, place) in self.places.iter().enumerate() {
             for (path, record) in &place.node.index.records {
-                let Some(parent) = path.parent().filter(|_| !record.row.deleted) else { continue };
+                let Some(parent) = path.parent().filter(|_| !record.row.deleted) else {
+                    continue;
+                };
                 let above = sure(place.node.index.row(&parent));
                 if !parent.is_root() && !above.is_some_and(|row| row.is_live_dir()) {
-                    return Err(format!("n{at} has {path} but not the directory {parent} in its index"));
+                    return Err(format!(
+                        "n{at} has {path} but not the directory {parent} in its index"
+                    ));
                 }
             }
         }
@@ -467,7 +552,10 @@ impl World {
                 }
             }
             if first.1 != picture.1 {
-                return Err(format!("hard links differ: n0 {:?}, n{at} {:?}", first.1, picture.1));
+                return Err(format!(
+                    "hard links differ: n0 {:?}, n{at} {:?}",
+                    first.1, picture.1
+                ));
             }
             let rows = &self.places[0].node.index.records;
             let others = &place.node.index.records;
@@ -475,15 +563,25 @@ impl World {
                 let (a, b) = (rows.get(path), others.get(path));
                 // A node that came late need not have tombstones of its own.
                 if a.map(|record| &record.row) != b.map(|record| &record.row) {
-                    let show = |record: Option<&omirr::model::Record>| record.map(|record| shown(path, &record.row));
-                    return Err(format!("rows differ at {path}: n0 {:?}, n{at} {:?}", show(a), show(b)));
+                    let show =
+                        |record: Option<&omirr::model::Record>| record.map(|record| shown(path, &record.row));
+                    return Err(format!(
+                        "rows differ at {path}: n0 {:?}, n{at} {:?}",
+                        show(a),
+                        show(b)
+                    ));
                 }
             }
             for (path, record) in others {
                 let here = place.node.disk.entry(path);
-                let says = record.row.live().map(|entry| Entry { link: None, ..entry.clone() });
+                let says = record.row.live().map(|entry| Entry {
+                    link: None,
+                    ..entry.clone()
+                });
                 if here != says.as_ref() {
-                    return Err(format!("n{at}: the index says {says:?} at {path}, there is {here:?}"));
+                    return Err(format!(
+                        "n{at}: the index says {says:?} at {path}, there is {here:?}"
+                    ));
                 }
             }
         }
@@ -503,7 +601,10 @@ impl World {
             }
         }
         if self.manner != Manner::Free
-            && let Some(copy) = picture.names.keys().find(|path| path.to_string().contains("conflict"))
+            && let Some(copy) = picture
+                .names
+                .keys()
+                .find(|path| path.to_string().contains("conflict"))
         {
             return Err(format!("{copy} is a conflict copy, but nothing conflicted"));
         }
@@ -519,7 +620,10 @@ impl World {
             let after = &self.places[at].node.index.records;
             for (path, record) in after {
                 if before.get(path).map(|record| &record.row) != Some(&record.row) {
-                    return Err(format!("n{at}: a restart with nothing to do makes {}", shown(path, &record.row)));
+                    return Err(format!(
+                        "n{at}: a restart with nothing to do makes {}",
+                        shown(path, &record.row)
+                    ));
                 }
             }
         }
@@ -536,7 +640,15 @@ impl World {
                 Manner::OneWriter => at == 0 && !path.is_root(),
                 Manner::Apart => path.is_within(&homes[at]),
             };
-            left.extend(place.node.disk.picture().0.into_iter().filter(|(path, _)| mine(path)));
+            left.extend(
+                place
+                    .node
+                    .disk
+                    .picture()
+                    .0
+                    .into_iter()
+                    .filter(|(path, _)| mine(path)),
+            );
         }
         left
     }
@@ -550,7 +662,9 @@ impl World {
         for path in left.keys().chain(now.keys()) {
             if left.get(path) != now.get(path) {
                 let (left, now) = (left.get(path), now.get(path));
-                return Err(format!("{path} is not as its only users left it: {left:?}, now {now:?}"));
+                return Err(format!(
+                    "{path} is not as its only users left it: {left:?}, now {now:?}"
+                ));
             }
         }
         Ok(())
