@@ -6,7 +6,7 @@ use std::convert::Infallible;
 use std::ops::ControlFlow;
 
 use omirr::engine::{Reserve, Rows, Sequence};
-use omirr::model::{Hash, LinkGroup, Record, RelPath, Row, Stamp};
+use omirr::model::{Hash, LinkGroup, Record, RelPath, ReplicaId, Row, Stamp};
 
 /// A row that is about to be applied to the disk.
 #[derive(Clone, Debug)]
@@ -19,8 +19,8 @@ pub struct Intent {
 pub struct Index {
     pub records: BTreeMap<RelPath, Record>,
     pub by_seq: BTreeMap<u64, RelPath>,
-    /// Per peer: everything of its up to here is in `records`.
-    pub cursors: BTreeMap<u32, u64>,
+    /// Per peer: everything of this replica up to here is in `records`.
+    pub cursors: BTreeMap<u32, (ReplicaId, u64)>,
     pub reserve: Reserve,
     pub intents: BTreeMap<RelPath, Intent>,
 }

@@ -2,7 +2,8 @@
 //! each: partitions, crashes, lost events, wrong clocks. At the end all trees
 //! and all indexes must be equal and nobody's work gone.
 //!
-//! `OMIRR_SIM_RUNS` sets how many; `OMIRR_SIM_SEED` runs one and prints it all.
+//! `OMIRR_SIM_RUNS` sets how many, `OMIRR_SIM_FIRST` the first one's seed;
+//! `OMIRR_SIM_SEED` runs one and prints all that happens in it.
 
 mod disk;
 mod index;
@@ -15,22 +16,28 @@ use world::World;
 
 const RUNS: u64 = 3000;
 
+/// The number in an environment variable.
+fn number(name: &str) -> Option<u64> {
+    let text = std::env::var(name).ok()?;
+    Some(
+        text.parse()
+            .unwrap_or_else(|_| panic!("{name} is {text:?}, not a number")),
+    )
+}
+
 #[test]
 fn all_trees_are_equal_in_the_end_and_nothing_is_lost() {
-    if let Ok(seed) = std::env::var("OMIRR_SIM_SEED") {
-        let seed: u64 = seed.parse().expect("OMIRR_SIM_SEED is a number");
+    if let Some(seed) = number("OMIRR_SIM_SEED") {
         let mut world = World::new(seed);
         let result = world.run();
         println!("{}", world.trace.join("\n"));
         assert_eq!(result, Ok(()), "seed {seed}");
         return;
     }
-    let runs = match std::env::var("OMIRR_SIM_RUNS") {
-        Ok(runs) => runs.parse().expect("OMIRR_SIM_RUNS is a number"),
-        Err(_) => RUNS,
-    };
+    let runs = number("OMIRR_SIM_RUNS").unwrap_or(RUNS);
+    let first = number("OMIRR_SIM_FIRST").unwrap_or(0);
     let mut failed = Vec::new();
-    for seed in 0..runs {
+    for seed in first..first + runs {
         let mut world = World::new(seed);
         if let Err(why) = world.run() {
             if failed.is_empty() {

@@ -47,7 +47,6 @@ pub struct Want {
 }
 
 pub struct Node {
-    pub name: String,
     pub replica: ReplicaId,
     pub disk: Disk,
     pub index: Index,
@@ -77,7 +76,6 @@ impl Node {
     pub fn new(id: u64, disk: Disk, policy: Policy, hasty: bool, seed: u64) -> Node {
         let replica = ReplicaId(id + 1);
         Node {
-            name: format!("n{id}"),
             replica,
             disk,
             index: Index::default(),
@@ -95,6 +93,15 @@ impl Node {
             unfinished: BTreeSet::new(),
             log: Vec::new(),
         }
+    }
+
+    /// Loses its index, and all of its disk but the root, if `disk` is given.
+    /// With a new index comes a new replica.
+    pub fn start_anew(&mut self, disk: Option<Disk>) {
+        self.replica = ReplicaId(self.replica.0 + 100);
+        self.disk = disk.unwrap_or_else(|| self.disk.clone());
+        self.durable = Index::default();
+        self.start(true);
     }
 
     /// Comes up after a clean stop or a crash, and compares all of the tree
@@ -368,7 +375,7 @@ impl Node {
                 row: sent.row.clone(),
                 moved_from: sent.moved_from.clone(),
             });
-            let names = |replica: ReplicaId| format!("n{}", replica.0 - 1);
+            let names = |replica: ReplicaId| name_of(replica);
             let context = Context {
                 now_ms: self.disk.clock.millis(),
                 policy: self.policy,
@@ -397,8 +404,9 @@ impl Node {
             .map(|(_, sent)| sent.seq)
             .min();
         let upto = self.received.get(&peer).copied().unwrap_or(0);
-        let cursor = self.index.cursors.entry(peer).or_default();
-        *cursor = upto.min(waiting.map_or(u64::MAX, |seq| seq - 1)).max(*cursor);
+        if let Some((_, cursor)) = self.index.cursors.get_mut(&peer) {
+            *cursor = upto.min(waiting.map_or(u64::MAX, |seq| seq - 1)).max(*cursor);
+        }
         self.reserve();
         Ok(())
     }
@@ -693,6 +701,11 @@ impl Applier {
     }
 }
 
+/// The node behind a replica: every hundredth is another life of its index.
+pub fn name_of(replica: ReplicaId) -> String {
+    format!("n{}", replica.0 % 100 - 1)
+}
+
 /// A row in a line.
 pub fn shown(path: &RelPath, row: &Row) -> String {
     let what = if row.deleted {
@@ -707,7 +720,7 @@ pub fn shown(path: &RelPath, row: &Row) -> String {
     let (vector, stamp) = (row.version.vector.pairs(), row.version.stamp);
     let vector: Vec<String> = vector
         .iter()
-        .map(|(replica, seq)| format!("n{}:{seq}", replica.0 - 1))
+        .map(|(replica, seq)| format!("{}:{seq}", name_of(*replica)))
         .collect();
     format!(
         "{path} {what}{hash} mode {:o} mtime {}.{} link {:?} [{}] @{}.{}",

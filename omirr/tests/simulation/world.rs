@@ -194,7 +194,8 @@ impl World {
             89..=90 => self.places[at].node.commit(),
             91..=92 => self.crash(at),
             93..=94 => self.stop(at),
-            95..=97 => self.start(at),
+            95 => self.start_anew(at),
+            96..=97 => self.start(at),
             98 if self.places[at].up && self.places[at].lost => self.rescan(at),
             99 => {
                 let skew = self.rng.below(7_200_000) as i64 - 3_600_000;
@@ -338,6 +339,31 @@ impl World {
         self.drain_logs();
     }
 
+    /// A node that is down comes back without its index, perhaps without its
+    /// disk. Nobody's tree can then be expected to be as its users left it.
+    fn start_anew(&mut self, at: usize) {
+        if self.places[at].up || self.manner != Manner::Free {
+            return;
+        }
+        let node = &self.places[at].node;
+        let disk = self.rng.chance(50).then(|| {
+            self.users.removed.extend(node.disk.contents().into_values());
+            let root = node.disk.entry(&RelPath::root()).cloned();
+            Disk::new(root.unwrap_or_else(|| root_entry(&mut self.users)))
+        });
+        self.trace.push(format!(
+            "n{at} starts without its index{}",
+            if disk.is_some() { " and disk" } else { "" }
+        ));
+        self.places[at].node.start_anew(disk);
+        self.set_clock(at);
+        let place = &mut self.places[at];
+        place.up = true;
+        place.boot += 1;
+        place.heard.clear();
+        self.drain_logs();
+    }
+
     /// A pair of nodes connects, or something moves between them.
     fn talk(&mut self) {
         let Some(&(from, to)) = self.rng.pick(&self.links) else {
@@ -365,13 +391,17 @@ impl World {
         }
         self.hear(from, to);
         self.hear(to, from);
-        let cursor = self.places[to]
+        let replica = self.places[from].node.replica;
+        let known = self.places[to]
             .node
             .index
             .cursors
-            .get(&(from as u32))
-            .copied()
-            .unwrap_or(0);
+            .entry(from as u32)
+            .or_insert((replica, 0));
+        if known.0 != replica {
+            *known = (replica, 0);
+        }
+        let cursor = known.1;
         // What the last connection brought and was not applied comes again.
         self.places[to]
             .node
