@@ -51,10 +51,12 @@ impl Progress {
         true
     }
 
-    /// Takes note that `step` failed.
+    /// Takes note that `step` failed. A directory whose times could not be set
+    /// has been brought to its row all the same, and changed since: it must be
+    /// looked at again, but its row is done, like those of what it holds.
     pub fn fail(&mut self, step: &Step) {
         match step {
-            Step::Restore { .. } => return,
+            Step::Times { .. } | Step::Restore { .. } => return,
             Step::Aside { to, .. } => drop(self.failed.insert(to.clone())),
             // Its old name is still there: the tombstone waits.
             Step::Install {

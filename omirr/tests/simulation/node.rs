@@ -67,8 +67,6 @@ pub struct Node {
     pub received: BTreeMap<u32, u64>,
     pub fetched: HashSet<Hash>,
     pub wants: Vec<(u32, Want)>,
-    /// Paths at which a crash left an intent that was not carried out.
-    unfinished: BTreeSet<RelPath>,
     pub log: Vec<String>,
 }
 
@@ -90,7 +88,6 @@ impl Node {
             received: BTreeMap::new(),
             fetched: HashSet::new(),
             wants: Vec::new(),
-            unfinished: BTreeSet::new(),
             log: Vec::new(),
         }
     }
@@ -115,42 +112,49 @@ impl Node {
         self.received.clear();
         self.fetched.clear();
         self.wants.clear();
-        self.unfinished.clear();
         self.recover_intents();
         self.rescan();
-        for path in &self.unfinished {
-            self.dirty.remove(path);
-        }
         self.local_pass();
         self.commit();
     }
 
     fn recover_intents(&mut self) {
-        for (path, intent) in std::mem::take(&mut self.index.intents) {
-            let seen = match self.disk.entry(&path) {
-                Some(entry) => Seen::Present(entry.clone()),
-                None => Seen::Absent,
+        let intents = std::mem::take(&mut self.index.intents);
+        let found = intents.iter().map(|(path, intent)| {
+            let base = self.index.get(path).map(|record| &record.row);
+            let seen = self.disk.entry(path).cloned().map_or(Seen::Absent, Seen::Present);
+            (path.clone(), recover(base, &intent.row, &seen))
+        });
+        let found: BTreeMap<RelPath, Found> = found.collect();
+        // Content that has its second name and still its first: the second goes
+        // and is given again when the row comes again. Otherwise the two would
+        // pass for hard links.
+        let untouched = found.iter().filter(|(_, found)| **found == Found::Untouched);
+        let kept: BTreeSet<u64> = untouched.filter_map(|(path, _)| self.disk.ino(path)).collect();
+        // Deepest first, so that directories get their times last.
+        for (path, found) in found.into_iter().rev() {
+            self.log.push(format!("intent at {path}: {found:?}"));
+            let Some(intent) = intents.get(&path) else {
+                continue;
             };
             let base = self.index.get(&path).map(|record| record.row.clone());
-            let found = recover(base.as_ref(), &intent.row, &seen);
-            self.log.push(format!("intent at {path}: {found:?}"));
             match found {
                 Found::Changed => {}
                 Found::Untouched => {
-                    // Names beneath a directory may have gone: its time with them.
-                    if let Some(base) = base.as_ref().filter(|base| base.is_live_dir()) {
+                    if let Some(base) = base.filter(Row::is_live_dir) {
                         self.disk.set(&path, &base.entry).expect("it is there");
                     }
-                    self.unfinished.insert(path);
+                }
+                Found::Done if self.disk.ino(&path).is_some_and(|ino| kept.contains(&ino)) => {
+                    self.disk.remove(&path).expect("it is a file");
                 }
                 Found::Done | Found::Halfway => {
-                    if found == Found::Halfway {
-                        let set = self.disk.set(&path, &intent.row.entry);
-                        set.expect("it is there");
+                    if !intent.row.deleted {
+                        self.disk.set(&path, &intent.row.entry).expect("it is there");
                     }
                     if base.as_ref() != Some(&intent.row) {
                         let seq = self.author.next_seq();
-                        self.put(&path, seq, intent.row, intent.via, None);
+                        self.put(&path, seq, intent.row.clone(), intent.via, None);
                     }
                 }
             }
@@ -225,7 +229,7 @@ impl Node {
                 todo.extend(self.disk.beneath(&path));
             }
             if let Some(ino) = self.disk.ino(&path) {
-                todo.extend(self.names_of(ino, &path));
+                todo.extend(self.disk.names_of(ino));
             }
             found.insert(path, seen);
         }
@@ -246,15 +250,8 @@ impl Node {
         found
     }
 
-    /// The names of an inode, less those that a crash left about to be replaced.
-    fn names_of(&self, ino: u64, looked_at: &RelPath) -> Vec<RelPath> {
-        let mut names = self.disk.names_of(ino);
-        names.retain(|name| name == looked_at || !self.unfinished.contains(name));
-        names
-    }
-
     fn group_of(&mut self, ino: u64, path: &RelPath) -> Option<LinkGroup> {
-        let paths = self.names_of(ino, path);
+        let paths = self.disk.names_of(ino);
         let came_from: Vec<Option<RelPath>> = paths.iter().map(|path| self.came_from(path)).collect();
         let index = &self.index;
         let names: Vec<Name<'_>> = paths
@@ -332,17 +329,11 @@ impl Node {
         *received = upto.max(*received);
     }
 
-    /// Content came, or will not come: then a newer row will.
-    pub fn content(&mut self, peer: u32, want: Want, have: bool) {
+    /// Content came. If it did not, its row goes on waiting: most often a newer
+    /// one follows, but the sender's file may also become again what it was.
+    pub fn content(&mut self, want: &Want, have: bool) {
         if have {
             self.fetched.insert(want.hash);
-            return;
-        }
-        let key = (peer, want.path);
-        let content = |sent: &Sent| sent.row.live().and_then(Entry::content);
-        let asked = |sent: &Sent| content(sent).is_some_and(|content| content.1 == want.hash);
-        if self.pending.get(&key).is_some_and(asked) {
-            self.pending.remove(&key);
         }
     }
 
@@ -503,7 +494,6 @@ impl Node {
     }
 
     fn put(&mut self, path: &RelPath, seq: u64, row: Row, via: Option<u32>, moved_from: Option<RelPath>) {
-        self.unfinished.remove(path);
         let sig = if row.deleted { None } else { self.sig(path) };
         self.index.put(
             path.clone(),

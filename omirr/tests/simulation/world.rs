@@ -469,7 +469,7 @@ impl World {
                     self.settle(to, chaos);
                 }
             }
-            Some(Message::Content { want, have }) => self.places[to].node.content(peer, want, have),
+            Some(Message::Content { want, have }) => self.places[to].node.content(&want, have),
             _ => return false,
         }
         true
