@@ -18,7 +18,7 @@ fn kernel_is_fit_for_tests(version: &str) {
     let mounts = fs::read_to_string("/proc/mounts").unwrap();
     for mount in [
         "/dev/vda /mnt ext4 rw",
-        "bpf /sys/fs/bpf bpf rw",
+        " /sys/fs/bpf bpf rw",
         "cgroup2 /sys/fs/cgroup cgroup2 rw",
     ] {
         assert!(mounts.contains(mount), "{mounts}");
@@ -30,10 +30,9 @@ fn kernel_is_fit_for_tests(version: &str) {
 
 fn bytes_pass_the_cable() {
     let cable = Cable::lay();
-    let listen = format!("nc -l -p 8080 -s {} -e /bin/cat", Side::Two.address());
     let mut server = cable
-        .command(Side::Two, "sh")
-        .args(["-c", &listen])
+        .command(Side::Two, "nc")
+        .args(["-l", "-p", "8080", "-e", "/bin/cat"])
         .spawn()
         .unwrap();
     let ask = format!("echo over the cable | nc -w 5 {} 8080", Side::Two.address());
