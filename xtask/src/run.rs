@@ -246,7 +246,7 @@ fn follow(
         }
         if let Ok(result) = meeting.try_recv() {
             result?;
-            say("two nodes are mirroring each other");
+            println!("two nodes are mirroring each other");
         }
     }
 }
