@@ -55,7 +55,7 @@ struct Place {
     heard: BTreeMap<u32, (u64, u64)>,
 }
 
-pub struct World {
+pub(crate) struct World {
     rng: Rng,
     users: Users,
     manner: Manner,
@@ -65,7 +65,7 @@ pub struct World {
     links: Vec<(usize, usize)>,
     connections: BTreeMap<(usize, usize), Connection>,
     homes: Vec<RelPath>,
-    pub trace: Vec<String>,
+    pub(crate) trace: Vec<String>,
 }
 
 fn root_entry(users: &mut Users) -> Entry {
@@ -82,7 +82,7 @@ fn root_entry(users: &mut Users) -> Entry {
 }
 
 impl World {
-    pub fn new(seed: u64) -> World {
+    pub(crate) fn new(seed: u64) -> World {
         let mut rng = Rng::new(seed);
         let mut users = Users::new();
         let count = 2 + rng.below(4) as usize;
@@ -169,7 +169,7 @@ impl World {
     }
 
     /// A whole history; an error says what is wrong at its end.
-    pub fn run(&mut self) -> Result<(), String> {
+    pub(crate) fn run(&mut self) -> Result<(), String> {
         let steps = 40 + self.rng.below(160);
         for _ in 0..steps {
             self.something();
@@ -375,14 +375,14 @@ impl World {
             }
             return;
         }
-        match self.rng.below(4) {
+        let _moved = match self.rng.below(4) {
             0..=1 => {
                 let limit = 1 + self.rng.below(12) as usize;
-                drop(self.send(from, to, limit));
+                self.send(from, to, limit)
             }
-            2 => drop(self.forth(from, to, true)),
-            _ => drop(self.back(from, to)),
-        }
+            2 => self.forth(from, to, true),
+            _ => self.back(from, to),
+        };
     }
 
     fn connect(&mut self, from: usize, to: usize) {
