@@ -105,9 +105,9 @@ fn refuse_removals(packages: &[&str]) -> Result<()> {
         .filter_map(|line| line.strip_prefix("Remv ")?.split_whitespace().next())
         .collect();
     // What busybox-static takes the place of, and what belongs to another QEMU.
-    let replaced = |package: &&&str| **package == "busybox" || package.starts_with("qemu-");
+    let replaced = |package: &&str| *package == "busybox" || package.starts_with("qemu-");
     let (ours, others): (Vec<&str>, Vec<&str>) =
-        removed.iter().partition(|package| replaced(&package));
+        removed.iter().partition(|package| replaced(package));
     if !others.is_empty() {
         bail!(
             "installing {} would remove {}; decide that by hand",
