@@ -12,6 +12,7 @@ mod log;
 mod stats;
 mod status;
 mod terminal;
+mod trace;
 mod wait;
 
 use std::{
@@ -44,6 +45,7 @@ enum Command {
     Status(status::StatusArgs),
     Stats(stats::StatsArgs),
     Wait(wait::WaitArgs),
+    Trace(trace::TraceArgs),
 }
 
 /// `-c FILE`, the same for every subcommand that has it.
@@ -65,6 +67,7 @@ pub fn main() -> ExitCode {
         Command::Status(args) => status::run(args),
         Command::Stats(args) => stats::run(args),
         Command::Wait(args) => wait::run(args),
+        Command::Trace(args) => trace::run(args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

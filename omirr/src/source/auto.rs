@@ -50,7 +50,7 @@ fn best(
         Ok(source) => return Ok(source),
         Err(why) => why,
     };
-    tracing::info!(why = %no_ebpf, "eBPF is not used");
+    tracing::debug!(why = %no_ebpf, "eBPF is not used");
     let no_fanotify = match FanotifySource::open(watches, own_pid, config.detail, sink_factory()) {
         Ok(mut source) => {
             source.set_reason(format!("{no_ebpf}, so fanotify is used{}", source.limitation()));
