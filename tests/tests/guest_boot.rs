@@ -3,10 +3,11 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use omirr_tests::guest;
+use omirr_tests::guest::{self, Disk};
 use omirr_tests::net::{Cable, Side};
 use omirr_tests::skip;
 
@@ -18,7 +19,7 @@ fn kernel_is_fit_for_tests(version: &str) {
     let mounts = fs::read_to_string("/proc/mounts").unwrap();
     for mount in [
         "/dev/vda /mnt ext4 rw",
-        "bpf /sys/fs/bpf bpf rw",
+        " /sys/fs/bpf bpf rw",
         "cgroup2 /sys/fs/cgroup cgroup2 rw",
     ] {
         assert!(mounts.contains(mount), "{mounts}");
@@ -30,10 +31,9 @@ fn kernel_is_fit_for_tests(version: &str) {
 
 fn bytes_pass_the_cable() {
     let cable = Cable::lay();
-    let listen = format!("nc -l -p 8080 -s {} -e /bin/cat", Side::Two.address());
     let mut server = cable
-        .command(Side::Two, "sh")
-        .args(["-c", &listen])
+        .command(Side::Two, "nc")
+        .args(["-l", "-p", "8080", "-e", "/bin/cat"])
         .spawn()
         .unwrap();
     let ask = format!("echo over the cable | nc -w 5 {} 8080", Side::Two.address());
@@ -139,10 +139,20 @@ fn a_panic_of_the_kernel_ends_the_guest_at_once() {
 }
 
 #[test]
-fn modules_and_further_file_systems_are_there_on_request() {
+fn modules_disks_and_files_are_there_on_request() {
+    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     guest::inside(
         "6.12",
-        |guest| guest.module("xfs").module("sch_netem"),
+        |guest| {
+            guest
+                .module("xfs")
+                .module("sch_netem")
+                .disk(Disk {
+                    content: Some(sources.clone()),
+                    ..Disk::ext4(64, "/sources")
+                })
+                .tree(&sources, "/in-memory")
+        },
         || {
             let known = fs::read_to_string("/proc/filesystems").unwrap();
             assert!(known.contains("\txfs\n"), "{known}");
@@ -151,6 +161,9 @@ fn modules_and_further_file_systems_are_there_on_request() {
                 .output()
                 .unwrap();
             assert!(delay.status.success(), "{delay:?}");
+            let on_disk = fs::read("/sources/bin/guest-init.rs").unwrap();
+            assert!(on_disk.starts_with(b"//! The first process of a guest."));
+            assert_eq!(fs::read("/in-memory/bin/guest-init.rs").unwrap(), on_disk);
         },
     );
 }

@@ -320,7 +320,7 @@ impl PrivateLists {
     /// # Errors
     /// The folder cannot be written, or apt cannot fetch or verify the lists.
     pub fn update(folder: &Path, mirror: &str, suite: &str) -> Result<Self> {
-        for inner in ["lists/partial", "cache/archives/partial"] {
+        for inner in ["lists/partial", "cache/archives/partial", "preferences.d"] {
             let inner = folder.join(inner);
             fs::create_dir_all(&inner)
                 .with_context(|| format!("{} cannot be made", inner.display()))?;
@@ -351,8 +351,8 @@ impl PrivateLists {
             format!("Dir::Etc::sourcelist={}", at("sources.list")),
             "Dir::Etc::sourceparts=-".to_owned(),
             // A pin meant for this machine says nothing about a guest's kernel.
-            "Dir::Etc::preferences=-".to_owned(),
-            "Dir::Etc::preferencesparts=-".to_owned(),
+            format!("Dir::Etc::preferences={}", at("preferences")),
+            format!("Dir::Etc::preferencesparts={}", at("preferences.d")),
             format!("Dir::State::Lists={}", at("lists")),
             format!("Dir::State::status={}", at("status")),
             format!("Dir::Cache={}", at("cache")),

@@ -246,7 +246,7 @@ fn follow(
         }
         if let Ok(result) = meeting.try_recv() {
             result?;
-            say("two nodes are mirroring each other");
+            println!("two nodes are mirroring each other");
         }
     }
 }
@@ -394,7 +394,8 @@ impl Place {
                 Ok(()) => return Ok(Self(path)),
                 Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => number += 1,
                 Err(error) => {
-                    return Err(error).with_context(|| format!("{} cannot be made", path.display()));
+                    return Err(error)
+                        .with_context(|| format!("{} cannot be made", path.display()));
                 }
             }
         }

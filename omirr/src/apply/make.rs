@@ -183,9 +183,13 @@ pub fn ensure_parents(dirs: &Dirs<'_>, path: &RelPath) -> Result<Vec<RelPath>, A
     if let Some(parent) = path.parent() {
         // An obstacle is reported for the path that was asked for.
         ensure_dir(dirs, &parent, &mut made).map_err(|error| match error {
-            ApplyError::Beneath { component, obstacle, .. } => {
-                ApplyError::Beneath { path: path.clone(), component, obstacle }
-            }
+            ApplyError::Beneath {
+                component, obstacle, ..
+            } => ApplyError::Beneath {
+                path: path.clone(),
+                component,
+                obstacle,
+            },
             error => error,
         })?;
     }

@@ -45,6 +45,11 @@ impl Temp {
     pub(super) fn name(&self) -> &str {
         &self.name
     }
+
+    /// What was here has its own name now.
+    fn used_up(mut self) {
+        self.armed = false;
+    }
 }
 
 impl Drop for Temp {
@@ -130,7 +135,7 @@ const PUT_BACK_TRIES: u32 = 1000;
 pub(super) fn place(
     dirs: &Dirs<'_>,
     path: &RelPath,
-    mut temp: Temp,
+    temp: Temp,
     put: &StatSig,
     expect: &Expect,
 ) -> Result<(), ApplyError> {
@@ -139,7 +144,7 @@ pub(super) fn place(
     match expect {
         Expect::Absent => match renameat_with(&dir, temp.name(), &dir, name, RenameFlags::NOREPLACE) {
             Ok(()) => {
-                temp.armed = false;
+                temp.used_up();
                 Ok(())
             }
             Err(Errno::EXIST) => Err(ApplyError::changed(path)),
@@ -147,30 +152,42 @@ pub(super) fn place(
         },
         Expect::Sig(expected) => {
             check(&dir, path, expected)?;
-            exchange(&dir, temp.name().as_bytes(), &dir, path)?;
-            temp.armed = false;
-            dirs.forget(path);
-            let fits = statx_at(&dir, temp.name()).is_ok_and(|found| same_object(expected, &sig_of(&found)));
-            let removed = if !fits {
-                Err(ApplyError::changed(path))
-            } else {
-                let flags = if is_dir(expected) {
-                    AtFlags::REMOVEDIR
-                } else {
-                    AtFlags::empty()
-                };
-                unlinkat(&dir, temp.name(), flags).map_err(|errno| match errno {
-                    Errno::NOTEMPTY | Errno::EXIST => ApplyError::NotEmpty { path: path.clone() },
-                    errno => ApplyError::system("replace", path, errno),
-                })
-            };
-            if let Err(error) = removed {
-                put_back(&dir, &mut temp, name, put);
-                return Err(error);
-            }
-            Ok(())
+            swap_in(dirs, path, temp, put, expected)
         }
     }
+}
+
+/// Puts `put` in the place of what is at `path`, and deletes that if it is
+/// `expected`; whatever else it is gets its name back.
+fn swap_in(
+    dirs: &Dirs<'_>,
+    path: &RelPath,
+    mut temp: Temp,
+    put: &StatSig,
+    expected: &StatSig,
+) -> Result<(), ApplyError> {
+    let dir = DirFd::clone(&temp.dir);
+    exchange(&dir, temp.name().as_bytes(), &dir, path)?;
+    temp.armed = false;
+    dirs.forget(path);
+    let fits = statx_at(&dir, temp.name()).is_ok_and(|found| same_object(expected, &sig_of(&found)));
+    let removed = if fits {
+        let flags = if is_dir(expected) {
+            AtFlags::REMOVEDIR
+        } else {
+            AtFlags::empty()
+        };
+        unlinkat(&dir, temp.name(), flags).map_err(|errno| match errno {
+            Errno::NOTEMPTY | Errno::EXIST => ApplyError::NotEmpty { path: path.clone() },
+            errno => ApplyError::system("replace", path, errno),
+        })
+    } else {
+        Err(ApplyError::changed(path))
+    };
+    if removed.is_err() {
+        put_back(&dir, &mut temp, path.name(), put);
+    }
+    removed
 }
 
 /// Undoes an exchange: what was displaced gets its name back. Users may go on
@@ -277,17 +294,24 @@ pub fn link_existing(
 /// Removes anything but a directory. Something else in its place is left where
 /// it is. Absent already is `Changed`, too.
 pub fn remove_file(dirs: &Dirs<'_>, path: &RelPath, expected: &StatSig) -> Result<(), ApplyError> {
-    let (dir, name) = dirs.parent(path)?;
+    let (dir, _) = dirs.parent(path)?;
     check(&dir, path, expected)?;
+    take_away(&dir, path, expected)
+}
+
+/// Deletes what is at `path` if it is `expected`; whatever else it is gets its
+/// name back.
+fn take_away(dir: &DirFd, path: &RelPath, expected: &StatSig) -> Result<(), ApplyError> {
+    let name = path.name();
     let temp = temp_name();
-    match renameat_with(&dir, name, &dir, temp.as_str(), RenameFlags::NOREPLACE) {
+    match renameat_with(dir, name, dir, temp.as_str(), RenameFlags::NOREPLACE) {
         Ok(()) => {}
         Err(Errno::NOENT) => return Err(ApplyError::changed(path)),
         Err(errno) => return Err(ApplyError::system("remove", path, errno)),
     }
-    let fits = statx_at(&dir, temp.as_str()).is_ok_and(|found| same_object(expected, &sig_of(&found)));
+    let fits = statx_at(dir, temp.as_str()).is_ok_and(|found| same_object(expected, &sig_of(&found)));
     let removed = if fits {
-        unlinkat(&dir, temp.as_str(), AtFlags::empty())
+        unlinkat(dir, temp.as_str(), AtFlags::empty())
             .map_err(|errno| ApplyError::system("remove", path, errno))
     } else {
         Err(ApplyError::changed(path))
@@ -295,7 +319,7 @@ pub fn remove_file(dirs: &Dirs<'_>, path: &RelPath, expected: &StatSig) -> Resul
     if removed.is_err() {
         // If the name has been taken again at this very moment, what was there
         // stays under its temporary name rather than be lost.
-        _ = renameat_with(&dir, temp.as_str(), &dir, name, RenameFlags::NOREPLACE);
+        _ = renameat_with(dir, temp.as_str(), dir, name, RenameFlags::NOREPLACE);
     }
     removed
 }
@@ -424,5 +448,109 @@ pub fn remove_leftover(dirs: &Dirs<'_>, path: &RelPath) -> Result<(), ApplyError
     match result {
         Ok(()) | Err(Errno::NOENT) => Ok(()),
         Err(errno) => Err(ApplyError::system("remove the leftover", path, errno)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    //! What happens between the two looks, one case at a time.
+
+    use std::fs;
+    use std::path::Path;
+
+    use super::*;
+    use crate::apply::ShareRoot;
+
+    struct Case {
+        folder: tempfile::TempDir,
+        root: ShareRoot,
+    }
+
+    fn case(files: &[&str]) -> Case {
+        let folder = tempfile::tempdir().unwrap();
+        for name in files {
+            fs::write(folder.path().join(name), name).unwrap();
+        }
+        let root = ShareRoot::open(folder.path()).unwrap();
+        Case { folder, root }
+    }
+
+    impl Case {
+        fn sig(&self, name: &str) -> StatSig {
+            sig_of(&statx_at(self.root.fd(), name).unwrap())
+        }
+
+        fn temp(&self, dirs: &Dirs<'_>, name: &str) -> Temp {
+            Temp::new(&dirs.dir(&RelPath::root()).unwrap(), name.to_owned(), false)
+        }
+
+        /// Name and content of all that is left.
+        fn left(&self) -> Vec<String> {
+            let read = |path: &Path| String::from_utf8(fs::read(path).unwrap()).unwrap();
+            let mut left: Vec<_> = fs::read_dir(self.folder.path())
+                .unwrap()
+                .map(|file| file.unwrap())
+                .map(|file| format!("{}={}", file.file_name().display(), read(&file.path())))
+                .collect();
+            left.sort();
+            left
+        }
+    }
+
+    fn f() -> RelPath {
+        RelPath::new(b"f").unwrap()
+    }
+
+    #[test]
+    fn what_came_after_the_first_look_gets_its_name_back() {
+        let case = case(&["ours", "f", "seen"]);
+        let dirs = case.root.batch();
+        let (ours, seen) = (case.sig("ours"), case.sig("seen"));
+        let result = swap_in(&dirs, &f(), case.temp(&dirs, "ours"), &ours, &seen);
+        assert_eq!(result, Err(ApplyError::changed(&f())));
+        let result = take_away(&dirs.dir(&RelPath::root()).unwrap(), &f(), &seen);
+        assert_eq!(result, Err(ApplyError::changed(&f())));
+        assert_eq!(case.left(), ["f=f", "seen=seen"]);
+        // And goes if it is what was seen.
+        fs::write(case.folder.path().join("ours"), "ours").unwrap();
+        let (ours, seen) = (case.sig("ours"), case.sig("f"));
+        assert_eq!(
+            swap_in(&dirs, &f(), case.temp(&dirs, "ours"), &ours, &seen),
+            Ok(())
+        );
+        assert_eq!(case.left(), ["f=ours", "seen=seen"]);
+        assert_eq!(
+            take_away(&dirs.dir(&RelPath::root()).unwrap(), &f(), &case.sig("f")),
+            Ok(())
+        );
+        assert_eq!(case.left(), ["seen=seen"]);
+    }
+
+    #[test]
+    fn a_user_who_goes_on_keeps_the_newest() {
+        // Ours was put at `f`, then the user put `f` there: that is newer than
+        // what was displaced.
+        let case = case(&["displaced", "f", "gone"]);
+        let dirs = case.root.batch();
+        let ours = case.sig("gone");
+        fs::remove_file(case.folder.path().join("gone")).unwrap();
+        let mut temp = case.temp(&dirs, "displaced");
+        temp.armed = false;
+        put_back(&dirs.dir(&RelPath::root()).unwrap(), &mut temp, b"f", &ours);
+        drop(temp);
+        assert_eq!(case.left(), ["f=f"]);
+    }
+
+    #[test]
+    fn a_user_who_deletes_gets_the_displaced_back() {
+        let case = case(&["displaced", "gone"]);
+        let dirs = case.root.batch();
+        let ours = case.sig("gone");
+        fs::remove_file(case.folder.path().join("gone")).unwrap();
+        let mut temp = case.temp(&dirs, "displaced");
+        temp.armed = false;
+        put_back(&dirs.dir(&RelPath::root()).unwrap(), &mut temp, b"f", &ours);
+        drop(temp);
+        assert_eq!(case.left(), ["f=displaced"]);
     }
 }

@@ -39,9 +39,11 @@ struct Cli {
 enum Command {
     Daemon(daemon::DaemonArgs),
     Check(check::CheckArgs),
-    /// Make and show this node's key
-    #[command(subcommand)]
-    Key(key::KeyCommand),
+    /// Make this node's private key, or show its public key
+    Key {
+        #[command(subcommand)]
+        command: key::KeyCommand,
+    },
     Status(status::StatusArgs),
     Stats(stats::StatsArgs),
     Wait(wait::WaitArgs),
@@ -63,7 +65,7 @@ pub fn main() -> ExitCode {
     let result = match &cli.command {
         Command::Daemon(args) => daemon::run(args),
         Command::Check(args) => check::run(args),
-        Command::Key(command) => key::run(command),
+        Command::Key { command } => key::run(command),
         Command::Status(args) => status::run(args),
         Command::Stats(args) => stats::run(args),
         Command::Wait(args) => wait::run(args),

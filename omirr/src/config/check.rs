@@ -13,6 +13,7 @@ use super::{
     read::{Draft, DraftShare},
     section::{At, Field},
 };
+use crate::net::Identity;
 
 /// The longest state directory, bytes: the control socket's path beneath it
 /// must fit the 107 bytes that a Unix socket's address has.
@@ -56,31 +57,25 @@ fn check_peers(draft: &Draft, mistakes: &mut Mistakes<'_>) {
     }
 }
 
-/// The private key must be there, and nobody else's to read.
+/// The private key must be there, nobody else's to read, and no peer's.
 fn check_own_key(draft: &Draft, mistakes: &mut Mistakes<'_>) {
     let Some(At { value: path, line }) = &draft.key else {
         return;
     };
-    let shown = path.display();
-    let text = match fs::metadata(path) {
-        Err(why) if why.kind() == io::ErrorKind::NotFound => {
-            format!("[node] key {shown} does not exist: make it with `omirr key generate {shown}`")
-        }
-        Err(why) if why.kind() == io::ErrorKind::PermissionDenied => {
-            format!("[node] key {shown} cannot be looked at: permission denied: run this as root")
-        }
-        Err(why) => format!("[node] key {shown} cannot be looked at: {why}"),
-        Ok(found) if !found.is_file() => format!(
-            "[node] key {shown} is {}, not a key file: name another, and make it with `omirr key generate FILE`",
-            kind_of(&found)
-        ),
-        Ok(found) if found.mode() & 0o077 != 0 => format!(
-            "[node] key {shown} can be used by others than its owner (mode {:04o}): run `chmod 600 {shown}`",
-            found.mode() & 0o7777
-        ),
-        Ok(_) => return,
+    let own = match Identity::load(path) {
+        Ok(identity) => identity.public_key(),
+        Err(why) => return mistakes.at(*line, format!("[node] key: {why}")),
     };
-    mistakes.at(*line, text);
+    for peer in &draft.peers {
+        if let Some(key) = peer.key.as_ref().filter(|key| key.value == own) {
+            let name = &peer.name;
+            let text = format!("[peers.{name}] key is this node's own");
+            mistakes.at(
+                key.line,
+                format!("{text}: write what `omirr key show FILE` prints on {name}"),
+            );
+        }
+    }
 }
 
 fn check_state_dir(draft: &Draft, mistakes: &mut Mistakes<'_>) {

@@ -19,9 +19,8 @@ pub const KEY: &str = "/etc/omirr/node.key";
 /// `node.state_dir`: what systemd's `StateDirectory=omirr` makes.
 pub const STATE_DIR: &str = "/var/lib/omirr";
 
-/// `tracer.ring_size`: about 100,000 events, a second of the worst burst that
-/// one CPU can make.
-pub const RING_BYTES: usize = 8 << 20;
+/// `tracer.ring_size`: the tracer's own default, which `omirr trace` has too.
+pub use crate::source::choice::RING_BYTES;
 
 /// `node.name`: the host name, which is what people call the machine.
 pub(super) fn node_name() -> String {

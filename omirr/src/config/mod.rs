@@ -11,7 +11,6 @@
 //! mistake becomes a [`Config`].
 
 mod check;
-mod choice;
 pub mod defaults;
 mod excludes;
 mod mistake;
@@ -33,10 +32,11 @@ use self::mistake::Mistakes;
 pub use crate::engine::Policy;
 
 pub use self::{
-    choice::{Attach, SourceKind, Transport},
     excludes::{Excludes, PatternError, TEMP_PREFIX},
     mistake::{ConfigErrors, Mistake},
 };
+use crate::net::PublicKey;
+pub use crate::source::choice::{Attach, SourceKind, Transport};
 
 /// The most that a configuration file may hold, bytes: far above any real one,
 /// and a bound for `-c /dev/zero`.
@@ -80,7 +80,7 @@ pub struct Peer {
     /// `HOST:PORT`, where HOST is a name or an address.
     pub address: String,
     /// Its public key: the only thing that makes it this peer.
-    pub key: [u8; 32],
+    pub key: PublicKey,
 }
 
 /// A tree that is mirrored.

@@ -3,10 +3,6 @@
 
 use std::{net::SocketAddr, ops::Range, path::PathBuf};
 
-use base64::{
-    Engine,
-    engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
-};
 use toml::de::DeTable;
 
 use super::{
@@ -14,6 +10,7 @@ use super::{
     mistake::Mistakes,
     section::{At, Field, Section},
 };
+use crate::net::PublicKey;
 
 /// The longest name of a node, peer or share. Names become file names in the
 /// state directory and parts of conflict copies' names.
@@ -22,12 +19,6 @@ const NAME_MAX: usize = 64;
 /// The smallest ring that holds a burst worth the name, and the largest that
 /// the kernel can count.
 const RING_BYTES: Range<u64> = 64 << 10..(1 << 30) + 1;
-
-/// Keys are read with or without `=` at the end: both are copied around.
-const KEY_BASE64: GeneralPurpose = GeneralPurpose::new(
-    &base64::alphabet::STANDARD,
-    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
-);
 
 /// What could be read. A part is none if it is missing or wrong; that has been
 /// noted then.
@@ -48,7 +39,7 @@ pub(super) struct DraftPeer {
     pub(super) name: String,
     pub(super) line: Option<usize>,
     address: Option<String>,
-    pub(super) key: Option<At<[u8; 32]>>,
+    pub(super) key: Option<At<PublicKey>>,
 }
 
 pub(super) struct DraftShare {
@@ -270,13 +261,10 @@ fn read_peer(name: String, section: &Section<'_>, mistakes: &mut Mistakes<'_>) -
         .or_missing(section.line, mistakes, || {
             format!("{label} has no key: write what `omirr key show FILE` prints on {name}")
         });
-    let key = key.and_then(|At { value, line }| match decode_key(&value) {
+    let key = key.and_then(|At { value, line }| match value.parse::<PublicKey>() {
         Ok(key) => Some(At { value: key, line }),
         Err(why) => {
-            mistakes.at(
-                line,
-                format!("{label} key {why}: write what `omirr key show FILE` prints on {name}"),
-            );
+            mistakes.at(line, format!("{label} key: {why}"));
             None
         }
     });
@@ -393,15 +381,4 @@ fn check_address(address: &str) -> Result<(), String> {
             "has {port:?} for a port: it must be a number from 1 to 65535"
         )),
     }
-}
-
-/// A public key; an error is the end of a sentence about it.
-fn decode_key(text: &str) -> Result<[u8; 32], String> {
-    let bytes = KEY_BASE64
-        .decode(text.trim())
-        .map_err(|why| format!("is not base64 ({why})"))?;
-    let count = bytes.len();
-    bytes
-        .try_into()
-        .map_err(|_| format!("is {count} bytes long, not 32"))
 }

@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::*;
+use crate::net::Identity;
 
 const KEY_A: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
 const KEY_B: &str = "HxAdHBsaGRgXFhUUExIREA8ODQwLCgkIBwYFBAMCAQA=";
@@ -17,8 +18,7 @@ struct Machine(TempDir);
 impl Machine {
     fn new() -> Machine {
         let dir = tempfile::tempdir().unwrap();
-        fs::write(dir.path().join("node.key"), "secret").unwrap();
-        fs::set_permissions(dir.path().join("node.key"), fs::Permissions::from_mode(0o600)).unwrap();
+        Identity::generate(&dir.path().join("node.key")).unwrap();
         for share in ["www", "mail"] {
             fs::create_dir(dir.path().join(share)).unwrap();
         }
@@ -117,7 +117,7 @@ path = "$D/mail"
         }
     );
     assert_eq!(config.peers["web2"].address, "web2.example.org:808");
-    assert_eq!(config.peers["web2"].key[..3], [0, 1, 2]);
+    assert_eq!(config.peers["web2"].key.to_string(), KEY_A);
     let www = &config.shares["www"];
     assert_eq!(
         www.path.as_os_str(),
@@ -228,13 +228,13 @@ path = 5
         r#"3: [node] listen "0.0.0.0" is not an address with a port: write it like "0.0.0.0:808" or "[::]:808""#,
         r#"3: [node] listen "here:808" is not an address with a port: write it like "0.0.0.0:808" or "[::]:808""#,
         r#"3: [node] listen "127.0.0.1:0" has port 0: peers must know the port"#,
-        r#"4: [node] key $D/none.key does not exist: make it with `omirr key generate $D/none.key`"#,
+        r#"4: [node] key: there is no key file $D/none.key: make one with `omirr key generate $D/none.key`"#,
         r#"5: [node] state_dir "var" is not absolute: write the whole path, from / on"#,
         r#"6: unknown key "nmae" in [node]: did you mean "name"?"#,
         r#"9: [tracer] source cannot be "inotify": use "auto", "ebpf", "fanotify" or "scan""#,
         r#"10: [tracer] ring_size "8 elephants" is not a size: write it like "8MiB""#,
         r#"13: [peers.web2] address "web2" has no port: write "web2:808""#,
-        r#"14: [peers.web2] key is 3 bytes long, not 32: write what `omirr key show FILE` prints on web2"#,
+        r#"14: [peers.web2] key: "AAAA" is no public key (3 bytes instead of 32): `omirr key show FILE` on that node prints it, 44 characters"#,
         r#"16: [peers.web3] has no address: write where it listens, like "web3.example.org:808""#,
         r#"17: unknown key "adress" in [peers.web3]: did you mean "address"?"#,
         r#"21: [peers.web4] address "web4:99999" has "99999" for a port: it must be a number from 1 to 65535"#,
@@ -339,21 +339,29 @@ fn the_key_and_the_state_directory_may_not_be_mirrored() {
 }
 
 #[test]
-fn a_key_file_must_be_the_owners_alone() {
+fn this_nodes_key_must_be_a_key_and_no_peers() {
     let machine = Machine::new();
     let key = machine.0.path().join("node.key");
-    fs::set_permissions(&key, fs::Permissions::from_mode(0o640)).unwrap();
+    let own = Identity::load(&key).unwrap().public_key().to_string();
     let text = with_node(&machine, &format!("{SHARE}{PEER}"));
+    assert_eq!(
+        machine.mistakes(&text.replace("$A", &own)),
+        ["2: [peers.web2] key is this node's own: write what `omirr key show FILE` prints on web2"]
+    );
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o640)).unwrap();
     assert_eq!(
         machine.mistakes(&text),
         [
-            "5: [node] key $D/node.key can be used by others than its owner (mode 0640): run `chmod 600 $D/node.key`"
+            "5: [node] key: others may read the key file $D/node.key (its mode is 0640): run `chmod 600 $D/node.key`"
         ]
     );
     fs::remove_file(&key).unwrap();
     fs::create_dir(&key).unwrap();
     let found = machine.mistakes(&text);
-    assert!(found[0].contains("is a directory, not a key file"), "{found:?}");
+    assert!(
+        found[0].starts_with("5: [node] key: $D/node.key holds no Ed25519 private key"),
+        "{found:?}"
+    );
 }
 
 #[test]
@@ -400,8 +408,8 @@ fn single_mistakes_are_named() {
         ),
         (
             format!("[peers.web2]\naddress = \"web2:808\"\nkey = \"?\"\n{share}"),
-            "7: [peers.web2] key is not base64 (Invalid symbol 63, offset 0.): \
-             write what `omirr key show FILE` prints on web2",
+            "7: [peers.web2] key: \"?\" is no public key (not base64: Invalid symbol 63, offset 0.): \
+             `omirr key show FILE` on that node prints it, 44 characters",
         ),
         (
             format!("{peer}[shares.\"a b\"]\npath = \"$D/www\"\n"),

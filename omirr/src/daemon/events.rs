@@ -10,37 +10,53 @@ use super::dirty::Hint;
 use super::share::{Figures, Share};
 use crate::config::Tracer;
 use crate::model::RelPath;
+use crate::resolve::fallback::{Located, Locator};
 use crate::resolve::{Change, Unknown};
-use crate::source::{Event, Signal, Sink, Source, Watch};
+use crate::source::choice::SourceConfig;
+use crate::source::{Event, Signal, Sink, Source, Watch, auto};
 
 /// Attaches the source for all shares that take part.
 pub(super) fn open(tracer: &Tracer, shares: &Arc<[Arc<Share>]>) -> anyhow::Result<Arc<dyn Source>> {
-    let watches: Vec<Watch> = shares
+    let taking_part: Vec<_> = shares.iter().filter(|share| share.stopped().is_none()).cloned().collect();
+    let watches: Vec<Watch> = taking_part
         .iter()
-        .filter(|share| share.stopped().is_none())
-        .map(|share| Watch { path: share.root.path().to_owned(), dev: share.root.dev(), ino: share.root.ino() })
+        .map(|share| Watch {
+            path: share.root.path().to_owned(),
+            dev: share.root.dev(),
+            ino: share.root.ino(),
+        })
         .collect();
-    let shares = Arc::clone(shares);
-    let _ = tracer;
-    let sink = sink(Arc::clone(&shares));
-    Ok(Arc::new(crate::source::fanotify::FanotifySource::open(
-        &watches,
-        Some(std::process::id()),
-        crate::source::choice::Detail::Lean,
-        sink,
-    )?))
+    let config = SourceConfig {
+        source: tracer.source,
+        attach: tracer.attach,
+        transport: tracer.transport,
+        ring_bytes: tracer.ring_bytes,
+        ..SourceConfig::default()
+    };
+    let locators = taking_part
+        .iter()
+        .zip(&watches)
+        .map(|(share, watch)| Ok((Arc::clone(share), Arc::new(Locator::open(watch)?))))
+        .collect::<std::io::Result<Vec<_>>>()?;
+    let source = auto::open(&config, &watches, || sink(locators.clone()), Some(std::process::id()))?;
+    Ok(source.into())
 }
 
-fn sink(shares: Arc<[Arc<Share>]>) -> Sink {
+fn sink(shares: Vec<(Arc<Share>, Arc<Locator>)>) -> Sink {
+    let alone: Vec<bool> = shares
+        .iter()
+        .map(|(share, _)| shares.iter().filter(|(other, _)| other.root.dev() == share.root.dev()).count() == 1)
+        .collect();
     Box::new(move |signals| {
-        for share in shares.iter() {
-            take(share, &signals);
+        for ((share, locator), alone) in shares.iter().zip(&alone) {
+            take(share, locator, *alone, &signals);
         }
     })
 }
 
-/// Marks what a batch of signals says of one share.
-fn take(share: &Share, signals: &[Signal]) {
+/// Marks what a batch of signals says of one share. Unless it is `alone` on its
+/// filesystem, events that it does not know may be another's.
+fn take(share: &Share, locator: &Locator, alone: bool, signals: &[Signal]) {
     let dev = share.root.dev();
     let mut touched = Vec::new();
     let mut unknown = Vec::new();
@@ -54,7 +70,7 @@ fn take(share: &Share, signals: &[Signal]) {
                     tracing::warn!(share = %share.name, "events were lost: the tree is compared with the index");
                     share.rescan.notify_one();
                 }
-                Signal::Event(event) if event.dev == dev => {
+                Signal::Event(event) if event.dev == dev && (alone || resolver.knows(event) || event.at.is_none()) => {
                     for change in resolver.apply(event) {
                         resolved += 1;
                         note(change, event, &mut touched, &mut unknown);
@@ -66,7 +82,7 @@ fn take(share: &Share, signals: &[Signal]) {
     }
     Figures::add(&share.figures.resolved, resolved);
     for unknown in unknown {
-        find(share, &unknown, &mut touched);
+        find(share, locator, &unknown, &mut touched);
     }
     if !touched.is_empty() {
         share.touch(touched);
@@ -92,18 +108,23 @@ fn note(change: Change, event: &Event, touched: &mut Vec<(RelPath, Hint)>, unkno
 }
 
 /// What can be found out of a change in a directory that the resolver does not
-/// know: by the index, which knows inodes too; else the tree is compared.
-fn find(share: &Share, unknown: &Unknown, touched: &mut Vec<(RelPath, Hint)>) {
+/// know: from the kernel, by its handle; from the index, by its inode; else the
+/// tree is compared.
+fn find(share: &Share, locator: &Locator, unknown: &Unknown, touched: &mut Vec<(RelPath, Hint)>) {
     Figures::add(&share.figures.unresolved, 1);
-    let by_index = |ino: u64| -> Option<RelPath> {
-        let reader = share.index.read().ok()?;
-        reader.path_of_ino(ino).ok().flatten()
-    };
-    let hint = Hint { content: unknown.content, subtree: true, at_rest: false };
-    let dir = unknown.at.as_ref().and_then(|at| by_index(at.dir));
-    if let Some(dir) = dir {
-        touched.push((dir, hint));
-    } else if let Some(path) = (unknown.ino != 0).then(|| by_index(unknown.ino)).flatten() {
-        touched.push((path, hint));
+    let hint = Hint { content: unknown.content, subtree: false, at_rest: false };
+    let located = locator.locate(unknown, &mut share.resolver.lock());
+    match located {
+        Located::Path(path) => touched.push((path, hint)),
+        Located::Outside | Located::Gone => {}
+        Located::Nameless => {
+            let known = share.index.read().and_then(|reader| reader.path_of_ino(unknown.ino));
+            match known {
+                Ok(Some(path)) => touched.push((path, hint)),
+                _ => share.rescan.notify_one(),
+            }
+        }
+        Located::Rescan(beneath) if beneath.is_root() => share.rescan.notify_one(),
+        Located::Rescan(beneath) => touched.push((beneath, Hint { subtree: true, ..hint })),
     }
 }

@@ -83,6 +83,9 @@ impl Keeper {
 
     /// Runs until told to stop. An error stops the share, not the daemon.
     pub fn run(mut self) {
+        if self.share.stopped().is_some() {
+            return;
+        }
         let result = loop {
             match self.step() {
                 Ok(true) => {}

@@ -95,6 +95,9 @@ async fn run_once(config: &Config, config_path: &Path, state: &StateDir) -> anyh
     for (name, settings) in &config.shares {
         let (share, inputs) = open_share(config, name, settings, state.path())
             .with_context(|| format!("share {name} cannot be served"))?;
+        if share.stopped().is_none() {
+            remote::recover(&share).with_context(|| format!("share {name} cannot be served"))?;
+        }
         let keeper = Keeper::new(Arc::clone(&share), inputs, stopped.clone(), tokio::runtime::Handle::current());
         let thread = std::thread::Builder::new()
             .name(format!("keep-{name}"))
@@ -185,7 +188,7 @@ fn open_share(
     let mut places = Vec::new();
     index.write(|w| {
         for peer in &settings.peers {
-            places.push(w.peer_place(&config.peers[peer].key));
+            places.push(w.peer_place(config.peers[peer].key.as_bytes()));
         }
         let replica = w.meta().replica;
         for known in w.meta().names.iter_mut().filter(|known| known.0 == replica) {
@@ -203,7 +206,7 @@ fn open_share(
             Arc::new(Link {
                 peer: peer.clone(),
                 address: settings.address.clone(),
-                key: settings.key,
+                key: *settings.key.as_bytes(),
                 place,
                 acked: watch::Sender::new(0),
                 state: Default::default(),

@@ -204,6 +204,8 @@ impl Fetches {
 
     /// Begins fetching what is queued, as far as the limit allows.
     fn start(&mut self, asked: &mpsc::UnboundedSender<Message>) {
+        // One that has given up, on a full disk say, makes room.
+        self.open.retain(|_, pieces| !pieces.is_closed());
         while self.open.len() < FETCHES_MAX {
             let Some(wanted) = self.queue.pop_front() else { return };
             let id = self.next_id;
@@ -225,9 +227,13 @@ impl Fetches {
     async fn answer(&mut self, id: u64, piece: Piece) -> anyhow::Result<()> {
         let last = !matches!(piece, Piece::Parts(_, false));
         let Some(pieces) = self.open.get(&id) else {
+            if id < self.next_id {
+                // For one that has given up.
+                return Ok(());
+            }
             bail!("{} sends content that was not asked for", self.inbound.peer);
         };
-        // A fetch that has given up, on a full disk say, takes no more.
+        // It may give up at this moment.
         let _ = pieces.send(piece).await;
         if last {
             self.open.remove(&id);

@@ -26,9 +26,9 @@ use super::keeper::{Keeper, RETRY_AFTER};
 use super::local::is_dir;
 use super::share::{Command, Figures, Inbound, Share};
 use crate::apply::{self, Applied, ApplyError, DirRemoval, Dirs, Expect, Ready, Staged};
-use crate::engine::{self, Arrived, Content, Context, Decided, Install, Step, Work};
+use crate::engine::{self, Arrived, Content, Context, Decided, Install, Progress, Step, Work};
 use crate::index::{Durable, Reader};
-use crate::model::{Entry, Kind, Record, RelPath, StatSig};
+use crate::model::{Entry, Kind, Record, RelPath, Row, StatSig};
 use crate::observe::{self, Observed, Reading};
 use crate::wire::WireRow;
 
@@ -53,11 +53,12 @@ struct Arrival {
 }
 
 /// What has become of steps.
-#[derive(Default)]
 struct Outcome {
+    progress: Progress,
     /// By path: what `stat` says after the last step.
     sigs: FxHashMap<RelPath, StatSig>,
-    failed: FxHashMap<RelPath, ApplyError>,
+    /// Why steps failed, by path.
+    errors: FxHashMap<RelPath, ApplyError>,
     /// Someone has written to these since.
     touched: Vec<RelPath>,
 }
@@ -144,6 +145,7 @@ impl Keeper {
         }
         let share = Arc::clone(&self.share);
         let reader = share.index.read()?;
+        let mut absent = Vec::new();
         let (decided, steps) = loop {
             let (decided, steps) = self.decide(&reader, inbound, &arrivals)?;
             let missing = missing_content(&steps, &arrivals);
@@ -151,23 +153,43 @@ impl Keeper {
                 break (decided, steps);
             }
             // The rest must not wait for what is still to be fetched.
-            arrivals.retain(|arrival| {
-                if !missing.contains(&arrival.row.path) {
-                    return true;
-                }
-                self.fetch(inbound, arrival.row.clone(), arrival.tries);
-                false
-            });
+            let (there, missing): (Vec<_>, Vec<_>) =
+                arrivals.into_iter().partition(|arrival| !missing.contains(&arrival.row.path));
+            arrivals = there;
+            absent.extend(missing);
         };
-        if decided.is_empty() {
-            return Ok(());
+        if !decided.is_empty() {
+            self.carry_out(inbound, &reader, decided, steps, arrivals)?;
         }
+        // Only now are the directories there in which it is to be staged.
+        for arrival in absent {
+            self.fetch(inbound, arrival.row, arrival.tries);
+        }
+        Ok(())
+    }
+
+    /// Does the steps and writes the rows, in the order that the module's
+    /// description gives.
+    fn carry_out(
+        &mut self,
+        inbound: &Arc<Inbound>,
+        reader: &Reader,
+        decided: Vec<Decided>,
+        steps: Vec<Step>,
+        mut arrivals: Vec<Arrival>,
+    ) -> anyhow::Result<()> {
+        let share = Arc::clone(&self.share);
         if let Err(reason) = share.root.still_there() {
             anyhow::bail!(reason);
         }
         let dirs = share.root.batch();
-        let mut outcome = Outcome::default();
-        let staged = stage(&dirs, &reader, &steps, &mut arrivals, &mut outcome);
+        let mut outcome = Outcome {
+            progress: Progress::new(reader, &decided)?,
+            sigs: FxHashMap::default(),
+            errors: FxHashMap::default(),
+            touched: Vec::new(),
+        };
+        let staged = stage(&dirs, reader, &steps, &mut arrivals, &mut outcome);
         if self.unflushed.is_some() {
             // One sync for this batch's contents and the last batch's names.
             apply::sync_all(&share.root)?;
@@ -187,13 +209,13 @@ impl Keeper {
             Ok(((), Durable::Yes))
         })?;
 
-        execute(&dirs, &reader, &steps, staged, &mut outcome)?;
+        execute(&dirs, reader, &steps, staged, &mut outcome)?;
 
         let mut applied = 0;
         share.index.write(|w| {
             for one in &decided {
                 w.settle(&one.path)?;
-                if outcome.is_undone(one) {
+                if !outcome.progress.is_done(&one.path) {
                     continue;
                 }
                 applied += 1;
@@ -293,7 +315,11 @@ impl Keeper {
         let mut look: Vec<_> = outcome.touched.drain(..).map(|path| (path, changed)).collect();
         let now = Instant::now();
         for Arrival { row, tries, .. } in arrivals {
-            let Some(error) = outcome.failed.remove(&row.path) else { continue };
+            if outcome.progress.is_done(&row.path) {
+                continue;
+            }
+            let error = outcome.errors.remove(&row.path);
+            let error = error.unwrap_or_else(|| ApplyError::Changed { path: row.path.clone() });
             let (reason, wait, tries) = if error.is_changed() {
                 // It is looked at first; then the rows are decided again. What
                 // does not come right by that needs a person or a newer row.
@@ -311,17 +337,8 @@ impl Keeper {
             self.pending.insert(pending.row.path.clone(), pending);
         }
         // Directories that are not as expected, in which something was done.
-        look.extend(outcome.failed.into_keys().map(|path| (path, Hint::default())));
+        look.extend(outcome.errors.into_keys().map(|path| (path, Hint::default())));
         self.share.touch(look);
-    }
-}
-
-impl Outcome {
-    /// Whether a row stays undone: a step for its path failed, or one for the
-    /// path whose content it keeps.
-    fn is_undone(&self, one: &Decided) -> bool {
-        self.failed.contains_key(&one.path)
-            || matches!(&one.work, Work::KeepAside { from } if self.failed.contains_key(from))
     }
 }
 
@@ -369,24 +386,24 @@ fn stage(
     let jobs: Vec<_> = steps
         .iter()
         .filter_map(|step| match step {
-            Step::Stage { path, entry, content } => Some((path, entry, content, sources.remove(path))),
+            Step::Stage { path, entry, content } => Some((step, path, entry, content, sources.remove(path))),
             _ => None,
         })
         .collect();
     let results: Vec<_> = jobs
         .into_par_iter()
         .with_min_len(4)
-        .map(|(path, entry, content, source)| (path, stage_one(dirs, reader, path, entry, content, source)))
+        .map(|(step, path, entry, content, source)| {
+            (step, stage_one(dirs, reader, path, entry, content, source))
+        })
         .collect();
     let mut staged = FxHashMap::default();
-    for (path, result) in results {
+    for (step, result) in results {
         match result {
             Ok(ready) => {
-                staged.insert(path.clone(), ready);
+                staged.insert(step.path().clone(), ready);
             }
-            Err(error) => {
-                outcome.failed.insert(path.clone(), error);
-            }
+            Err(error) => outcome.fail(step, error),
         }
     }
     staged
@@ -435,7 +452,7 @@ fn execute(
             .take_while(|step| matches!(step, Step::Install { how: Install::Staged, .. }))
             .count();
         if run == 0 {
-            if !outcome.failed.contains_key(steps[at].path()) {
+            if outcome.progress.admits(&steps[at]) {
                 let done = step_once(dirs, reader, &steps[at], outcome)?;
                 outcome.note(&steps[at], done);
             }
@@ -444,6 +461,7 @@ fn execute(
         }
         let jobs: Vec<_> = steps[at..at + run]
             .iter()
+            .filter(|step| outcome.progress.admits(step))
             .filter_map(|step| Some((step, staged.remove(step.path())?)))
             .collect();
         let results: Vec<_> = jobs
@@ -477,10 +495,13 @@ impl Outcome {
             }
             Ok(Some(Applied::ChangedSince)) => self.touched.push(path.clone()),
             Ok(None) => {}
-            Err(error) => {
-                self.failed.insert(step.path().clone(), error);
-            }
+            Err(error) => self.fail(step, error),
         }
+    }
+
+    fn fail(&mut self, step: &Step, error: ApplyError) {
+        self.progress.fail(step);
+        self.errors.insert(step.path().clone(), error);
     }
 }
 
@@ -538,8 +559,14 @@ fn step_once(
             Expect::Absent => Ok(None),
         },
         Step::Times { path, entry } => match expect {
-            Expect::Sig(sig) => apply::set_attrs(dirs, path, entry, &sig).map(Some),
+            Expect::Sig(_) => apply::set_dir_time(dirs, path, entry.mtime).map(Applied::AsWritten).map(Some),
             Expect::Absent => changed(path),
+        },
+        Step::Restore { path, entry } => match observe::stat(dirs, path) {
+            Ok(Some(sig)) if is_dir(&sig) => {
+                apply::set_dir_time(dirs, path, entry.mtime).map(Applied::AsWritten).map(Some)
+            }
+            _ => Ok(None),
         },
     })
 }
@@ -555,6 +582,7 @@ pub(super) fn recover(share: &Share) -> anyhow::Result<()> {
     tracing::info!(share = %share.name, rows = intents.len(), "the last run was cut off while it applied rows");
     let dirs = share.root.batch();
     let mut done = Vec::new();
+    let mut untouched = FxHashSet::default();
     for (path, row) in &intents {
         let base = reader.get(path)?;
         let (seen, sig) = match observe::observe(&dirs, path, None, Reading::Always) {
@@ -571,10 +599,25 @@ pub(super) fn recover(share: &Share) -> anyhow::Result<()> {
                     done.push((path.clone(), row.clone(), applied.sig()));
                 }
             }
-            // As before, and the peer sends it again; or changed here since.
+            // The peer sends it again.
+            (engine::Found::Untouched, Some(sig)) => {
+                untouched.insert(sig.ino);
+            }
+            // Changed here since, or gone: it is looked at like anything else.
             _ => {}
         }
     }
+    // A name at which something was to be kept aside, while the old one still
+    // has the same inode: that half is taken back.
+    done.retain(|(path, row, sig): &(RelPath, Row, Option<StatSig>)| {
+        let Some(sig) = sig.filter(|sig| sig.nlink > 1 && row.entry.link.is_none()) else { return true };
+        if !untouched.contains(&sig.ino) {
+            return true;
+        }
+        // If it cannot be removed, it is looked at like anything else.
+        drop(apply::remove_file(&dirs, path, &sig));
+        false
+    });
     share.index.write(|w| {
         for (path, _) in &intents {
             w.settle(path)?;

@@ -2,10 +2,9 @@
 //!
 //! In: the index as it is before them, which says what is on disk, and the
 //! decided rows. Out: steps. The applier does one after another; before it
-//! touches a path for the first time it makes sure that the disk there is what
-//! the index says. Once a step for a path has failed, the later ones for that
-//! path (and for the path that it would be kept aside at) are left out, and
-//! its row stays undone.
+//! replaces or removes what is at a path it makes sure that it is what the index
+//! says, or what an earlier step has left there. Once a step for a path has
+//! failed, [`super::Progress`] says which others must be left out.
 //!
 //! The order: all content is staged, and what loses gets its second name, while
 //! every name still means what it meant; then what must make way goes; then
@@ -68,8 +67,12 @@ pub enum Step {
     },
     /// Remove what is at `path`; a directory only if nothing is in it.
     Remove { path: RelPath },
-    /// Set a directory's attributes and times, after everything within it.
+    /// Set a directory's times, after everything within it.
     Times { path: RelPath, entry: Entry },
+    /// If there is still a directory at `path`, because it could not be removed
+    /// or replaced, give it back the times that it had: else the removals
+    /// within it would look like a change that a user has made to it.
+    Restore { path: RelPath, entry: Entry },
 }
 
 impl Step {
@@ -80,7 +83,8 @@ impl Step {
             | Step::Aside { path, .. }
             | Step::Install { path, .. }
             | Step::Remove { path }
-            | Step::Times { path, .. } => path,
+            | Step::Times { path, .. }
+            | Step::Restore { path, .. } => path,
         }
     }
 }
@@ -400,8 +404,12 @@ impl<'a, R: Rows> Planner<'a, R> {
         if !alike || !same_attributes || !free {
             return Ok(None);
         }
-        // The other names must end up linked with `path`, too.
+        // The other names must end up linked with `path`, too; and renaming one
+        // name of an inode onto another does nothing.
         for other in self.sharing(from)? {
+            if other == *path {
+                return Ok(None);
+            }
             let stays = match self.after.get(&other) {
                 Some(row) => row.live(),
                 None => Some(base),
@@ -427,12 +435,15 @@ impl<'a, R: Rows> Planner<'a, R> {
                 Some(&row) => Some(row.clone()),
                 None => self.rows.row(&path)?,
             };
-            if let Some(row) = row
-                && row.is_live_dir()
-            {
+            if let Some(row) = row.filter(Row::is_live_dir) {
                 steps.push(Step::Times {
                     path,
                     entry: row.entry,
+                });
+            } else if let Some(entry) = self.base(&path).filter(|entry| entry.is_dir()) {
+                steps.push(Step::Restore {
+                    path: path.clone(),
+                    entry: entry.clone(),
                 });
             }
         }

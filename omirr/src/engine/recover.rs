@@ -4,6 +4,13 @@
 //! in the index, and what is there now. Out: whether the intent was carried
 //! out. Without this, a peer's row that is on disk but not in the index would
 //! be taken for this node's own change, newer than what the peer has made since.
+//!
+//! One thing more is for the caller, who knows inodes: where a path is found
+//! `Done` and its inode is also at a path found `Untouched`, the crash came
+//! between the two halves of keeping something aside. The `Done` path must be
+//! removed and its intent forgotten; else the two names pass for hard links.
+//! What was found `Untouched` and is a directory gets its row's times back, and
+//! what is done to directories is done deepest first.
 
 use crate::model::{Entry, Row};
 
@@ -12,7 +19,8 @@ use super::change::Seen;
 /// What a path with an intent is found to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Found {
-    /// As the index says: nothing was done yet. The peer sends the row again.
+    /// As the index says, but for a directory's times: nothing was done yet. The
+    /// peer sends the row again.
     Untouched,
     /// As the intent says: its row goes into the index as it is.
     Done,

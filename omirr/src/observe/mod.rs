@@ -91,9 +91,15 @@ pub fn observe(
         Ok(observed) => Ok(observed),
         // Gone, or replaced by another kind, since `stat` saw it. An open with
         // O_NONBLOCK also answers "again" while someone holds a lease on it.
-        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NXIO | Errno::AGAIN | Errno::INVAL) => {
-            Ok(Observed::Unstable { sig })
-        }
+        Err(
+            Errno::NOENT
+            | Errno::NOTDIR
+            | Errno::ISDIR
+            | Errno::LOOP
+            | Errno::NXIO
+            | Errno::AGAIN
+            | Errno::INVAL,
+        ) => Ok(Observed::Unstable { sig }),
         Err(errno) => Err(ApplyError::system("read", path, errno)),
     }
 }
@@ -200,4 +206,117 @@ fn known_content(known: Option<(&Entry, &StatSig)>, now: &StatSig, reading: Read
     let (size, _) = entry.content()?;
     (reading == Reading::IfChanged && !sig.racy && sig.same_content(now) && size == now.size)
         .then(|| entry.kind.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::path::Path;
+
+    use super::*;
+    use crate::apply::ShareRoot;
+    use crate::model::Hash;
+
+    /// Does `meanwhile` between the first `stat` and the reading.
+    fn observe_while(folder: &Path, meanwhile: impl FnOnce(&Path)) -> Observed {
+        let root = ShareRoot::open(folder).unwrap();
+        let dirs = root.batch();
+        let path = RelPath::new(b"f").unwrap();
+        let stat::Raw::Here { dir, stat } = stat::look_raw(&dirs, &path).unwrap() else {
+            panic!("'f' is missing")
+        };
+        meanwhile(&folder.join("f"));
+        let place = Place {
+            dir: dir.as_fd(),
+            name: b"f",
+            path: &path,
+        };
+        match place.read(&stat, sig_of(&stat), None, Reading::IfChanged) {
+            Ok(observed) => observed,
+            Err(errno) => panic!("{errno}"),
+        }
+    }
+
+    #[test]
+    fn what_changes_while_it_is_read_is_unstable() {
+        for size in [0, 5, INLINE_MAX + 1, 3 << 20] {
+            let content = vec![1; usize::try_from(size).unwrap()];
+            let with = |meanwhile: &dyn Fn(&Path)| {
+                let folder = tempfile::tempdir().unwrap();
+                let f = folder.path().join("f");
+                fs::write(&f, &content).unwrap();
+                fs::File::open(f)
+                    .unwrap()
+                    .set_times(fs::FileTimes::new().set_modified(std::time::UNIX_EPOCH))
+                    .unwrap();
+                observe_while(folder.path(), meanwhile)
+            };
+            let unstable = |meanwhile: &dyn Fn(&Path)| {
+                let observed = with(meanwhile);
+                assert!(
+                    matches!(observed, Observed::Unstable { .. }),
+                    "{size} bytes: {observed:?}"
+                );
+            };
+            unstable(&|f| fs::write(f, vec![2; content.len() + 1]).unwrap());
+            unstable(&|f| fs::write(f, [2; 3]).unwrap());
+            if size > 0 {
+                unstable(&|f| fs::write(f, vec![2; content.len()]).unwrap());
+            }
+            unstable(&|f| fs::set_permissions(f, fs::Permissions::from_mode(0o600)).unwrap());
+            unstable(&|f| {
+                fs::write(f.with_extension("new"), &content).unwrap();
+                fs::rename(f.with_extension("new"), f).unwrap();
+            });
+            let Observed::Present {
+                entry, content: read, ..
+            } = with(&|_| {})
+            else {
+                panic!("it held still")
+            };
+            let hash = Hash(*blake3::hash(&content).as_bytes());
+            assert_eq!(entry.content(), Some((size, hash)));
+            assert_eq!(read.as_deref(), (size <= INLINE_MAX).then_some(&content[..]));
+        }
+    }
+
+    #[test]
+    fn another_kind_that_takes_the_place_is_not_read() {
+        for replace in [
+            |f: &Path| symlink("/etc/passwd", f).unwrap(),
+            |f: &Path| fs::create_dir(f).unwrap(),
+            // Opening it must not wait for a writer.
+            |f: &Path| rustix::fs::mknodat(rustix::fs::CWD, f, FileType::Fifo, Mode::RWXU, 0).unwrap(),
+        ] {
+            let folder = tempfile::tempdir().unwrap();
+            fs::write(folder.path().join("f"), "file").unwrap();
+            let root = ShareRoot::open(folder.path()).unwrap();
+            let dirs = root.batch();
+            let path = RelPath::new(b"f").unwrap();
+            let stat::Raw::Here { dir, stat } = stat::look_raw(&dirs, &path).unwrap() else {
+                panic!("'f' is missing")
+            };
+            fs::remove_file(folder.path().join("f")).unwrap();
+            replace(&folder.path().join("f"));
+            let place = Place {
+                dir: dir.as_fd(),
+                name: b"f",
+                path: &path,
+            };
+            let read = place.read(&stat, sig_of(&stat), None, Reading::IfChanged);
+            assert!(
+                matches!(
+                    read,
+                    Err(Errno::LOOP | Errno::ISDIR) | Ok(Observed::Unstable { .. })
+                ),
+                "{read:?}"
+            );
+            let observed = observe(&dirs, &path, None, Reading::IfChanged).unwrap();
+            assert!(
+                matches!(observed, Observed::Present { content: None, .. }),
+                "{observed:?}"
+            );
+        }
+    }
 }

@@ -10,8 +10,8 @@
 //! - `terminal`: exists when the second serial line is a person's terminal.
 //!
 //! Out: the command's output on the second serial line, and exactly one last
-//! line on the console, `init: success` or `init: failure CODE`; then the
-//! machine is off. 125 stands for a command that could not be started.
+//! line on the console, `init: success` or `init: failure CODE`, after an
+//! `init: started` when all is ready for the command; then the machine is off. 125 stands for a command that could not be started.
 
 use std::ffi::{CString, OsStr, OsString};
 use std::fs::{self, File, OpenOptions};
@@ -52,6 +52,9 @@ fn main() {
 }
 
 fn prepare() -> Result<()> {
+    // From here on only the kernel's warnings matter: 8 sets the console's level.
+    // SAFETY: a plain system call that takes no memory.
+    unsafe { libc::klogctl(8, std::ptr::null_mut(), 5) };
     for (kind, folder) in [
         ("proc", "/proc"),
         ("sysfs", "/sys"),
@@ -91,7 +94,7 @@ fn prepare() -> Result<()> {
         };
         mount(device, kind, folder)?;
     }
-    Ok(())
+    on_console("init: started\n").context("the console cannot be written")
 }
 
 fn orders(name: &str) -> Result<String> {

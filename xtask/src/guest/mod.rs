@@ -27,7 +27,7 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Context, Result, bail};
 
 use crate::kernel::Kernel;
-use crate::shell::capture;
+use crate::shell::{capture, say};
 use crate::workspace::{self, which};
 use initramfs::Archive;
 use modules::Modules;
@@ -37,6 +37,9 @@ use qemu::{End, Machine};
 /// processors busy; more at once only makes every one of them slower than its
 /// deadlines allow for.
 const GUESTS_AT_ONCE: usize = 2;
+
+/// How often a guest is booted before its kernel counts as one that does not.
+const BOOT_ATTEMPTS: u32 = 3;
 
 /// A guest that is being put together.
 #[derive(Clone, Debug)]
@@ -127,6 +130,7 @@ impl Outcome {
                 format!("the command failed with exit code {code} after {seconds:.1} s")
             }
             End::Panic(line) => format!("the guest's kernel panicked: {line}"),
+            End::NotBooted(why) => format!("the guest did not boot: {why}"),
             End::Timeout(limit) => format!("the guest did not end within {} s", limit.as_secs()),
             End::Silent => {
                 format!("the guest stopped after {seconds:.1} s without a word from its init")
@@ -297,8 +301,6 @@ impl Guest {
             disks.push(make_disk(disk, &scratch.0.join(format!("disk{number}")))?);
         }
         let log_path = folder.join(format!("{}.log", self.name));
-        let mut log = File::create(&log_path)
-            .with_context(|| format!("{} cannot be made", log_path.display()))?;
         let machine = Machine {
             image: &self.kernel.image,
             initramfs: &initramfs,
@@ -307,6 +309,22 @@ impl Guest {
             cpus: self.cpus,
             kernel_arguments: &self.kernel_arguments,
         };
+        let mut outcome = self.boot(&machine, &log_path)?;
+        for _ in 1..BOOT_ATTEMPTS {
+            // Before `init`, nothing of ours has run: emulated processors now and
+            // then hang there. A kernel that cannot boot at all still fails.
+            let End::NotBooted(why) = &outcome.end else {
+                break;
+            };
+            say(format!("booting {} again: {why}", self.name));
+            outcome = self.boot(&machine, &log_path)?;
+        }
+        Ok(outcome)
+    }
+
+    fn boot(&self, machine: &Machine<'_>, log_path: &Path) -> Result<Outcome> {
+        let mut log = File::create(log_path)
+            .with_context(|| format!("{} cannot be made", log_path.display()))?;
         let stdin = if self.streams == Streams::Interactive {
             Stdio::inherit()
         } else {
@@ -326,7 +344,7 @@ impl Guest {
         Ok(Outcome {
             end,
             output,
-            log: log_path,
+            log: log_path.to_owned(),
             time: started.elapsed(),
         })
     }

@@ -1,0 +1,75 @@
+//! Which steps of a plan may still be done once some have failed.
+//!
+//! In: the steps, one after another, and which of them failed. Out: whether the
+//! next one may be tried, and in the end the paths whose rows must not go into
+//! the index yet.
+
+use std::collections::BTreeSet;
+
+use crate::model::{RelPath, Row};
+
+use super::plan::{Install, Step};
+use super::rows::{Decided, Rows};
+
+/// Follows the steps of one plan.
+#[derive(Debug, Default)]
+pub struct Progress {
+    failed: BTreeSet<RelPath>,
+    /// Paths that become directories: until they are, nothing may be put
+    /// beneath them, even if there should be another directory at the path.
+    new_dirs: BTreeSet<RelPath>,
+}
+
+impl Progress {
+    pub fn new<R: Rows>(rows: &R, decided: &[Decided]) -> Result<Progress, R::Error> {
+        let mut new_dirs = BTreeSet::new();
+        for one in decided.iter().filter(|one| one.row.is_live_dir()) {
+            if !rows.row(&one.path)?.as_ref().is_some_and(Row::is_live_dir) {
+                new_dirs.insert(one.path.clone());
+            }
+        }
+        Ok(Progress {
+            failed: BTreeSet::new(),
+            new_dirs,
+        })
+    }
+
+    /// Whether `step` may be tried. If not, what it serves counts as failed.
+    pub fn admits(&mut self, step: &Step) -> bool {
+        if matches!(step, Step::Restore { .. }) {
+            return true;
+        }
+        let path = step.path();
+        let no_parent = matches!(step, Step::Install { .. })
+            && path
+                .parent()
+                .is_some_and(|dir| self.new_dirs.contains(&dir) && self.failed.contains(&dir));
+        if no_parent || self.failed.contains(path) {
+            self.fail(step);
+            return false;
+        }
+        true
+    }
+
+    /// Takes note that `step` failed. A directory whose times could not be set
+    /// has been brought to its row all the same, and changed since: it must be
+    /// looked at again, but its row is done, like those of what it holds.
+    pub fn fail(&mut self, step: &Step) {
+        match step {
+            Step::Times { .. } | Step::Restore { .. } => return,
+            Step::Aside { to, .. } => drop(self.failed.insert(to.clone())),
+            // Its old name is still there: the tombstone waits.
+            Step::Install {
+                how: Install::Moved { from },
+                ..
+            } => drop(self.failed.insert(from.clone())),
+            _ => {}
+        }
+        self.failed.insert(step.path().clone());
+    }
+
+    /// Whether the row for `path` may go into the index.
+    pub fn is_done(&self, path: &RelPath) -> bool {
+        !self.failed.contains(path)
+    }
+}

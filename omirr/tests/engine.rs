@@ -1,0 +1,699 @@
+//! The engine's decisions one by one: winners, asides, steps, order of sending.
+//! That they work together is what `simulation` shows.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::ops::ControlFlow;
+
+use omirr::engine::{
+    Arrived, Author, Content, Context, Decided, Install, Loser, Observed, Outgoing, Policy, Rows, Seen,
+    Sequence, Step, Verdict, Work, decide_local, decide_remote, plan, precedence, remote_row,
+};
+use omirr::model::{
+    Entry, Hash, Kind, LinkGroup, Record, RelPath, ReplicaId, Row, Stamp, StatSig, Time, Vector, Version,
+};
+use proptest::prelude::*;
+
+#[derive(Default)]
+struct Index(BTreeMap<RelPath, Record>);
+
+impl Index {
+    fn put(&mut self, path: &str, seq: u64, row: Row) {
+        let record = Record {
+            row,
+            seq,
+            sig: None::<StatSig>,
+            via: None,
+            moved_from: None,
+        };
+        self.0.insert(at(path), record);
+    }
+}
+
+impl Rows for Index {
+    type Error = Infallible;
+    fn row(&self, path: &RelPath) -> Result<Option<Row>, Infallible> {
+        Ok(self.0.get(path).map(|record| record.row.clone()))
+    }
+    fn live_beneath(
+        &self,
+        path: &RelPath,
+        each: &mut dyn FnMut(&RelPath) -> ControlFlow<()>,
+    ) -> Result<(), Infallible> {
+        let mut live = self
+            .0
+            .iter()
+            .filter(|(at, r)| *at != path && at.is_within(path) && !r.row.deleted);
+        let _ = live.try_for_each(|(at, _)| each(at));
+        Ok(())
+    }
+    fn linked(&self, group: LinkGroup) -> Result<Vec<RelPath>, Infallible> {
+        let linked = self
+            .0
+            .iter()
+            .filter(|(_, r)| r.row.live().is_some_and(|entry| entry.link == Some(group)));
+        Ok(linked.map(|(path, _)| path.clone()).collect())
+    }
+    fn holder(&self, hash: &Hash) -> Result<Option<RelPath>, Infallible> {
+        let has = |r: &Record| {
+            r.row
+                .live()
+                .and_then(Entry::content)
+                .is_some_and(|content| content.1 == *hash)
+        };
+        Ok(self.0.iter().find(|(_, r)| has(r)).map(|(path, _)| path.clone()))
+    }
+}
+
+impl Sequence for Index {
+    type Error = Infallible;
+    fn record(&self, path: &RelPath) -> Result<Option<Record>, Infallible> {
+        Ok(self.0.get(path).cloned())
+    }
+    fn after(&self, seq: u64, limit: usize) -> Result<Vec<(RelPath, Record)>, Infallible> {
+        let mut after: Vec<_> = self
+            .0
+            .iter()
+            .filter(|(_, r)| r.seq > seq)
+            .map(|(p, r)| (p.clone(), r.clone()))
+            .collect();
+        after.sort_by_key(|(_, record)| record.seq);
+        after.truncate(limit);
+        Ok(after)
+    }
+    fn changed_beneath(&self, path: &RelPath, seq: u64) -> Result<bool, Infallible> {
+        Ok(self
+            .0
+            .iter()
+            .any(|(at, r)| at != path && at.is_within(path) && r.seq > seq))
+    }
+}
+
+fn at(path: &str) -> RelPath {
+    RelPath::new(path.as_bytes()).unwrap()
+}
+
+fn entry(kind: Kind) -> Entry {
+    let mtime = Time { secs: 1, nanos: 0 };
+    Entry {
+        kind,
+        mode: 0o644,
+        uid: 0,
+        gid: 0,
+        mtime,
+        xattrs: Vec::new(),
+        link: None,
+    }
+}
+
+fn file(content: u8) -> Entry {
+    entry(Kind::File {
+        size: 100,
+        hash: Hash([content; 32]),
+    })
+}
+
+fn dir() -> Entry {
+    entry(Kind::Directory)
+}
+
+/// A row with the given vector; its stamp is `wall_ms` of the last replica in it.
+fn row(entry: Entry, vector: &[(u64, u64)], wall_ms: u64) -> Row {
+    let vector: Vector = vector
+        .iter()
+        .map(|&(replica, seq)| (ReplicaId(replica), seq))
+        .collect();
+    let replica = vector.pairs().last().unwrap().0;
+    Row {
+        entry,
+        deleted: false,
+        version: Version {
+            vector,
+            stamp: Stamp {
+                wall_ms,
+                count: 0,
+                replica,
+            },
+        },
+    }
+}
+
+fn gone(row: Row) -> Row {
+    Row { deleted: true, ..row }
+}
+
+fn decide(index: &Index, rows: &[(&str, Row)]) -> BTreeMap<String, Decided> {
+    let arrived = rows
+        .iter()
+        .map(|(path, row)| Arrived {
+            path: at(path),
+            row: row.clone(),
+            moved_from: None,
+        })
+        .collect();
+    let names = |replica: ReplicaId| format!("n{}", replica.0);
+    let context = Context {
+        now_ms: 1000,
+        policy: Policy::KeepBoth,
+        names: &names,
+    };
+    let mut author = Author::new(ReplicaId(9), 50, None, None);
+    let Ok(decided) = decide_remote(index, arrived, 3, &mut author, &context);
+    decided
+        .into_iter()
+        .map(|one| (one.path.to_string(), one))
+        .collect()
+}
+
+fn steps(index: &Index, decided: &BTreeMap<String, Decided>) -> Vec<Step> {
+    let decided: Vec<Decided> = decided.values().cloned().collect();
+    let Ok(steps) = plan(index, &decided);
+    steps
+}
+
+#[test]
+fn the_later_stamp_wins_and_only_unseen_content_is_kept() {
+    let path = at("a");
+    let old = row(file(1), &[(1, 1)], 10);
+    let chmod = Entry {
+        mode: 0o600,
+        ..file(1)
+    };
+    for (why, local, remote, expected) in [
+        ("the same row", old.clone(), old.clone(), Verdict::Known),
+        (
+            "an older one",
+            row(file(2), &[(1, 1), (2, 5)], 20),
+            old.clone(),
+            Verdict::Known,
+        ),
+        (
+            "a newer one",
+            old.clone(),
+            row(file(2), &[(1, 1), (2, 5)], 20),
+            Verdict::Take(Loser::Superseded),
+        ),
+        (
+            "a concurrent winner",
+            old.clone(),
+            row(file(2), &[(2, 5)], 20),
+            Verdict::Take(Loser::KeptAside),
+        ),
+        (
+            "a concurrent loser",
+            old.clone(),
+            row(file(2), &[(2, 5)], 5),
+            Verdict::Known,
+        ),
+        (
+            "a concurrent chmod",
+            old.clone(),
+            row(chmod, &[(2, 5)], 20),
+            Verdict::Take(Loser::Superseded),
+        ),
+        (
+            "the same content",
+            old.clone(),
+            row(file(1), &[(2, 5)], 20),
+            Verdict::Adopt,
+        ),
+        (
+            "a concurrent tombstone",
+            old.clone(),
+            gone(row(file(3), &[(2, 5)], 20)),
+            Verdict::Take(Loser::KeptAside),
+        ),
+        (
+            "a tombstone of it",
+            old.clone(),
+            gone(row(file(1), &[(1, 1), (2, 5)], 20)),
+            Verdict::Take(Loser::Superseded),
+        ),
+        (
+            "a file for a directory",
+            row(dir(), &[(1, 1)], 10),
+            row(file(2), &[(2, 5)], 20),
+            Verdict::Take(Loser::Superseded),
+        ),
+        (
+            "two tombstones",
+            gone(old.clone()),
+            gone(row(file(2), &[(2, 5)], 20)),
+            Verdict::Adopt,
+        ),
+    ] {
+        assert_eq!(
+            remote_row(&path, Some(&local), &remote, Policy::KeepBoth),
+            expected,
+            "{why}"
+        );
+    }
+    let winner = row(file(2), &[(2, 5)], 20);
+    assert_eq!(
+        remote_row(&path, Some(&old), &winner, Policy::NewestWins),
+        Verdict::Take(Loser::Superseded)
+    );
+    let root = gone(row(dir(), &[(1, 1), (2, 5)], 99));
+    assert_eq!(
+        remote_row(&RelPath::root(), None, &root, Policy::KeepBoth),
+        Verdict::Known
+    );
+}
+
+#[test]
+fn what_loses_is_kept_once_and_under_one_name() {
+    let mut index = Index::default();
+    index.put("a.txt", 1, row(file(1), &[(1, 1)], 10));
+    let winner = row(file(2), &[(2, 5)], 20);
+    let decided = decide(&index, &[("a.txt", winner.clone())]);
+    let copy = "a.omirr-conflict-19700101-000000-n1.txt";
+    assert_eq!(decided[copy].work, Work::KeepAside { from: at("a.txt") });
+    assert_eq!(decided[copy].row.entry, file(1));
+    assert_eq!((decided[copy].via, decided["a.txt"].via), (None, Some(3)));
+    let steps = steps(&index, &decided);
+    let place = |wanted: &Step| steps.iter().position(|step| step == wanted).unwrap();
+    let aside = place(&Step::Aside {
+        path: at("a.txt"),
+        to: at(copy),
+    });
+    assert!(
+        aside
+            < place(&Step::Install {
+                path: at("a.txt"),
+                entry: file(2),
+                how: Install::Staged
+            })
+    );
+
+    // Another node was faster with the copy, or a user has removed it already.
+    for copied in [row(file(1), &[(4, 8)], 30), gone(row(file(1), &[(4, 8)], 30))] {
+        index.put(copy, 2, copied);
+        assert_eq!(decide(&index, &[("a.txt", winner.clone())]).len(), 1);
+    }
+    // The name holds something else.
+    index.put(copy, 2, row(file(7), &[(4, 8)], 30));
+    let decided = decide(&index, &[("a.txt", winner)]);
+    assert!(
+        decided.contains_key("a.omirr-conflict-19700101-000000-n1-2.txt"),
+        "{:?}",
+        decided.keys()
+    );
+}
+
+#[test]
+fn a_living_child_brings_its_directory_back() {
+    let mut index = Index::default();
+    index.put("d", 1, row(dir(), &[(1, 1)], 10));
+    index.put("d/new", 2, row(file(1), &[(1, 2)], 11));
+    let removed = gone(row(dir(), &[(1, 1), (2, 5)], 20));
+    let decided = decide(&index, &[("d", removed.clone())]);
+    let back = &decided["d"].row;
+    assert!(back.is_live_dir() && back.version.stamp > removed.version.stamp);
+    assert!(steps(&index, &decided).is_empty(), "nothing is removed");
+
+    // A file that took the directory's name stays with whoever has it: the row
+    // that brings the directory back does not claim to know it.
+    let taken = row(file(5), &[(1, 1), (2, 5)], 20);
+    let back = &decide(&index, &[("d", taken.clone())])["d"].row;
+    assert_eq!(
+        remote_row(&at("d"), Some(&taken), back, Policy::KeepBoth),
+        Verdict::Take(Loser::KeptAside)
+    );
+
+    // If it goes with its children, it goes.
+    let child = gone(row(file(1), &[(1, 2), (2, 6)], 21));
+    let decided = decide(&index, &[("d", removed), ("d/new", child)]);
+    assert!(decided.values().all(|one| one.row.deleted));
+    let removals = steps(&index, &decided);
+    assert_eq!(
+        removals[..2],
+        [Step::Remove { path: at("d/new") }, Step::Remove { path: at("d") }]
+    );
+}
+
+#[test]
+fn a_file_with_living_children_moves_aside() {
+    let mut index = Index::default();
+    index.put("d", 1, row(file(1), &[(1, 1)], 30));
+    let there = row(dir(), &[(2, 1)], 10);
+    let child = row(file(2), &[(2, 2)], 11);
+    let decided = decide(&index, &[("d", there), ("d/x", child)]);
+    assert!(decided["d"].row.is_live_dir());
+    let copy = decided
+        .values()
+        .find(|one| matches!(one.work, Work::KeepAside { .. }))
+        .unwrap();
+    assert_eq!(copy.row.entry, file(1));
+    let steps = steps(&index, &decided);
+    let order = |path: &RelPath| {
+        steps
+            .iter()
+            .position(|step| matches!(step, Step::Install { path: at, .. } if at == path))
+    };
+    assert!(order(&at("d")) < order(&at("d/x")));
+}
+
+fn local(index: &Index, seen: &[(&str, Option<Entry>)]) -> Vec<(String, bool)> {
+    let observed = seen.iter().map(|(path, entry)| Observed {
+        path: at(path),
+        seen: entry.clone().map_or(Seen::Absent, Seen::Present),
+        when_ms: None,
+        moved_from: None,
+    });
+    let mut author = Author::new(ReplicaId(9), 50, None, None);
+    let Ok(decided) = decide_local(index, observed.collect(), &mut author, 1000);
+    assert!(decided.windows(2).all(|pair| pair[0].seq < pair[1].seq));
+    decided
+        .into_iter()
+        .map(|one| (one.path.to_string(), one.row.deleted))
+        .collect()
+}
+
+#[test]
+fn own_changes_are_numbered_so_that_every_beginning_is_a_whole_tree() {
+    let mut index = Index::default();
+    for (seq, path) in ["d", "d/e", "gone", "gone/x", "same"].iter().enumerate() {
+        let entry = if path.ends_with('x') || *path == "same" {
+            file(1)
+        } else {
+            dir()
+        };
+        index.put(path, seq as u64 + 1, row(entry, &[(1, seq as u64 + 1)], 10));
+    }
+    let order = local(
+        &index,
+        &[
+            ("gone", None),
+            ("new/y", Some(file(2))),
+            ("d", Some(file(3))),
+            ("new", Some(dir())),
+            ("gone/x", None),
+            ("same", Some(file(1))),
+            ("never", None),
+            ("d/e", None),
+        ],
+    );
+    let expected = [
+        ("d/e", true),
+        ("d", false),
+        ("new", false),
+        ("new/y", false),
+        ("gone/x", true),
+        ("gone", true),
+    ];
+    assert_eq!(order, expected.map(|(path, deleted)| (path.to_owned(), deleted)));
+}
+
+fn apply(index: &Index, rows: &[(&str, Row, Option<&str>)]) -> Vec<Step> {
+    let decided: Vec<Decided> = rows
+        .iter()
+        .map(|(path, row, from)| Decided {
+            path: at(path),
+            seq: 99,
+            row: row.clone(),
+            via: Some(1),
+            moved_from: from.map(at),
+            work: Work::Apply,
+        })
+        .collect();
+    let Ok(steps) = plan(index, &decided);
+    steps
+}
+
+#[test]
+fn a_rename_moves_no_content() {
+    let mut index = Index::default();
+    index.put("a", 1, row(file(1), &[(1, 1)], 10));
+    let (new, old) = (row(file(1), &[(1, 2)], 20), gone(row(file(1), &[(1, 3)], 20)));
+    for hint in [Some("a"), None] {
+        let steps = apply(&index, &[("b", new.clone(), hint), ("a", old.clone(), None)]);
+        assert_eq!(
+            steps,
+            [Step::Install {
+                path: at("b"),
+                entry: file(1),
+                how: Install::Moved { from: at("a") }
+            }]
+        );
+    }
+    // A changed mode makes it a copy: the inode must stay as it is while it
+    // still has its old name.
+    let changed = Entry {
+        mode: 0o600,
+        ..file(1)
+    };
+    let steps = apply(
+        &index,
+        &[("b", row(changed.clone(), &[(1, 2)], 20), None), ("a", old, None)],
+    );
+    assert_eq!(
+        steps[0],
+        Step::Stage {
+            path: at("b"),
+            entry: changed,
+            content: Content::Copy { from: at("a") }
+        }
+    );
+    assert_eq!(steps[2], Step::Remove { path: at("a") });
+}
+
+#[test]
+fn chains_and_swaps_read_before_they_write() {
+    let mut index = Index::default();
+    index.put("a", 1, row(file(1), &[(1, 1)], 10));
+    index.put("b", 2, row(file(2), &[(1, 2)], 10));
+    let a_to_b = row(file(1), &[(1, 3)], 20);
+    let b_to_c = row(file(2), &[(1, 4)], 20);
+    let steps = apply(
+        &index,
+        &[
+            ("b", a_to_b.clone(), Some("a")),
+            ("c", b_to_c.clone(), Some("b")),
+            ("a", gone(b_to_c.clone()), None),
+        ],
+    );
+    assert_eq!(
+        steps,
+        [
+            Step::Stage {
+                path: at("c"),
+                entry: file(2),
+                content: Content::Copy { from: at("b") }
+            },
+            Step::Install {
+                path: at("b"),
+                entry: file(1),
+                how: Install::Moved { from: at("a") }
+            },
+            Step::Install {
+                path: at("c"),
+                entry: file(2),
+                how: Install::Staged
+            },
+        ]
+    );
+    let steps = apply(&index, &[("b", a_to_b, Some("a")), ("a", b_to_c, Some("b"))]);
+    let stages = steps.iter().take_while(|step| {
+        matches!(
+            step,
+            Step::Stage {
+                content: Content::Copy { .. },
+                ..
+            }
+        )
+    });
+    assert_eq!((stages.count(), steps.len()), (2, 4), "{steps:?}");
+}
+
+#[test]
+fn hard_links_are_made_and_broken_as_the_rows_say() {
+    let linked = |content| Entry {
+        link: Some(LinkGroup(7)),
+        ..file(content)
+    };
+    let mut index = Index::default();
+    index.put("a", 1, row(linked(1), &[(1, 1)], 10));
+    index.put("b", 2, row(linked(1), &[(1, 2)], 10));
+    let new = |entry: Entry| row(entry, &[(1, 9)], 20);
+    let steps = apply(&index, &[("c", new(linked(1)), None)]);
+    assert_eq!(
+        steps,
+        [Step::Install {
+            path: at("c"),
+            entry: linked(1),
+            how: Install::Link { existing: at("a") }
+        }]
+    );
+
+    let chmod = Entry {
+        mode: 0o600,
+        ..linked(1)
+    };
+    let together = apply(
+        &index,
+        &[("a", new(chmod.clone()), None), ("b", new(chmod.clone()), None)],
+    );
+    assert!(
+        together.iter().all(|step| matches!(
+            step,
+            Step::Install {
+                how: Install::Attributes,
+                ..
+            }
+        )),
+        "{together:?}"
+    );
+    let alone = apply(&index, &[("a", new(chmod.clone()), None)]);
+    assert!(
+        matches!(&alone[0], Step::Stage { content: Content::Copy { from }, .. } if *from == at("a")),
+        "{alone:?}"
+    );
+
+    let write = apply(
+        &index,
+        &[("a", new(linked(2)), None), ("b", new(linked(2)), None)],
+    );
+    assert!(matches!(&write[0], Step::Stage { path, content: Content::Transfer, .. } if *path == at("a")));
+    let how = Install::Link { existing: at("a") };
+    assert_eq!(
+        write[2],
+        Step::Install {
+            path: at("b"),
+            entry: linked(2),
+            how
+        }
+    );
+    assert_eq!(write.len(), 3, "one transfer for both: {write:?}");
+}
+
+#[test]
+fn directories_get_their_times_last_and_deepest_first() {
+    let mut index = Index::default();
+    index.put("d", 1, row(dir(), &[(1, 1)], 10));
+    let steps = apply(
+        &index,
+        &[
+            ("d/e", row(dir(), &[(1, 2)], 20), None),
+            ("d/e/x", row(file(1), &[(1, 3)], 20), None),
+        ],
+    );
+    let times: Vec<&RelPath> = steps
+        .iter()
+        .skip_while(|step| !matches!(step, Step::Times { .. }))
+        .map(|step| {
+            if let Step::Times { path, .. } = step {
+                path
+            } else {
+                panic!("{step:?} after times")
+            }
+        })
+        .collect();
+    assert_eq!(times, [&at("d/e"), &at("d")]);
+}
+
+#[test]
+fn a_directory_that_becomes_a_file_is_emptied_first() {
+    let mut index = Index::default();
+    index.put("d", 1, row(dir(), &[(1, 1)], 10));
+    index.put("d/x", 2, row(file(1), &[(1, 2)], 10));
+    let steps = apply(
+        &index,
+        &[
+            ("d", row(file(2), &[(1, 4)], 20), None),
+            ("d/x", gone(row(file(1), &[(1, 3)], 20)), None),
+        ],
+    );
+    assert!(matches!(steps[0], Step::Stage { .. }));
+    assert_eq!(steps[1], Step::Remove { path: at("d/x") });
+    assert_eq!(
+        steps[2],
+        Step::Install {
+            path: at("d"),
+            entry: file(2),
+            how: Install::Staged
+        }
+    );
+    assert_eq!(
+        steps[3],
+        Step::Restore {
+            path: at("d"),
+            entry: dir()
+        }
+    );
+}
+
+fn sent(outgoing: &mut Outgoing, index: &Index, limit: usize) -> Vec<(u64, Vec<String>)> {
+    let mut batches = Vec::new();
+    while let Ok(Some(batch)) = outgoing.next_batch(index, limit) {
+        batches.push((
+            batch.upto,
+            batch.rows.iter().map(|(path, _)| path.to_string()).collect(),
+        ));
+    }
+    batches
+}
+
+#[test]
+fn parents_go_first_and_what_makes_way_goes_last() {
+    let mut index = Index::default();
+    let live = |entry| row(entry, &[(1, 1)], 10);
+    // Directories change after what is in them.
+    index.put("d/e/x", 1, live(file(1)));
+    index.put("d/e", 2, live(dir()));
+    index.put("d", 3, live(dir()));
+    // A removed directory whose contents' tombstones came again later.
+    index.put("old", 4, gone(live(dir())));
+    index.put("y", 5, live(file(2)));
+    index.put("old/x", 6, gone(live(file(3))));
+    let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+    let batches = sent(&mut Outgoing::new(1, 0, 0), &index, 1);
+    // What is held back is not counted as sent.
+    let expected = [
+        (1, names(&["d", "d/e", "d/e/x"])),
+        (3, names(&["y"])),
+        (6, names(&["old/x", "old"])),
+    ];
+    assert_eq!(batches, expected);
+}
+
+#[test]
+fn rows_do_not_go_back_unless_the_peer_may_have_lost_them() {
+    let mut index = Index::default();
+    for seq in 1..=4 {
+        index.put(&format!("f{seq}"), seq, row(file(1), &[(1, seq)], 10));
+    }
+    for record in index.0.values_mut() {
+        record.via = Some(if record.seq == 3 { 8 } else { 1 });
+    }
+    let batches = sent(&mut Outgoing::new(1, 0, 1), &index, 10);
+    assert_eq!(batches, [(4, vec!["f1".to_owned(), "f3".to_owned()])]);
+    assert!(sent(&mut Outgoing::new(1, 4, 1), &index, 10).is_empty());
+}
+
+prop_compose! {
+    fn any_row()(replica in 1..4u64, seq in 1..4u64, wall in 1..5u64, content in 0..3u8, deleted: bool, other in 0..4u64) -> Row {
+        let vector = if other == 0 { vec![(replica, seq)] } else { vec![(other, 1), (replica, seq)] };
+        Row { deleted, ..row(file(content), &vector, wall) }
+    }
+}
+
+fn winner(a: &Row, b: &Row) -> Row {
+    let verdict = remote_row(&at("p"), Some(a), b, Policy::KeepBoth);
+    if verdict == Verdict::Known {
+        a.clone()
+    } else {
+        b.clone()
+    }
+}
+
+proptest! {
+    #[test]
+    fn the_winner_is_the_same_in_whatever_order(a in any_row(), b in any_row(), c in any_row()) {
+        // Rows that are different have different stamps or vectors.
+        let differ = |a: &Row, b: &Row| a == b || precedence(a, b).is_ne();
+        prop_assume!(differ(&a, &b) && differ(&b, &c) && differ(&a, &c));
+        prop_assert_eq!(winner(&a, &a), a.clone());
+        prop_assert_eq!(winner(&a, &b), winner(&b, &a));
+        prop_assert_eq!(winner(&winner(&a, &b), &c), winner(&a, &winner(&b, &c)));
+    }
+}

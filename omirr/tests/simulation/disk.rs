@@ -1,0 +1,212 @@
+//! A directory tree in memory, with inodes, that refuses what a kernel would.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use omirr::model::{Entry, Kind, RelPath, Time};
+
+#[derive(Clone, Debug)]
+pub struct Inode {
+    /// `link` is always none here: groups are the index' business.
+    pub entry: Entry,
+    /// When it last changed, by this node's clock.
+    pub ctime_ms: u64,
+}
+
+/// Why something could not be done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Refused;
+
+#[derive(Clone, Debug)]
+pub struct Disk {
+    pub names: BTreeMap<RelPath, u64>,
+    pub inodes: HashMap<u64, Inode>,
+    next_ino: u64,
+    /// The node's clock: stamps directories when names in them change.
+    pub clock: Time,
+}
+
+impl Disk {
+    pub fn new(root: Entry) -> Disk {
+        let clock = root.mtime;
+        let inode = Inode {
+            ctime_ms: clock.millis(),
+            entry: root,
+        };
+        Disk {
+            names: BTreeMap::from([(RelPath::root(), 1)]),
+            inodes: HashMap::from([(1, inode)]),
+            next_ino: 2,
+            clock,
+        }
+    }
+
+    pub fn ino(&self, path: &RelPath) -> Option<u64> {
+        self.names.get(path).copied()
+    }
+
+    pub fn entry(&self, path: &RelPath) -> Option<&Entry> {
+        self.ino(path).map(|ino| &self.inodes[&ino].entry)
+    }
+
+    pub fn ctime_ms(&self, path: &RelPath) -> Option<u64> {
+        self.ino(path).map(|ino| self.inodes[&ino].ctime_ms)
+    }
+
+    pub fn is_dir(&self, path: &RelPath) -> bool {
+        self.entry(path).is_some_and(Entry::is_dir)
+    }
+
+    pub fn names_of(&self, ino: u64) -> Vec<RelPath> {
+        self.names
+            .iter()
+            .filter(|(_, at)| **at == ino)
+            .map(|(path, _)| path.clone())
+            .collect()
+    }
+
+    pub fn beneath(&self, path: &RelPath) -> Vec<RelPath> {
+        self.names
+            .keys()
+            .filter(|at| *at != path && at.is_within(path))
+            .cloned()
+            .collect()
+    }
+
+    /// A new inode under no name.
+    pub fn make(&mut self, entry: &Entry) -> u64 {
+        let ino = self.next_ino;
+        self.next_ino += 1;
+        let entry = Entry {
+            link: None,
+            ..entry.clone()
+        };
+        self.inodes.insert(
+            ino,
+            Inode {
+                entry,
+                ctime_ms: self.clock.millis(),
+            },
+        );
+        ino
+    }
+
+    /// Puts `ino` at `path`, in place of whatever is there but a directory
+    /// with something in it.
+    pub fn put(&mut self, path: &RelPath, ino: u64) -> Result<(), Refused> {
+        self.parent_is_dir(path)?;
+        if !self.beneath(path).is_empty() {
+            return Err(Refused);
+        }
+        let old = self.names.insert(path.clone(), ino);
+        self.forget(old);
+        self.inode_changed(ino);
+        self.dir_changed(path);
+        Ok(())
+    }
+
+    pub fn set(&mut self, path: &RelPath, entry: &Entry) -> Result<(), Refused> {
+        let ino = self.ino(path).ok_or(Refused)?;
+        let ctime_ms = self.clock.millis();
+        let entry = Entry {
+            link: None,
+            ..entry.clone()
+        };
+        self.inodes.insert(ino, Inode { entry, ctime_ms });
+        Ok(())
+    }
+
+    pub fn remove(&mut self, path: &RelPath) -> Result<(), Refused> {
+        if path.is_root() || !self.beneath(path).is_empty() {
+            return Err(Refused);
+        }
+        let old = self.names.remove(path);
+        if old.is_none() {
+            return Err(Refused);
+        }
+        self.forget(old);
+        self.dir_changed(path);
+        Ok(())
+    }
+
+    /// Renames a file, or a directory with all beneath it.
+    pub fn rename(&mut self, from: &RelPath, to: &RelPath) -> Result<(), Refused> {
+        let ino = self.ino(from).ok_or(Refused)?;
+        self.parent_is_dir(to)?;
+        if from.is_root() || to.is_within(from) || from.is_within(to) || !self.beneath(to).is_empty() {
+            return Err(Refused);
+        }
+        if self.names.contains_key(to) && self.is_dir(to) != self.is_dir(from) {
+            return Err(Refused);
+        }
+        let old = self.names.remove(to);
+        for at in self.beneath(from) {
+            let new = at.rebase(from, to).ok_or(Refused)?;
+            if let Some(ino) = self.names.remove(&at) {
+                self.names.insert(new, ino);
+            }
+        }
+        self.names.remove(from);
+        self.names.insert(to.clone(), ino);
+        self.forget(old);
+        self.inode_changed(ino);
+        self.dir_changed(from);
+        self.dir_changed(to);
+        Ok(())
+    }
+
+    fn parent_is_dir(&self, path: &RelPath) -> Result<(), Refused> {
+        match path.parent() {
+            Some(dir) if self.is_dir(&dir) => Ok(()),
+            _ => Err(Refused),
+        }
+    }
+
+    fn dir_changed(&mut self, path: &RelPath) {
+        let (Some(dir), clock) = (path.parent(), self.clock) else {
+            return;
+        };
+        if let Some(inode) = self.ino(&dir).and_then(|ino| self.inodes.get_mut(&ino)) {
+            inode.entry.mtime = clock;
+            inode.ctime_ms = clock.millis();
+        }
+    }
+
+    fn inode_changed(&mut self, ino: u64) {
+        let ctime_ms = self.clock.millis();
+        if let Some(inode) = self.inodes.get_mut(&ino) {
+            inode.ctime_ms = ctime_ms;
+        }
+    }
+
+    fn forget(&mut self, ino: Option<u64>) {
+        if let Some(ino) = ino
+            && !self.names.values().any(|at| *at == ino)
+        {
+            self.inodes.remove(&ino);
+        }
+    }
+
+    /// Everything that must be the same on all nodes: entries, and which names
+    /// share an inode.
+    pub fn picture(&self) -> (BTreeMap<RelPath, Entry>, BTreeSet<Vec<RelPath>>) {
+        let entries = self
+            .names
+            .keys()
+            .filter_map(|path| Some((path.clone(), self.entry(path)?.clone())));
+        let shared = self
+            .names
+            .values()
+            .map(|ino| self.names_of(*ino))
+            .filter(|names| names.len() > 1);
+        (entries.collect(), shared.collect())
+    }
+
+    /// What each name other than a directory's holds.
+    pub fn contents(&self) -> BTreeMap<RelPath, Kind> {
+        let held = self.names.keys().filter_map(|path| {
+            let entry = self.entry(path)?;
+            (!entry.is_dir()).then(|| (path.clone(), entry.kind.clone()))
+        });
+        held.collect()
+    }
+}

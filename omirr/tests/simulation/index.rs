@@ -1,0 +1,114 @@
+//! The index of a simulated node: maps in memory. What a crash leaves is a
+//! clone of it made at the last durable commit.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::ops::ControlFlow;
+
+use omirr::engine::{Reserve, Rows, Sequence};
+use omirr::model::{Hash, LinkGroup, Record, RelPath, ReplicaId, Row, Stamp};
+
+/// A row that is about to be applied to the disk.
+#[derive(Clone, Debug)]
+pub struct Intent {
+    pub row: Row,
+    pub via: Option<u32>,
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct Index {
+    pub records: BTreeMap<RelPath, Record>,
+    pub by_seq: BTreeMap<u64, RelPath>,
+    /// Per peer: everything of this replica up to here is in `records`.
+    pub cursors: BTreeMap<u32, (ReplicaId, u64)>,
+    pub reserve: Reserve,
+    pub intents: BTreeMap<RelPath, Intent>,
+}
+
+impl Index {
+    pub fn put(&mut self, path: RelPath, record: Record) {
+        if let Some(old) = self.records.get(&path) {
+            self.by_seq.remove(&old.seq);
+        }
+        self.by_seq.insert(record.seq, path.clone());
+        self.records.insert(path, record);
+    }
+
+    pub fn head(&self) -> u64 {
+        self.by_seq.last_key_value().map_or(0, |(seq, _)| *seq)
+    }
+
+    pub fn last_stamp(&self) -> Option<Stamp> {
+        self.records.values().map(|record| record.row.version.stamp).max()
+    }
+
+    pub fn get(&self, path: &RelPath) -> Option<&Record> {
+        self.records.get(path)
+    }
+}
+
+impl Rows for Index {
+    type Error = Infallible;
+
+    fn row(&self, path: &RelPath) -> Result<Option<Row>, Infallible> {
+        Ok(self.get(path).map(|record| record.row.clone()))
+    }
+
+    fn live_beneath(
+        &self,
+        path: &RelPath,
+        each: &mut dyn FnMut(&RelPath) -> ControlFlow<()>,
+    ) -> Result<(), Infallible> {
+        for (at, record) in &self.records {
+            if at != path && at.is_within(path) && !record.row.deleted && each(at).is_break() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn linked(&self, group: LinkGroup) -> Result<Vec<RelPath>, Infallible> {
+        let linked = self
+            .records
+            .iter()
+            .filter(|(_, record)| record.row.live().is_some_and(|entry| entry.link == Some(group)));
+        Ok(linked.map(|(path, _)| path.clone()).collect())
+    }
+
+    fn holder(&self, hash: &Hash) -> Result<Option<RelPath>, Infallible> {
+        let holds = |record: &Record| {
+            record
+                .row
+                .live()
+                .and_then(|entry| entry.content())
+                .is_some_and(|content| content.1 == *hash)
+        };
+        Ok(self
+            .records
+            .iter()
+            .find(|(_, record)| holds(record))
+            .map(|(path, _)| path.clone()))
+    }
+}
+
+impl Sequence for Index {
+    type Error = Infallible;
+
+    fn record(&self, path: &RelPath) -> Result<Option<Record>, Infallible> {
+        Ok(self.get(path).cloned())
+    }
+
+    fn after(&self, seq: u64, limit: usize) -> Result<Vec<(RelPath, Record)>, Infallible> {
+        let after = self.by_seq.range(seq + 1..).take(limit);
+        Ok(after
+            .map(|(_, path)| (path.clone(), self.records[path].clone()))
+            .collect())
+    }
+
+    fn changed_beneath(&self, path: &RelPath, seq: u64) -> Result<bool, Infallible> {
+        Ok(self
+            .records
+            .iter()
+            .any(|(at, record)| at != path && at.is_within(path) && record.seq > seq))
+    }
+}

@@ -1,0 +1,731 @@
+//! A node: a disk, an index, and the loop that a keeper runs, with the real
+//! engine making every decision.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+
+use omirr::engine::{
+    Arrived, Author, Content, Context, Decided, Found, Install, Name, Observed, Outgoing, Policy, Progress,
+    Rows, Seen, Step, Work, decide_local, decide_remote, goes_inline, link_group, observe_also, plan,
+    recover,
+};
+use omirr::model::{Entry, Hash, LinkGroup, Record, RelPath, ReplicaId, Row, StatSig, Time};
+
+use crate::disk::Disk;
+use crate::index::{Index, Intent};
+use crate::random::Rng;
+
+/// Content up to this size goes with its row.
+const INLINE: u64 = 1000;
+
+/// What comes between two steps: users, or a crash.
+pub type Between<'a> = &'a mut dyn FnMut(&mut Disk) -> Event;
+
+pub enum Event {
+    Nothing,
+    /// A user changed these paths; the tracer may have seen it.
+    Changed(Vec<RelPath>),
+    Crash,
+}
+
+#[derive(Debug)]
+pub struct Crashed;
+
+/// A row as it travels.
+#[derive(Clone, Debug)]
+pub struct Sent {
+    pub seq: u64,
+    pub path: RelPath,
+    pub row: Row,
+    pub moved_from: Option<RelPath>,
+    pub inline: bool,
+}
+
+#[derive(Clone, Debug)]
+pub struct Want {
+    pub path: RelPath,
+    pub hash: Hash,
+}
+
+pub struct Node {
+    pub replica: ReplicaId,
+    pub disk: Disk,
+    pub index: Index,
+    /// What a crash leaves of `index`.
+    pub durable: Index,
+    pub author: Author,
+    pub policy: Policy,
+    /// Rows are sent before they are durable.
+    pub hasty: bool,
+    pub rng: Rng,
+    /// Paths to look at.
+    pub dirty: BTreeSet<RelPath>,
+    /// Changes of long ago are being looked for: their own times count.
+    pub scanning: bool,
+    /// Rows received and not yet in the index, by peer and path.
+    pub pending: BTreeMap<(u32, RelPath), Sent>,
+    /// Per peer: up to where its rows have been received.
+    pub received: BTreeMap<u32, u64>,
+    pub fetched: HashSet<Hash>,
+    pub wants: Vec<(u32, Want)>,
+    pub log: Vec<String>,
+}
+
+impl Node {
+    pub fn new(id: u64, disk: Disk, policy: Policy, hasty: bool, seed: u64) -> Node {
+        let replica = ReplicaId(id + 1);
+        Node {
+            replica,
+            disk,
+            index: Index::default(),
+            durable: Index::default(),
+            author: Author::new(replica, 0, None, None),
+            policy,
+            hasty,
+            rng: Rng::new(seed),
+            dirty: BTreeSet::new(),
+            scanning: false,
+            pending: BTreeMap::new(),
+            received: BTreeMap::new(),
+            fetched: HashSet::new(),
+            wants: Vec::new(),
+            log: Vec::new(),
+        }
+    }
+
+    /// Loses its index, and all of its disk but the root, if `disk` is given.
+    /// With a new index comes a new replica.
+    pub fn start_anew(&mut self, disk: Option<Disk>) {
+        self.replica = ReplicaId(self.replica.0 + 100);
+        self.disk = disk.unwrap_or_else(|| self.disk.clone());
+        self.durable = Index::default();
+        self.start(true);
+    }
+
+    /// Comes up after a clean stop or a crash, and compares all of the tree
+    /// with the index.
+    pub fn start(&mut self, clean: bool) {
+        self.index = self.durable.clone();
+        let reserve = (!clean).then_some(self.index.reserve);
+        self.author = Author::new(self.replica, self.index.head(), self.index.last_stamp(), reserve);
+        self.dirty.clear();
+        self.pending.clear();
+        self.received.clear();
+        self.fetched.clear();
+        self.wants.clear();
+        self.recover_intents();
+        self.rescan();
+        self.local_pass();
+        self.commit();
+    }
+
+    fn recover_intents(&mut self) {
+        let intents = std::mem::take(&mut self.index.intents);
+        let found = intents.iter().map(|(path, intent)| {
+            let base = self.index.get(path).map(|record| &record.row);
+            let seen = self.disk.entry(path).cloned().map_or(Seen::Absent, Seen::Present);
+            (path.clone(), recover(base, &intent.row, &seen))
+        });
+        let found: BTreeMap<RelPath, Found> = found.collect();
+        // Content that has its second name and still its first: the second goes
+        // and is given again when the row comes again. Otherwise the two would
+        // pass for hard links.
+        let untouched = found.iter().filter(|(_, found)| **found == Found::Untouched);
+        let kept: BTreeSet<u64> = untouched.filter_map(|(path, _)| self.disk.ino(path)).collect();
+        // Deepest first, so that directories get their times last.
+        for (path, found) in found.into_iter().rev() {
+            self.log.push(format!("intent at {path}: {found:?}"));
+            let Some(intent) = intents.get(&path) else {
+                continue;
+            };
+            let base = self.index.get(&path).map(|record| record.row.clone());
+            match found {
+                Found::Changed => {}
+                Found::Untouched => {
+                    if let Some(base) = base.filter(Row::is_live_dir) {
+                        self.disk.set(&path, &base.entry).expect("it is there");
+                    }
+                }
+                Found::Done if self.disk.ino(&path).is_some_and(|ino| kept.contains(&ino)) => {
+                    self.disk.remove(&path).expect("it is a file");
+                }
+                Found::Done | Found::Halfway => {
+                    if !intent.row.deleted {
+                        self.disk.set(&path, &intent.row.entry).expect("it is there");
+                    }
+                    if base.as_ref() != Some(&intent.row) {
+                        let seq = self.author.next_seq();
+                        self.put(&path, seq, intent.row.clone(), intent.via, None);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Everything is to be looked at: events may have been lost.
+    pub fn rescan(&mut self) {
+        self.scanning = true;
+        self.dirty.extend(self.disk.names.keys().cloned());
+        let live = self
+            .index
+            .records
+            .iter()
+            .filter(|(_, record)| !record.row.deleted);
+        self.dirty.extend(live.map(|(path, _)| path.clone()));
+    }
+
+    /// Makes everything so far survive a crash.
+    pub fn commit(&mut self) {
+        self.index.reserve = self.author.reserve(self.disk.clock.millis());
+        self.durable = self.index.clone();
+    }
+
+    /// What was changed on this node's disk gets rows.
+    pub fn local_pass(&mut self) {
+        let now_ms = self.disk.clock.millis();
+        let scanning = std::mem::take(&mut self.scanning);
+        let found = self.look();
+        let observed: Vec<Observed> = found
+            .iter()
+            .map(|(path, seen)| Observed {
+                path: path.clone(),
+                seen: seen.clone(),
+                when_ms: if scanning { self.changed_at(path) } else { None },
+                moved_from: self.came_from(path),
+            })
+            .collect();
+        let decided = sure(decide_local(&self.index, observed, &mut self.author, now_ms));
+        for one in decided {
+            self.log.push(format!("own {:?}", shown(&one.path, &one.row)));
+            self.put(&one.path, one.seq, one.row, None, one.moved_from);
+        }
+        for path in found.keys() {
+            let sig = self.sig(path);
+            if let Some(record) = self.index.records.get_mut(path) {
+                record.sig = sig;
+            }
+        }
+        self.reserve();
+    }
+
+    /// What is at the dirty paths and those that must be seen with them.
+    fn look(&mut self) -> BTreeMap<RelPath, Seen> {
+        let mut todo = std::mem::take(&mut self.dirty);
+        let mut found: BTreeMap<RelPath, Seen> = BTreeMap::new();
+        while let Some(path) = todo.pop_first() {
+            if found.contains_key(&path) {
+                continue;
+            }
+            let seen = match self.disk.entry(&path) {
+                Some(entry) => Seen::Present(entry.clone()),
+                None => Seen::Absent,
+            };
+            todo.extend(sure(observe_also(&self.index, &path, &seen)));
+            if self.disk.is_dir(&path)
+                && !self
+                    .index
+                    .get(&path)
+                    .is_some_and(|record| record.row.is_live_dir())
+            {
+                todo.extend(self.disk.beneath(&path));
+            }
+            if let Some(ino) = self.disk.ino(&path) {
+                todo.extend(self.disk.names_of(ino));
+            }
+            found.insert(path, seen);
+        }
+        let mut groups: HashMap<u64, Option<LinkGroup>> = HashMap::new();
+        for (path, seen) in &mut found {
+            let (Seen::Present(entry), Some(ino)) = (seen, self.disk.ino(path)) else {
+                continue;
+            };
+            entry.link = match groups.get(&ino) {
+                Some(link) => *link,
+                None => {
+                    let link = self.group_of(ino, path);
+                    groups.insert(ino, link);
+                    link
+                }
+            };
+        }
+        found
+    }
+
+    fn group_of(&mut self, ino: u64, path: &RelPath) -> Option<LinkGroup> {
+        let paths = self.disk.names_of(ino);
+        let came_from: Vec<Option<RelPath>> = paths.iter().map(|path| self.came_from(path)).collect();
+        let index = &self.index;
+        let names: Vec<Name<'_>> = paths
+            .iter()
+            .zip(&came_from)
+            .map(|(path, from)| Name {
+                record: index.get(path),
+                moved: from.as_ref().and_then(|from| index.get(from)),
+            })
+            .collect();
+        let mut strangers = |group| {
+            let members = sure(index.linked(group));
+            let sigs = members.iter().filter_map(|path| index.get(path)?.sig);
+            sigs.into_iter().any(|sig| sig.ino != ino)
+        };
+        let rng = &mut self.rng;
+        link_group(ino, self.disk.entry(path)?, &names, &mut strangers, &mut || {
+            LinkGroup(rng.next())
+        })
+    }
+
+    /// Where the inode at `path` was, if it is not there any more.
+    fn came_from(&self, path: &RelPath) -> Option<RelPath> {
+        let ino = self.disk.ino(path)?;
+        let is = |record: &Record| record.sig.is_some_and(|sig| sig.ino == ino);
+        if self.index.get(path).is_some_and(is) {
+            return None;
+        }
+        let mut from = self
+            .index
+            .records
+            .iter()
+            .filter(|(at, record)| is(record) && self.disk.ino(at) != Some(ino));
+        from.next().map(|(at, _)| at.clone())
+    }
+
+    fn changed_at(&self, path: &RelPath) -> Option<u64> {
+        let parent = path.parent().and_then(|dir| self.disk.ctime_ms(&dir));
+        self.disk.ctime_ms(path).or(parent)
+    }
+
+    /// The next rows for a peer.
+    pub fn next_batch(&mut self, outgoing: &mut Outgoing, limit: usize) -> Option<(u64, Vec<Sent>)> {
+        let index = if self.hasty { &self.index } else { &self.durable };
+        let batch = sure(outgoing.next_batch(index, limit))?;
+        let rows = batch.rows.into_iter().map(|(path, record)| {
+            let here = self
+                .disk
+                .entry(&path)
+                .is_some_and(|entry| entry.kind == record.row.entry.kind);
+            let inline = here && goes_inline(&record.row.entry, INLINE);
+            Sent {
+                seq: record.seq,
+                path,
+                row: record.row,
+                moved_from: record.moved_from,
+                inline,
+            }
+        });
+        Some((batch.upto, rows.collect()))
+    }
+
+    /// Whether this node has what a peer asks for.
+    pub fn has(&self, want: &Want) -> bool {
+        let has = |entry: &Entry| entry.content().is_some_and(|content| content.1 == want.hash);
+        self.disk.entry(&want.path).is_some_and(has)
+    }
+
+    /// Rows came from a peer.
+    pub fn receive(&mut self, peer: u32, upto: u64, rows: Vec<Sent>) {
+        for sent in rows {
+            self.pending.insert((peer, sent.path.clone()), sent);
+        }
+        let received = self.received.entry(peer).or_default();
+        *received = upto.max(*received);
+    }
+
+    /// Content came. If it did not, its row goes on waiting: most often a newer
+    /// one follows, but the sender's file may also become again what it was.
+    pub fn content(&mut self, want: &Want, have: bool) {
+        if have {
+            self.fetched.insert(want.hash);
+        }
+    }
+
+    /// Deals with everything that waits.
+    pub fn settle(&mut self, between: Between<'_>) -> Result<(), Crashed> {
+        self.local_pass();
+        let peers: BTreeSet<u32> = self
+            .received
+            .keys()
+            .chain(self.pending.keys().map(|key| &key.0))
+            .copied()
+            .collect();
+        for peer in peers {
+            self.apply_rows(peer, between)?;
+        }
+        self.fetched.clear();
+        Ok(())
+    }
+
+    fn apply_rows(&mut self, peer: u32, between: Between<'_>) -> Result<(), Crashed> {
+        let sent: Vec<Sent> = self
+            .pending
+            .iter()
+            .filter(|(key, _)| key.0 == peer)
+            .map(|(_, sent)| sent.clone())
+            .collect();
+        if !sent.is_empty() {
+            let arrived = sent.iter().map(|sent| Arrived {
+                path: sent.path.clone(),
+                row: sent.row.clone(),
+                moved_from: sent.moved_from.clone(),
+            });
+            let names = |replica: ReplicaId| name_of(replica);
+            let context = Context {
+                now_ms: self.disk.clock.millis(),
+                policy: self.policy,
+                names: &names,
+            };
+            let arrived = arrived.collect();
+            let decided = sure(decide_remote(
+                &self.index,
+                arrived,
+                peer,
+                &mut self.author,
+                &context,
+            ));
+            let progress = self.carry_out(peer, &sent, &decided, between)?;
+            for sent in sent {
+                if progress.is_done(&sent.path) {
+                    self.pending.remove(&(peer, sent.path));
+                }
+            }
+        }
+        // The cursor goes up to the first row that waits.
+        let waiting = self
+            .pending
+            .iter()
+            .filter(|(key, _)| key.0 == peer)
+            .map(|(_, sent)| sent.seq)
+            .min();
+        let upto = self.received.get(&peer).copied().unwrap_or(0);
+        if let Some((_, cursor)) = self.index.cursors.get_mut(&peer) {
+            *cursor = upto.min(waiting.map_or(u64::MAX, |seq| seq - 1)).max(*cursor);
+        }
+        self.reserve();
+        Ok(())
+    }
+
+    /// Brings disk and index to the decided rows, as far as that works.
+    fn carry_out(
+        &mut self,
+        peer: u32,
+        sent: &[Sent],
+        decided: &[Decided],
+        between: Between<'_>,
+    ) -> Result<Progress, Crashed> {
+        let steps = sure(plan(&self.index, decided));
+        for one in decided {
+            let note = format!(
+                "decided {:?} via {:?}: {:?}",
+                shown(&one.path, &one.row),
+                one.via,
+                one.work
+            );
+            self.log.push(note);
+            if one.work != Work::Nothing {
+                self.index.intents.insert(
+                    one.path.clone(),
+                    Intent {
+                        row: one.row.clone(),
+                        via: one.via,
+                    },
+                );
+            }
+        }
+        for step in &steps {
+            if let Step::Times { path, .. } = step
+                && let Some(record) = self.index.get(path)
+                && !self.index.intents.contains_key(path)
+            {
+                let intent = Intent {
+                    row: record.row.clone(),
+                    via: record.via,
+                };
+                self.index.intents.insert(path.clone(), intent);
+            }
+        }
+        if !self.index.intents.is_empty() {
+            self.commit();
+        }
+        let mut progress = sure(Progress::new(&self.index, decided));
+        let inline = sent
+            .iter()
+            .filter(|sent| sent.inline)
+            .filter_map(|sent| sent.row.entry.content());
+        let mut applier = Applier {
+            content: inline
+                .map(|content| content.1)
+                .chain(self.fetched.iter().copied())
+                .collect(),
+            expected: HashMap::new(),
+            wants: Vec::new(),
+        };
+        for step in &steps {
+            match between(&mut self.disk) {
+                Event::Nothing => {}
+                Event::Changed(paths) => self.dirty.extend(paths),
+                Event::Crash => return Err(Crashed),
+            }
+            if !progress.admits(step) {
+                continue;
+            }
+            let done = applier.step(&mut self.disk, &self.index, step);
+            self.log
+                .push(format!("{} {step:?}", if done { "done" } else { "FAIL" }));
+            if !done {
+                progress.fail(step);
+                self.dirty.insert(step.path().clone());
+                self.dirty.extend(self.disk.beneath(step.path()));
+            }
+        }
+        self.index.intents.clear();
+        for want in applier.wants {
+            self.wants.push((peer, want));
+        }
+        for one in decided {
+            if progress.is_done(&one.path) {
+                self.put(
+                    &one.path,
+                    one.seq,
+                    one.row.clone(),
+                    one.via,
+                    one.moved_from.clone(),
+                );
+            }
+        }
+        Ok(progress)
+    }
+
+    fn put(&mut self, path: &RelPath, seq: u64, row: Row, via: Option<u32>, moved_from: Option<RelPath>) {
+        let sig = if row.deleted { None } else { self.sig(path) };
+        self.index.put(
+            path.clone(),
+            Record {
+                row,
+                seq,
+                sig,
+                via,
+                moved_from,
+            },
+        );
+    }
+
+    fn sig(&self, path: &RelPath) -> Option<StatSig> {
+        let ino = self.disk.ino(path)?;
+        let inode = &self.disk.inodes[&ino];
+        let none = Time { secs: 0, nanos: 0 };
+        Some(StatSig {
+            ino,
+            btime: none,
+            mtime: inode.entry.mtime,
+            ctime: none,
+            size: 0,
+            mode: inode.entry.mode,
+            uid: 0,
+            gid: 0,
+            nlink: 1,
+            racy: false,
+        })
+    }
+
+    /// No peer may see a number or stamp that is not reserved.
+    fn reserve(&mut self) {
+        if self.author.exceeds(&self.durable.reserve) {
+            self.commit();
+        }
+    }
+}
+
+/// Does steps on a disk, as the real applier must: never touching what is not
+/// as the index says.
+struct Applier {
+    /// Content that is at hand.
+    content: HashSet<Hash>,
+    /// Inode and entry at paths that steps have changed.
+    expected: HashMap<RelPath, Option<(u64, Entry)>>,
+    wants: Vec<Want>,
+}
+
+impl Applier {
+    fn step(&mut self, disk: &mut Disk, index: &Index, step: &Step) -> bool {
+        let done = match step {
+            Step::Stage { path, entry, content } => self.stage(disk, path, entry, content),
+            Step::Aside { path, to } => {
+                let ino = disk.ino(path);
+                let done = self.is_expected(disk, index, path)
+                    && disk.entry(to).is_none()
+                    && ino.is_some_and(|ino| disk.put(to, ino).is_ok());
+                if done {
+                    self.note(disk, to);
+                }
+                done
+            }
+            Step::Install { path, entry, how } => {
+                let done = self.install(disk, index, path, entry, how);
+                if let Install::Moved { from } = how
+                    && done
+                {
+                    self.note(disk, from);
+                }
+                done
+            }
+            Step::Remove { path } => {
+                disk.entry(path).is_none()
+                    || (self.is_expected(disk, index, path) && disk.remove(path).is_ok())
+            }
+            Step::Times { path, entry } => {
+                let same = disk.entry(path).is_some_and(|here| {
+                    *here
+                        == Entry {
+                            mtime: here.mtime,
+                            ..entry.clone()
+                        }
+                });
+                same && disk.set(path, entry).is_ok()
+            }
+            Step::Restore { path, entry } => {
+                if self.is_expected(disk, index, path) && disk.is_dir(path) {
+                    return disk.set(path, entry).is_ok();
+                }
+                true
+            }
+        };
+        if done && !matches!(step, Step::Stage { .. }) {
+            self.note(disk, step.path());
+        }
+        done
+    }
+
+    fn stage(&mut self, disk: &Disk, path: &RelPath, entry: &Entry, content: &Content) -> bool {
+        let Some((_, hash)) = entry.content() else {
+            return false;
+        };
+        if let Content::Copy { from } = content
+            && disk.entry(from).is_some_and(|here| here.kind == entry.kind)
+        {
+            return true;
+        }
+        if !self.content.contains(&hash) {
+            self.wants.push(Want {
+                path: path.clone(),
+                hash,
+            });
+            return false;
+        }
+        true
+    }
+
+    fn install(
+        &mut self,
+        disk: &mut Disk,
+        index: &Index,
+        path: &RelPath,
+        entry: &Entry,
+        how: &Install,
+    ) -> bool {
+        if !self.is_expected(disk, index, path) {
+            return false;
+        }
+        let bare = Entry {
+            link: None,
+            ..entry.clone()
+        };
+        match how {
+            Install::Staged | Install::Fresh => {
+                let ino = disk.make(entry);
+                let put = disk.put(path, ino).is_ok();
+                if !put {
+                    disk.inodes.remove(&ino);
+                }
+                put
+            }
+            Install::Link { existing } => {
+                let Some(ino) = disk.ino(existing) else {
+                    return false;
+                };
+                disk.entry(existing) == Some(&bare) && disk.put(path, ino).is_ok()
+            }
+            Install::Moved { from } => {
+                self.is_expected(disk, index, from)
+                    && disk.entry(from) == Some(&bare)
+                    && disk.rename(from, path).is_ok()
+            }
+            Install::Attributes => {
+                let Some(ino) = disk.ino(path) else { return false };
+                let names = disk.names_of(ino);
+                let kind = disk.entry(path).is_some_and(|here| here.kind == entry.kind);
+                let fine = kind && names.iter().all(|name| self.is_expected(disk, index, name));
+                if fine && disk.set(path, entry).is_ok() {
+                    for name in &names {
+                        self.note(disk, name);
+                    }
+                    return true;
+                }
+                false
+            }
+        }
+    }
+
+    fn note(&mut self, disk: &Disk, path: &RelPath) {
+        let now = disk.ino(path).map(|ino| (ino, disk.inodes[&ino].entry.clone()));
+        self.expected.insert(path.clone(), now);
+    }
+
+    fn is_expected(&self, disk: &Disk, index: &Index, path: &RelPath) -> bool {
+        let expected = match self.expected.get(path) {
+            Some(expected) => expected.clone(),
+            None => index.get(path).and_then(|record| {
+                let entry = Entry {
+                    link: None,
+                    ..record.row.live()?.clone()
+                };
+                Some((record.sig.map_or(0, |sig| sig.ino), entry))
+            }),
+        };
+        let here = disk.ino(path).map(|ino| (ino, disk.inodes[&ino].entry.clone()));
+        match (here, expected) {
+            (None, None) => true,
+            (Some((ino, here)), Some((expected_ino, expected))) => {
+                let mtime = if here.is_dir() { here.mtime } else { expected.mtime };
+                (ino == expected_ino) && here == Entry { mtime, ..expected }
+            }
+            _ => false,
+        }
+    }
+}
+
+/// The node behind a replica: every hundredth is another life of its index.
+pub fn name_of(replica: ReplicaId) -> String {
+    format!("n{}", replica.0 % 100 - 1)
+}
+
+/// A row in a line.
+pub fn shown(path: &RelPath, row: &Row) -> String {
+    let what = if row.deleted {
+        "tombstone"
+    } else {
+        row.entry.kind_name()
+    };
+    let hash = row
+        .entry
+        .content()
+        .map_or(String::new(), |content| format!(" {:?}", content.1));
+    let (vector, stamp) = (row.version.vector.pairs(), row.version.stamp);
+    let vector: Vec<String> = vector
+        .iter()
+        .map(|(replica, seq)| format!("{}:{seq}", name_of(*replica)))
+        .collect();
+    format!(
+        "{path} {what}{hash} mode {:o} mtime {}.{} link {:?} [{}] @{}.{}",
+        row.entry.mode,
+        row.entry.mtime.secs % 100_000,
+        row.entry.mtime.nanos,
+        row.entry.link.map(|group| group.0 % 1000),
+        vector.join(" "),
+        stamp.wall_ms % 10_000_000,
+        stamp.count
+    )
+}
+
+pub fn sure<T>(result: Result<T, std::convert::Infallible>) -> T {
+    match result {
+        Ok(value) => value,
+    }
+}

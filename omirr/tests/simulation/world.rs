@@ -1,0 +1,702 @@
+//! Nodes, the connections between them, and what happens to them: everything
+//! follows from one seed.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use omirr::engine::{Outgoing, Policy, Rows};
+use omirr::model::{Entry, Kind, RelPath};
+
+use crate::disk::Disk;
+use crate::node::{Crashed, Event, Node, Sent, Want, shown, sure};
+use crate::random::Rng;
+use crate::users::Users;
+
+/// How many rounds of everybody talking to everybody may pass until nothing
+/// changes any more.
+const ROUNDS: usize = 120;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Manner {
+    /// Everybody changes everything.
+    Free,
+    /// Only the first node's users change anything: all trees become its tree.
+    OneWriter,
+    /// Each node's users stay beneath a directory of their own: nothing
+    /// conflicts, and every one of these stays as its users left it.
+    Apart,
+}
+
+#[derive(Debug)]
+enum Message {
+    Batch { upto: u64, rows: Vec<Sent> },
+    Want(Want),
+    Content { want: Want, have: bool },
+}
+
+/// One direction of rows between two nodes: `from` dialled.
+struct Connection {
+    outgoing: Outgoing,
+    /// On the way to the receiver, and to the sender.
+    forth: VecDeque<Message>,
+    back: VecDeque<Message>,
+}
+
+struct Place {
+    node: Node,
+    up: bool,
+    clean: bool,
+    skew_ms: i64,
+    /// Events that have not arrived yet.
+    events: Vec<RelPath>,
+    lost: bool,
+    /// Counts the lives of the process.
+    boot: u64,
+    /// Per peer: its boot and this node's head when it was first heard of.
+    heard: BTreeMap<u32, (u64, u64)>,
+}
+
+pub struct World {
+    rng: Rng,
+    users: Users,
+    manner: Manner,
+    policy: Policy,
+    places: Vec<Place>,
+    /// Who may talk to whom.
+    links: Vec<(usize, usize)>,
+    connections: BTreeMap<(usize, usize), Connection>,
+    homes: Vec<RelPath>,
+    pub trace: Vec<String>,
+}
+
+fn root_entry(users: &mut Users) -> Entry {
+    let mtime = users.time(0);
+    Entry {
+        kind: Kind::Directory,
+        mode: 0o755,
+        uid: 0,
+        gid: 0,
+        mtime,
+        xattrs: Vec::new(),
+        link: None,
+    }
+}
+
+impl World {
+    pub fn new(seed: u64) -> World {
+        let mut rng = Rng::new(seed);
+        let mut users = Users::new();
+        let count = 2 + rng.below(4) as usize;
+        let manner = match rng.below(10) {
+            0..=5 => Manner::Free,
+            6..=7 => Manner::OneWriter,
+            _ => Manner::Apart,
+        };
+        let policy = if rng.chance(85) {
+            Policy::KeepBoth
+        } else {
+            Policy::NewestWins
+        };
+        // With one writer, what was sent must survive its crash for the trees
+        // to become exactly its tree.
+        let hasty = manner == Manner::Free && rng.chance(50);
+        let mut links = Vec::new();
+        let shape = rng.below(3);
+        for a in 0..count {
+            for b in 0..a {
+                let linked = match shape {
+                    0 => true,
+                    1 => a == b + 1,
+                    _ => b == 0,
+                };
+                if linked {
+                    links.extend([(a, b), (b, a)]);
+                }
+            }
+        }
+        let root = root_entry(&mut users);
+        let mut homes = Vec::new();
+        let mut places = Vec::new();
+        for id in 0..count {
+            let mut disk = Disk::new(root.clone());
+            let mut home = RelPath::root();
+            if manner == Manner::Apart {
+                home = RelPath::root()
+                    .join(format!("home{id}").as_bytes())
+                    .expect("a name");
+                let ino = disk.make(&root);
+                disk.put(&home, ino).expect("the root is there");
+                disk.set(&RelPath::root(), &root).expect("the root is there");
+            }
+            homes.push(home);
+            let mut node = Node::new(id as u64, disk, policy, hasty, rng.next());
+            node.start(true);
+            let skew_ms = if rng.chance(50) {
+                0
+            } else {
+                rng.below(7_200_000) as i64 - 3_600_000
+            };
+            let (events, heard) = (Vec::new(), BTreeMap::new());
+            places.push(Place {
+                node,
+                up: true,
+                clean: true,
+                skew_ms,
+                events,
+                lost: false,
+                boot: 0,
+                heard,
+            });
+        }
+        let trace = vec![format!(
+            "{count} nodes, links {links:?}, {manner:?}, {policy:?}, {}",
+            if hasty {
+                "sends before durable"
+            } else {
+                "sends what is durable"
+            }
+        )];
+        World {
+            rng,
+            users,
+            manner,
+            policy,
+            places,
+            links,
+            connections: BTreeMap::new(),
+            homes,
+            trace,
+        }
+    }
+
+    /// A whole history; an error says what is wrong at its end.
+    pub fn run(&mut self) -> Result<(), String> {
+        let steps = 40 + self.rng.below(160);
+        for _ in 0..steps {
+            self.something();
+            self.drain_logs();
+            self.check_whole()?;
+        }
+        let left = self.left(&self.homes);
+        self.heal()?;
+        self.check()?;
+        self.check_left(&left)
+    }
+
+    fn something(&mut self) {
+        let at = self.rng.below(self.places.len() as u64) as usize;
+        self.users.now_ns += self.rng.below(3_000_000_000);
+        match self.rng.below(100) {
+            0..=29 => self.act(at),
+            30..=39 => self.deliver_events(at),
+            40..=54 => self.settle(at, true),
+            55..=84 => self.talk(),
+            85..=88 => self.cut(),
+            89..=90 => self.places[at].node.commit(),
+            91..=92 => self.crash(at),
+            93..=94 => self.stop(at),
+            95 => self.start_anew(at),
+            96..=97 => self.start(at),
+            98 if self.places[at].up && self.places[at].lost => self.rescan(at),
+            99 => {
+                let skew = self.rng.below(7_200_000) as i64 - 3_600_000;
+                self.trace.push(format!("n{at} clock off by {skew} ms"));
+                self.places[at].skew_ms = skew;
+            }
+            _ => {}
+        }
+    }
+
+    fn set_clock(&mut self, at: usize) {
+        self.places[at].node.disk.clock = self.users.time(self.places[at].skew_ms);
+    }
+
+    fn act(&mut self, at: usize) {
+        if self.manner == Manner::OneWriter && at != 0 {
+            return;
+        }
+        self.set_clock(at);
+        let place = &mut self.places[at];
+        let (said, paths) = self.users.act(
+            &mut self.rng,
+            &mut place.node.disk,
+            &format!("n{at}"),
+            &self.homes[at],
+        );
+        self.trace.push(format!("n{at} user: {said}"));
+        if self.rng.chance(85) {
+            place.events.extend(paths);
+        } else {
+            self.trace.push(format!("n{at} loses the events"));
+            place.lost = true;
+        }
+    }
+
+    /// Some events arrive, some of them twice.
+    fn deliver_events(&mut self, at: usize) {
+        let place = &mut self.places[at];
+        if !place.up {
+            return;
+        }
+        let events = std::mem::take(&mut place.events);
+        for path in events {
+            if self.rng.chance(70) {
+                if self.rng.chance(10) {
+                    place.events.push(path.clone());
+                }
+                place.node.dirty.insert(path);
+            } else {
+                place.events.push(path);
+            }
+        }
+    }
+
+    fn rescan(&mut self, at: usize) {
+        self.trace.push(format!("n{at} rescans"));
+        let place = &mut self.places[at];
+        place.node.rescan();
+        place.events.clear();
+        place.lost = false;
+    }
+
+    /// A node deals with what waits; users and crashes come between.
+    fn settle(&mut self, at: usize, chaos: bool) {
+        if !self.places[at].up {
+            return;
+        }
+        self.set_clock(at);
+        let place = &mut self.places[at];
+        let users = (self.manner != Manner::OneWriter || at == 0) && chaos;
+        let (rng, world_users, home) = (&mut self.rng, &mut self.users, &self.homes[at]);
+        let (events, lost, skew_ms) = (&mut place.events, &mut place.lost, place.skew_ms);
+        let mut said = Vec::new();
+        let mut between = |disk: &mut Disk| {
+            disk.clock = world_users.time(skew_ms);
+            if chaos && rng.chance(1) {
+                return Event::Crash;
+            }
+            if users && rng.chance(4) {
+                let (what, paths) = world_users.act(rng, disk, &format!("n{at}"), home);
+                said.push(format!("n{at} user meanwhile: {what}"));
+                match rng.below(3) {
+                    0 => return Event::Changed(paths),
+                    1 => events.extend(paths),
+                    _ => *lost = true,
+                }
+            }
+            Event::Nothing
+        };
+        let result = place.node.settle(&mut between);
+        self.trace.append(&mut said);
+        if let Err(Crashed) = result {
+            self.crash(at);
+            return;
+        }
+        self.drain_logs();
+        for (peer, want) in std::mem::take(&mut self.places[at].node.wants) {
+            if let Some(connection) = self.connections.get_mut(&(peer as usize, at)) {
+                connection.back.push_back(Message::Want(want));
+            }
+        }
+    }
+
+    fn crash(&mut self, at: usize) {
+        if self.places[at].up {
+            self.drain_logs();
+            self.trace.push(format!("n{at} CRASHES"));
+            self.down(at, false);
+        }
+    }
+
+    fn stop(&mut self, at: usize) {
+        if self.places[at].up {
+            self.trace.push(format!("n{at} stops"));
+            self.places[at].node.commit();
+            self.down(at, true);
+        }
+    }
+
+    fn down(&mut self, at: usize, clean: bool) {
+        let place = &mut self.places[at];
+        place.up = false;
+        place.clean = clean;
+        place.events.clear();
+        place.lost = false;
+        self.connections.retain(|(from, to), _| *from != at && *to != at);
+    }
+
+    fn start(&mut self, at: usize) {
+        if self.places[at].up {
+            return;
+        }
+        self.trace.push(format!("n{at} starts"));
+        self.set_clock(at);
+        let place = &mut self.places[at];
+        place.up = true;
+        place.boot += 1;
+        place.heard.clear();
+        let clean = place.clean;
+        place.node.start(clean);
+        self.drain_logs();
+    }
+
+    /// A node that is down comes back without its index, perhaps without its
+    /// disk. Nobody's tree can then be expected to be as its users left it.
+    fn start_anew(&mut self, at: usize) {
+        if self.places[at].up || self.manner != Manner::Free {
+            return;
+        }
+        let node = &self.places[at].node;
+        let disk = self.rng.chance(50).then(|| {
+            self.users.removed.extend(node.disk.contents().into_values());
+            let root = node.disk.entry(&RelPath::root()).cloned();
+            Disk::new(root.unwrap_or_else(|| root_entry(&mut self.users)))
+        });
+        self.trace.push(format!(
+            "n{at} starts without its index{}",
+            if disk.is_some() { " and disk" } else { "" }
+        ));
+        self.places[at].node.start_anew(disk);
+        self.set_clock(at);
+        let place = &mut self.places[at];
+        place.up = true;
+        place.boot += 1;
+        place.heard.clear();
+        self.drain_logs();
+    }
+
+    /// A pair of nodes connects, or something moves between them.
+    fn talk(&mut self) {
+        let Some(&(from, to)) = self.rng.pick(&self.links) else {
+            return;
+        };
+        if !self.connections.contains_key(&(from, to)) {
+            if self.rng.chance(70) {
+                self.connect(from, to);
+            }
+            return;
+        }
+        match self.rng.below(4) {
+            0..=1 => {
+                let limit = 1 + self.rng.below(12) as usize;
+                drop(self.send(from, to, limit));
+            }
+            2 => drop(self.forth(from, to, true)),
+            _ => drop(self.back(from, to)),
+        }
+    }
+
+    fn connect(&mut self, from: usize, to: usize) {
+        if !self.places[from].up || !self.places[to].up || self.connections.contains_key(&(from, to)) {
+            return;
+        }
+        self.hear(from, to);
+        self.hear(to, from);
+        let replica = self.places[from].node.replica;
+        let known = self.places[to]
+            .node
+            .index
+            .cursors
+            .entry(from as u32)
+            .or_insert((replica, 0));
+        if known.0 != replica {
+            *known = (replica, 0);
+        }
+        let cursor = known.1;
+        // What the last connection brought and was not applied comes again.
+        self.places[to]
+            .node
+            .pending
+            .retain(|(peer, _), _| *peer != from as u32);
+        self.places[to].node.received.insert(from as u32, cursor);
+        let fresh_after = self.places[from].heard[&(to as u32)].1;
+        self.trace.push(format!(
+            "n{from} connects to n{to} at cursor {cursor}, fresh after {fresh_after}"
+        ));
+        let outgoing = Outgoing::new(to as u32, cursor, fresh_after);
+        let connection = Connection {
+            outgoing,
+            forth: VecDeque::new(),
+            back: VecDeque::new(),
+        };
+        self.connections.insert((from, to), connection);
+    }
+
+    fn hear(&mut self, at: usize, peer: usize) {
+        let boot = self.places[peer].boot;
+        let place = &mut self.places[at];
+        let head = place.node.author.seq();
+        let heard = place.heard.entry(peer as u32).or_insert((boot, head));
+        if heard.0 != boot {
+            *heard = (boot, head);
+        }
+    }
+
+    fn cut(&mut self) {
+        let keys: Vec<(usize, usize)> = self.connections.keys().copied().collect();
+        if let Some(&(from, to)) = self.rng.pick(&keys) {
+            self.trace.push(format!("n{from} to n{to} is cut"));
+            self.connections.remove(&(from, to));
+        }
+    }
+
+    fn send(&mut self, from: usize, to: usize, limit: usize) -> bool {
+        let Some(connection) = self.connections.get_mut(&(from, to)) else {
+            return false;
+        };
+        let node = &mut self.places[from].node;
+        let Some((upto, rows)) = node.next_batch(&mut connection.outgoing, limit) else {
+            return false;
+        };
+        let paths: Vec<String> = rows
+            .iter()
+            .map(|sent| format!("{}#{}", sent.path, sent.seq))
+            .collect();
+        self.trace
+            .push(format!("n{from} to n{to}: upto {upto}, {}", paths.join(" ")));
+        connection.forth.push_back(Message::Batch { upto, rows });
+        true
+    }
+
+    fn forth(&mut self, from: usize, to: usize, chaos: bool) -> bool {
+        let Some(connection) = self.connections.get_mut(&(from, to)) else {
+            return false;
+        };
+        let peer = from as u32;
+        match connection.forth.pop_front() {
+            Some(Message::Batch { upto, rows }) => {
+                self.places[to].node.receive(peer, upto, rows);
+                if self.rng.chance(60) {
+                    self.settle(to, chaos);
+                }
+            }
+            Some(Message::Content { want, have }) => self.places[to].node.content(&want, have),
+            _ => return false,
+        }
+        true
+    }
+
+    fn back(&mut self, from: usize, to: usize) -> bool {
+        let Some(connection) = self.connections.get_mut(&(from, to)) else {
+            return false;
+        };
+        let Some(Message::Want(want)) = connection.back.pop_front() else {
+            return false;
+        };
+        let have = self.places[from].node.has(&want);
+        connection.forth.push_back(Message::Content { want, have });
+        true
+    }
+
+    fn drain_logs(&mut self) {
+        for (at, place) in self.places.iter_mut().enumerate() {
+            self.trace
+                .extend(place.node.log.drain(..).map(|line| format!("  n{at} {line}")));
+        }
+    }
+
+    /// Everything comes up, connects and talks until nothing changes.
+    fn heal(&mut self) -> Result<(), String> {
+        self.trace.push("--- heal".into());
+        for at in 0..self.places.len() {
+            self.start(at);
+            self.rescan(at);
+        }
+        let mut quiet = 0;
+        for round in 0..ROUNDS {
+            self.users.now_ns += 1_000_000_000;
+            let mut moved = false;
+            for (from, to) in self.links.clone() {
+                self.connect(from, to);
+                moved |= self.send(from, to, 1000);
+            }
+            for at in 0..self.places.len() {
+                self.places[at].node.commit();
+            }
+            for (from, to) in self.links.clone() {
+                while self.back(from, to) {
+                    moved = true;
+                }
+                while self.forth(from, to, false) {
+                    moved = true;
+                }
+            }
+            for at in 0..self.places.len() {
+                // A crash in here would mean another round of starting.
+                self.settle(at, false);
+                self.start(at);
+                let events = std::mem::take(&mut self.places[at].events);
+                let place = &mut self.places[at];
+                moved |= !events.is_empty() || place.lost || !place.node.pending.is_empty();
+                moved |= !place.node.dirty.is_empty();
+                place.node.dirty.extend(events);
+                if place.lost {
+                    self.rescan(at);
+                }
+            }
+            self.drain_logs();
+            // What a round's end leaves, the next but one sends.
+            quiet = if moved { 0 } else { quiet + 1 };
+            if quiet == 3 {
+                self.trace.push(format!("--- quiet after {round} rounds"));
+                return Ok(());
+            }
+        }
+        let waits: Vec<String> = self
+            .places
+            .iter()
+            .map(|place| format!("{:?}", place.node.pending.keys()))
+            .collect();
+        Err(format!("still talking after {ROUNDS} rounds; pending: {waits:?}"))
+    }
+
+    /// No index ever has a live path whose parent is no live directory.
+    fn check_whole(&self) -> Result<(), String> {
+        for (at, place) in self.places.iter().enumerate() {
+            for (path, record) in &place.node.index.records {
+                let Some(parent) = path.parent().filter(|_| !record.row.deleted) else {
+                    continue;
+                };
+                let above = sure(place.node.index.row(&parent));
+                if !parent.is_root() && !above.is_some_and(|row| row.is_live_dir()) {
+                    return Err(format!(
+                        "n{at} has {path} but not the directory {parent} in its index"
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn check(&mut self) -> Result<(), String> {
+        self.check_whole()?;
+        let first = self.places[0].node.disk.picture();
+        for (at, place) in self.places.iter().enumerate() {
+            let picture = place.node.disk.picture();
+            for path in first.0.keys().chain(picture.0.keys()) {
+                if first.0.get(path) != picture.0.get(path) {
+                    return Err(format!(
+                        "trees differ at {path}: n0 {:?}, n{at} {:?}",
+                        first.0.get(path),
+                        picture.0.get(path)
+                    ));
+                }
+            }
+            if first.1 != picture.1 {
+                return Err(format!(
+                    "hard links differ: n0 {:?}, n{at} {:?}",
+                    first.1, picture.1
+                ));
+            }
+            let rows = &self.places[0].node.index.records;
+            let others = &place.node.index.records;
+            for path in rows.keys().chain(others.keys()) {
+                let (a, b) = (rows.get(path), others.get(path));
+                // A node that came late need not have tombstones of its own.
+                if a.map(|record| &record.row) != b.map(|record| &record.row) {
+                    let show =
+                        |record: Option<&omirr::model::Record>| record.map(|record| shown(path, &record.row));
+                    return Err(format!(
+                        "rows differ at {path}: n0 {:?}, n{at} {:?}",
+                        show(a),
+                        show(b)
+                    ));
+                }
+            }
+            for (path, record) in others {
+                let here = place.node.disk.entry(path);
+                let says = record.row.live().map(|entry| Entry {
+                    link: None,
+                    ..entry.clone()
+                });
+                if here != says.as_ref() {
+                    return Err(format!(
+                        "n{at}: the index says {says:?} at {path}, there is {here:?}"
+                    ));
+                }
+            }
+        }
+        self.check_contents()?;
+        self.check_at_rest()
+    }
+
+    /// Nothing that a user wrote is gone but what a user replaced.
+    fn check_contents(&self) -> Result<(), String> {
+        let picture = &self.places[0].node.disk;
+        let held: Vec<Kind> = picture.contents().into_values().collect();
+        if self.policy == Policy::KeepBoth {
+            for (kind, who) in &self.users.written {
+                if !self.users.removed.contains(kind) && !held.contains(kind) {
+                    return Err(format!("{kind:?}, written to {who}, is gone"));
+                }
+            }
+        }
+        if self.manner != Manner::Free
+            && let Some(copy) = picture
+                .names
+                .keys()
+                .find(|path| path.to_string().contains("conflict"))
+        {
+            return Err(format!("{copy} is a conflict copy, but nothing conflicted"));
+        }
+        Ok(())
+    }
+
+    /// Looking at everything again finds nothing new, and nothing is sent.
+    fn check_at_rest(&mut self) -> Result<(), String> {
+        for at in 0..self.places.len() {
+            let before = self.places[at].node.index.records.clone();
+            self.stop(at);
+            self.start(at);
+            let after = &self.places[at].node.index.records;
+            for (path, record) in after {
+                if before.get(path).map(|record| &record.row) != Some(&record.row) {
+                    return Err(format!(
+                        "n{at}: a restart with nothing to do makes {}",
+                        shown(path, &record.row)
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What the users left where nothing can conflict: path and entry, the root
+    /// aside, which every node has had from the beginning.
+    fn left(&self, homes: &[RelPath]) -> BTreeMap<RelPath, Entry> {
+        let mut left = BTreeMap::new();
+        for (at, place) in self.places.iter().enumerate() {
+            let mine = |path: &RelPath| match self.manner {
+                Manner::Free => false,
+                Manner::OneWriter => at == 0 && !path.is_root(),
+                Manner::Apart => path.is_within(&homes[at]),
+            };
+            left.extend(
+                place
+                    .node
+                    .disk
+                    .picture()
+                    .0
+                    .into_iter()
+                    .filter(|(path, _)| mine(path)),
+            );
+        }
+        left
+    }
+
+    fn check_left(&self, left: &BTreeMap<RelPath, Entry>) -> Result<(), String> {
+        if self.manner == Manner::Free {
+            return Ok(());
+        }
+        let mut now = self.places[0].node.disk.picture().0;
+        now.remove(&RelPath::root());
+        for path in left.keys().chain(now.keys()) {
+            if left.get(path) != now.get(path) {
+                let (left, now) = (left.get(path), now.get(path));
+                return Err(format!(
+                    "{path} is not as its only users left it: {left:?}, now {now:?}"
+                ));
+            }
+        }
+        Ok(())
+    }
+}
