@@ -24,7 +24,7 @@ use clap::Args;
 
 use self::{
     compare::Snapshot,
-    line::{Change, Clock, Printer},
+    line::{Border, Change, Clock, Printer},
     tree::Tree,
 };
 use crate::{
@@ -236,8 +236,14 @@ impl View {
                 self.tree.learn(path, &mut self.resolver);
             }
         }
+        let moved = match (event.op, &to, changes.first()) {
+            (Op::Rename | Op::Exchange, None, Some(resolve::Change::Gone { .. })) => Some(Border::Out),
+            (Op::Rename | Op::Exchange, None, _) => Some(Border::In),
+            _ => None,
+        };
         self.printer.print(&Change {
             time: self.clock.time_of(event.time_ns),
+            moved,
             op: event.op.name(),
             path,
             to,

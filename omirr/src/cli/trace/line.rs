@@ -19,6 +19,8 @@ pub(super) struct Change {
     pub(super) op: &'static str,
     pub(super) path: RelPath,
     pub(super) to: Option<RelPath>,
+    /// A rename over the folder's border; `path` is the end that lies within.
+    pub(super) moved: Option<Border>,
     /// The bytes written, from and up to.
     pub(super) range: Option<(u64, u64)>,
     /// 0 if it is not known who it was.
@@ -26,6 +28,14 @@ pub(super) struct Change {
     pub(super) uid: u32,
     pub(super) comm: String,
     pub(super) is_dir: bool,
+}
+
+/// Which way something went over the border of the traced folder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Border {
+    In,
+    Out,
 }
 
 impl Change {
@@ -36,6 +46,7 @@ impl Change {
             op: "",
             path: RelPath::root(),
             to: None,
+            moved: None,
             range: None,
             pid: 0,
             uid: 0,
@@ -53,6 +64,7 @@ struct Json<'a> {
     op: &'a str,
     path: String,
     to: Option<String>,
+    moved: Option<Border>,
     range: Option<(u64, u64)>,
     pid: Option<u32>,
     uid: Option<u32>,
@@ -128,6 +140,7 @@ impl<W: Write> Printer<W> {
             op: change.op,
             path: path(&change.path),
             to: change.to.as_ref().map(path),
+            moved: change.moved,
             range: change.range,
             pid: known.then_some(change.pid),
             uid: known.then_some(change.uid),
@@ -146,9 +159,17 @@ impl<W: Write> Printer<W> {
             .to_zoned(TimeZone::UTC)
             .strftime("%H:%M:%S%.6f")
             .to_string();
-        let mut line = format!("{time}  {:OP_WIDTH$} {}", change.op, path(&change.path));
+        let from = if change.moved == Some(Border::In) {
+            "(outside) -> "
+        } else {
+            ""
+        };
+        let mut line = format!("{time}  {:OP_WIDTH$} {from}{}", change.op, path(&change.path));
         if change.is_dir && !change.path.is_root() {
             line.push('/');
+        }
+        if change.moved == Some(Border::Out) {
+            line.push_str(" -> (outside)");
         }
         if let Some(to) = &change.to {
             line.push_str(" -> ");
@@ -197,6 +218,7 @@ mod tests {
             op: "rename",
             path: path_of(path),
             to: to.map(path_of),
+            moved: None,
             range: Some((0, 4096)),
             pid: 7,
             uid: 33,
@@ -211,6 +233,30 @@ mod tests {
             printed("/srv/www", false, &change(b"a\x1b[2J", Some(b"caf\xe9"))),
             "22:13:20.123456  rename    /srv/www/a\\x1b[2J -> /srv/www/caf\\xe9  bytes 0..4096  m\\x1bv[7]\n"
         );
+    }
+
+    #[test]
+    fn a_rename_over_the_border_says_which_way() {
+        let out = Change {
+            moved: Some(Border::Out),
+            is_dir: true,
+            range: None,
+            pid: 0,
+            ..change(b"a", None)
+        };
+        assert_eq!(
+            printed("/s", false, &out),
+            "22:13:20.123456  rename    /s/a/ -> (outside)\n"
+        );
+        let came = Change {
+            moved: Some(Border::In),
+            ..out
+        };
+        assert_eq!(
+            printed("/s", false, &came),
+            "22:13:20.123456  rename    (outside) -> /s/a/\n"
+        );
+        assert!(printed("/s", true, &came).contains(r#""to":null,"moved":"in""#));
     }
 
     #[test]
@@ -229,7 +275,7 @@ mod tests {
             object,
             serde_json::json!({
                 "time": "2023-11-14T22:13:20.123456Z", "op": "rename", "path": "/a/b", "to": null,
-                "range": null, "pid": null, "uid": null, "comm": null, "dir": false
+                "moved": null, "range": null, "pid": null, "uid": null, "comm": null, "dir": false
             })
         );
         let object: serde_json::Value =
