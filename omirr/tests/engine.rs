@@ -353,6 +353,33 @@ fn a_file_with_living_children_moves_aside() {
     assert!(order(&at("d")) < order(&at("d/x")));
 }
 
+#[test]
+fn a_directory_that_comes_back_has_the_attributes_that_are_known() {
+    let mut index = Index::default();
+    index.put("d", 1, row(file(1), &[(1, 1)], 30));
+    let private = Entry {
+        mode: 0o710,
+        uid: 7,
+        ..dir()
+    };
+    let child = row(file(2), &[(2, 2)], 11);
+    let decided = decide(
+        &index,
+        &[("d", row(private.clone(), &[(2, 1)], 10)), ("d/x", child.clone())],
+    );
+    assert_eq!(decided["d"].row.entry, private);
+    // Nothing is known: closed to others, and no later than need be.
+    let back = decide(&index, &[("d/x", child)])["d"].row.clone();
+    assert_eq!(
+        (
+            back.entry.mode,
+            back.version.stamp.wall_ms,
+            back.version.stamp.count
+        ),
+        (0o700, 30, 1)
+    );
+}
+
 fn local(index: &Index, seen: &[(&str, Option<Entry>)]) -> Vec<(String, bool)> {
     let observed = seen.iter().map(|(path, entry)| Observed {
         path: at(path),

@@ -1,8 +1,9 @@
 //! Debian packages: installing them on this machine, and reading other
 //! releases' lists without touching it.
 //!
-//! Installing never removes what the user has, with one exception that is
-//! announced: a `qemu-*` package of another version. Which mirror to use is read
+//! Installing never removes what the user has, with two exceptions that are
+//! announced: a `qemu-*` package of another version, and the `busybox` that
+//! `busybox-static` replaces. Which mirror to use is read
 //! from the machine's own sources and never assumed.
 
 use std::fs;
@@ -103,9 +104,10 @@ fn refuse_removals(packages: &[&str]) -> Result<()> {
         .lines()
         .filter_map(|line| line.strip_prefix("Remv ")?.split_whitespace().next())
         .collect();
-    let (ours, others): (Vec<&str>, Vec<&str>) = removed
-        .iter()
-        .partition(|package| package.starts_with("qemu-"));
+    // What busybox-static takes the place of, and what belongs to another QEMU.
+    let replaced = |package: &&str| *package == "busybox" || package.starts_with("qemu-");
+    let (ours, others): (Vec<&str>, Vec<&str>) =
+        removed.iter().partition(|package| replaced(package));
     if !others.is_empty() {
         bail!(
             "installing {} would remove {}; decide that by hand",
@@ -115,7 +117,7 @@ fn refuse_removals(packages: &[&str]) -> Result<()> {
     }
     if !ours.is_empty() {
         say(format!(
-            "this removes {}, whose version does not go with the others",
+            "this removes {}, which does not go with them",
             ours.join(", ")
         ));
     }

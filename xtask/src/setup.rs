@@ -35,7 +35,7 @@ pub fn main(options: &Options) -> Result<ExitCode> {
         Err(reason) => say(without_bpf(&reason)),
     }
     if !options.build_only {
-        match guests(&kernel::NAMES)? {
+        match guests(&kernel::NAMES) {
             Ok(()) => say(format!(
                 "guests: QEMU and kernels {} are ready",
                 kernel::NAMES.join(", ")
@@ -130,13 +130,13 @@ const GUEST_TOOLS: [(&str, &str); 6] = [
 /// cannot be had here.
 ///
 /// # Errors
-/// None of the kinds that would stop a build: the inner result tells.
-pub fn guests(kernels: &[&str]) -> Result<Result<(), String>> {
+/// The reason, in words; building needs none of this.
+pub fn guests(kernels: &[&str]) -> Result<(), String> {
     if !cfg!(target_arch = "x86_64") {
-        return Ok(Err(format!(
+        return Err(format!(
             "the kernels are x86-64, this machine is {}",
             std::env::consts::ARCH
-        )));
+        ));
     }
     let mut missing: Vec<&str> = GUEST_TOOLS
         .iter()
@@ -152,16 +152,16 @@ pub fn guests(kernels: &[&str]) -> Result<Result<(), String>> {
     if !missing.is_empty()
         && let Err(error) = apt::install(&missing, "booting guests")
     {
-        return Ok(Err(format!("{error:#}")));
+        return Err(format!("{error:#}"));
     }
     for name in kernels {
         if Kernel::find(name).is_err()
             && let Err(error) = kernel::fetch(name)
         {
-            return Ok(Err(format!("{error:#}")));
+            return Err(format!("{error:#}"));
         }
     }
-    Ok(Ok(()))
+    Ok(())
 }
 
 /// A program without an interpreter segment needs nobody to load its libraries.

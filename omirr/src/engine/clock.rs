@@ -160,6 +160,11 @@ impl Author {
         self.clock.tick(now_ms)
     }
 
+    /// As [`Clock::stamp_for`].
+    pub fn stamp_for(&mut self, now_ms: u64, when_ms: Option<u64>, old: Option<&Stamp>) -> Stamp {
+        self.clock.stamp_for(now_ms, when_ms, old)
+    }
+
     /// Whether rows made so far go beyond `reserve`: then a new reserve must be
     /// durable before any of them can be seen by a peer.
     pub fn exceeds(&self, reserve: &Reserve) -> bool {

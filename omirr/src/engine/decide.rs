@@ -12,7 +12,7 @@
 //! would rename everything beneath it.
 
 use std::cmp::Reverse;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::model::{Entry, Kind, RelPath, ReplicaId, Row, Time, Version};
 
@@ -122,6 +122,7 @@ pub fn decide_remote<R: Rows>(
 ) -> Result<Vec<Decided>, R::Error> {
     let mut overlay = Overlay::new(rows);
     let mut losers = Vec::new();
+    let mut lost_dirs = BTreeMap::new();
     for Arrived {
         path,
         row,
@@ -131,7 +132,12 @@ pub fn decide_remote<R: Rows>(
         author.witness(row.version.stamp);
         let local = overlay.row(&path)?;
         let work = match remote_row(&path, local.as_ref(), &row, context.policy) {
-            Verdict::Known => continue,
+            Verdict::Known => {
+                if row.is_live_dir() {
+                    lost_dirs.insert(path, row.entry);
+                }
+                continue;
+            }
             Verdict::Adopt => Work::Nothing,
             Verdict::Take(loser) => {
                 if loser == Loser::KeptAside {
@@ -157,7 +163,7 @@ pub fn decide_remote<R: Rows>(
     for path in losers {
         changed.extend(keep_aside(&mut overlay, &path, author, context)?);
     }
-    repair(&mut overlay, changed, author, context)?;
+    repair(&mut overlay, changed, &lost_dirs, author, context)?;
     let mut decided: Vec<Decided> = overlay.decided.into_values().collect();
     // Rows of one batch can follow one another at a path only by way of the
     // peer's mistake; what counts is the disk before and the row after.
@@ -208,13 +214,14 @@ fn keep_aside<R: Rows>(
 fn repair<R: Rows>(
     overlay: &mut Overlay<'_, R>,
     mut changed: BTreeSet<RelPath>,
+    lost_dirs: &BTreeMap<RelPath, Entry>,
     author: &mut Author,
     context: &Context<'_>,
 ) -> Result<(), R::Error> {
     while let Some(path) = changed.pop_first() {
         let Some(row) = overlay.row(&path)? else { continue };
         if !row.is_live_dir() && overlay.has_live_beneath(&path)? {
-            changed.extend(revive(overlay, &path, author, context)?);
+            changed.extend(revive(overlay, &path, lost_dirs.get(&path), author, context)?);
         }
         if overlay.row(&path)?.is_none_or(|row| row.deleted) {
             continue;
@@ -224,7 +231,7 @@ fn repair<R: Rows>(
             if dir.is_root() || overlay.row(&dir)?.is_some_and(|row| row.is_live_dir()) {
                 break;
             }
-            changed.extend(revive(overlay, &dir, author, context)?);
+            changed.extend(revive(overlay, &dir, lost_dirs.get(&dir), author, context)?);
             above = dir.parent();
         }
     }
@@ -232,10 +239,11 @@ fn repair<R: Rows>(
 }
 
 /// Makes `path` a directory again, as a change of this node; returns the paths
-/// whose rows changed.
+/// whose rows changed. `lost` is how the peer had it, if it said so.
 fn revive<R: Rows>(
     overlay: &mut Overlay<'_, R>,
     path: &RelPath,
+    lost: Option<&Entry>,
     author: &mut Author,
     context: &Context<'_>,
 ) -> Result<Vec<RelPath>, R::Error> {
@@ -255,12 +263,23 @@ fn revive<R: Rows>(
             .cloned()
     };
     let here = base.as_ref().filter(|row| !row.deleted).cloned();
-    let entry = directory(&here)
+    let known = directory(&here)
         .or_else(|| directory(&now))
-        .or_else(|| directory(&base))
-        .unwrap_or_else(|| plain_directory(context.now_ms));
+        .or_else(|| lost.cloned())
+        .or_else(|| directory(&base));
     let seq = author.next_seq();
-    let stamp = author.tick(context.now_ms);
+    let (entry, stamp) = match known {
+        Some(entry) => (entry, author.tick(context.now_ms)),
+        // Just enough to win over the row that is there, so that a node which
+        // knows the directory, and brings it back likewise, wins over this.
+        None => {
+            let old = now.as_ref().map(|row| &row.version.stamp);
+            (
+                closed_directory(context.now_ms),
+                author.stamp_for(context.now_ms, Some(0), old),
+            )
+        }
+    };
     let mut vector = base.map(|row| row.version.vector).unwrap_or_default();
     vector.raise(author.replica(), seq);
     let row = Row {
@@ -280,14 +299,14 @@ fn revive<R: Rows>(
     Ok(changed)
 }
 
-/// A directory of which nothing is known. No peer that keeps the rules makes
-/// one necessary.
-fn plain_directory(now_ms: u64) -> Entry {
+/// A directory of which nothing is known here: nobody gets in who perhaps must
+/// not.
+fn closed_directory(now_ms: u64) -> Entry {
     let secs = i64::try_from(now_ms / 1000).unwrap_or(0);
     let mtime = Time { secs, nanos: 0 };
     Entry {
         kind: Kind::Directory,
-        mode: 0o755,
+        mode: 0o700,
         uid: 0,
         gid: 0,
         mtime,

@@ -5,28 +5,28 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use omirr::model::{Entry, Kind, RelPath, Time};
 
 #[derive(Clone, Debug)]
-pub struct Inode {
+pub(crate) struct Inode {
     /// `link` is always none here: groups are the index' business.
-    pub entry: Entry,
+    pub(crate) entry: Entry,
     /// When it last changed, by this node's clock.
-    pub ctime_ms: u64,
+    pub(crate) ctime_ms: u64,
 }
 
 /// Why something could not be done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Refused;
+pub(crate) struct Refused;
 
 #[derive(Clone, Debug)]
-pub struct Disk {
-    pub names: BTreeMap<RelPath, u64>,
-    pub inodes: HashMap<u64, Inode>,
+pub(crate) struct Disk {
+    pub(crate) names: BTreeMap<RelPath, u64>,
+    pub(crate) inodes: HashMap<u64, Inode>,
     next_ino: u64,
     /// The node's clock: stamps directories when names in them change.
-    pub clock: Time,
+    pub(crate) clock: Time,
 }
 
 impl Disk {
-    pub fn new(root: Entry) -> Disk {
+    pub(crate) fn new(root: Entry) -> Disk {
         let clock = root.mtime;
         let inode = Inode {
             ctime_ms: clock.millis(),
@@ -40,23 +40,23 @@ impl Disk {
         }
     }
 
-    pub fn ino(&self, path: &RelPath) -> Option<u64> {
+    pub(crate) fn ino(&self, path: &RelPath) -> Option<u64> {
         self.names.get(path).copied()
     }
 
-    pub fn entry(&self, path: &RelPath) -> Option<&Entry> {
+    pub(crate) fn entry(&self, path: &RelPath) -> Option<&Entry> {
         self.ino(path).map(|ino| &self.inodes[&ino].entry)
     }
 
-    pub fn ctime_ms(&self, path: &RelPath) -> Option<u64> {
+    pub(crate) fn ctime_ms(&self, path: &RelPath) -> Option<u64> {
         self.ino(path).map(|ino| self.inodes[&ino].ctime_ms)
     }
 
-    pub fn is_dir(&self, path: &RelPath) -> bool {
+    pub(crate) fn is_dir(&self, path: &RelPath) -> bool {
         self.entry(path).is_some_and(Entry::is_dir)
     }
 
-    pub fn names_of(&self, ino: u64) -> Vec<RelPath> {
+    pub(crate) fn names_of(&self, ino: u64) -> Vec<RelPath> {
         self.names
             .iter()
             .filter(|(_, at)| **at == ino)
@@ -64,7 +64,7 @@ impl Disk {
             .collect()
     }
 
-    pub fn beneath(&self, path: &RelPath) -> Vec<RelPath> {
+    pub(crate) fn beneath(&self, path: &RelPath) -> Vec<RelPath> {
         self.names
             .keys()
             .filter(|at| *at != path && at.is_within(path))
@@ -73,7 +73,7 @@ impl Disk {
     }
 
     /// A new inode under no name.
-    pub fn make(&mut self, entry: &Entry) -> u64 {
+    pub(crate) fn make(&mut self, entry: &Entry) -> u64 {
         let ino = self.next_ino;
         self.next_ino += 1;
         let entry = Entry {
@@ -92,7 +92,7 @@ impl Disk {
 
     /// Puts `ino` at `path`, in place of whatever is there but a directory
     /// with something in it.
-    pub fn put(&mut self, path: &RelPath, ino: u64) -> Result<(), Refused> {
+    pub(crate) fn put(&mut self, path: &RelPath, ino: u64) -> Result<(), Refused> {
         self.parent_is_dir(path)?;
         if !self.beneath(path).is_empty() {
             return Err(Refused);
@@ -104,7 +104,7 @@ impl Disk {
         Ok(())
     }
 
-    pub fn set(&mut self, path: &RelPath, entry: &Entry) -> Result<(), Refused> {
+    pub(crate) fn set(&mut self, path: &RelPath, entry: &Entry) -> Result<(), Refused> {
         let ino = self.ino(path).ok_or(Refused)?;
         let ctime_ms = self.clock.millis();
         let entry = Entry {
@@ -115,7 +115,7 @@ impl Disk {
         Ok(())
     }
 
-    pub fn remove(&mut self, path: &RelPath) -> Result<(), Refused> {
+    pub(crate) fn remove(&mut self, path: &RelPath) -> Result<(), Refused> {
         if path.is_root() || !self.beneath(path).is_empty() {
             return Err(Refused);
         }
@@ -129,7 +129,7 @@ impl Disk {
     }
 
     /// Renames a file, or a directory with all beneath it.
-    pub fn rename(&mut self, from: &RelPath, to: &RelPath) -> Result<(), Refused> {
+    pub(crate) fn rename(&mut self, from: &RelPath, to: &RelPath) -> Result<(), Refused> {
         let ino = self.ino(from).ok_or(Refused)?;
         self.parent_is_dir(to)?;
         if from.is_root() || to.is_within(from) || from.is_within(to) || !self.beneath(to).is_empty() {
@@ -188,7 +188,7 @@ impl Disk {
 
     /// Everything that must be the same on all nodes: entries, and which names
     /// share an inode.
-    pub fn picture(&self) -> (BTreeMap<RelPath, Entry>, BTreeSet<Vec<RelPath>>) {
+    pub(crate) fn picture(&self) -> (BTreeMap<RelPath, Entry>, BTreeSet<Vec<RelPath>>) {
         let entries = self
             .names
             .keys()
@@ -202,7 +202,7 @@ impl Disk {
     }
 
     /// What each name other than a directory's holds.
-    pub fn contents(&self) -> BTreeMap<RelPath, Kind> {
+    pub(crate) fn contents(&self) -> BTreeMap<RelPath, Kind> {
         let held = self.names.keys().filter_map(|path| {
             let entry = self.entry(path)?;
             (!entry.is_dir()).then(|| (path.clone(), entry.kind.clone()))

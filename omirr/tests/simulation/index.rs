@@ -10,23 +10,23 @@ use omirr::model::{Hash, LinkGroup, Record, RelPath, ReplicaId, Row, Stamp};
 
 /// A row that is about to be applied to the disk.
 #[derive(Clone, Debug)]
-pub struct Intent {
-    pub row: Row,
-    pub via: Option<u32>,
+pub(crate) struct Intent {
+    pub(crate) row: Row,
+    pub(crate) via: Option<u32>,
 }
 
 #[derive(Clone, Debug, Default)]
-pub struct Index {
-    pub records: BTreeMap<RelPath, Record>,
-    pub by_seq: BTreeMap<u64, RelPath>,
+pub(crate) struct Index {
+    pub(crate) records: BTreeMap<RelPath, Record>,
+    pub(crate) by_seq: BTreeMap<u64, RelPath>,
     /// Per peer: everything of this replica up to here is in `records`.
-    pub cursors: BTreeMap<u32, (ReplicaId, u64)>,
-    pub reserve: Reserve,
-    pub intents: BTreeMap<RelPath, Intent>,
+    pub(crate) cursors: BTreeMap<u32, (ReplicaId, u64)>,
+    pub(crate) reserve: Reserve,
+    pub(crate) intents: BTreeMap<RelPath, Intent>,
 }
 
 impl Index {
-    pub fn put(&mut self, path: RelPath, record: Record) {
+    pub(crate) fn put(&mut self, path: RelPath, record: Record) {
         if let Some(old) = self.records.get(&path) {
             self.by_seq.remove(&old.seq);
         }
@@ -34,15 +34,15 @@ impl Index {
         self.records.insert(path, record);
     }
 
-    pub fn head(&self) -> u64 {
+    pub(crate) fn head(&self) -> u64 {
         self.by_seq.last_key_value().map_or(0, |(seq, _)| *seq)
     }
 
-    pub fn last_stamp(&self) -> Option<Stamp> {
+    pub(crate) fn last_stamp(&self) -> Option<Stamp> {
         self.records.values().map(|record| record.row.version.stamp).max()
     }
 
-    pub fn get(&self, path: &RelPath) -> Option<&Record> {
+    pub(crate) fn get(&self, path: &RelPath) -> Option<&Record> {
         self.records.get(path)
     }
 }

@@ -18,9 +18,9 @@ use crate::random::Rng;
 const INLINE: u64 = 1000;
 
 /// What comes between two steps: users, or a crash.
-pub type Between<'a> = &'a mut dyn FnMut(&mut Disk) -> Event;
+pub(crate) type Between<'a> = &'a mut dyn FnMut(&mut Disk) -> Event;
 
-pub enum Event {
+pub(crate) enum Event {
     Nothing,
     /// A user changed these paths; the tracer may have seen it.
     Changed(Vec<RelPath>),
@@ -28,50 +28,50 @@ pub enum Event {
 }
 
 #[derive(Debug)]
-pub struct Crashed;
+pub(crate) struct Crashed;
 
 /// A row as it travels.
 #[derive(Clone, Debug)]
-pub struct Sent {
-    pub seq: u64,
-    pub path: RelPath,
-    pub row: Row,
-    pub moved_from: Option<RelPath>,
-    pub inline: bool,
+pub(crate) struct Sent {
+    pub(crate) seq: u64,
+    pub(crate) path: RelPath,
+    pub(crate) row: Row,
+    pub(crate) moved_from: Option<RelPath>,
+    pub(crate) inline: bool,
 }
 
 #[derive(Clone, Debug)]
-pub struct Want {
-    pub path: RelPath,
-    pub hash: Hash,
+pub(crate) struct Want {
+    pub(crate) path: RelPath,
+    pub(crate) hash: Hash,
 }
 
-pub struct Node {
-    pub replica: ReplicaId,
-    pub disk: Disk,
-    pub index: Index,
+pub(crate) struct Node {
+    pub(crate) replica: ReplicaId,
+    pub(crate) disk: Disk,
+    pub(crate) index: Index,
     /// What a crash leaves of `index`.
-    pub durable: Index,
-    pub author: Author,
-    pub policy: Policy,
+    pub(crate) durable: Index,
+    pub(crate) author: Author,
+    pub(crate) policy: Policy,
     /// Rows are sent before they are durable.
-    pub hasty: bool,
-    pub rng: Rng,
+    pub(crate) hasty: bool,
+    pub(crate) rng: Rng,
     /// Paths to look at.
-    pub dirty: BTreeSet<RelPath>,
+    pub(crate) dirty: BTreeSet<RelPath>,
     /// Changes of long ago are being looked for: their own times count.
-    pub scanning: bool,
+    pub(crate) scanning: bool,
     /// Rows received and not yet in the index, by peer and path.
-    pub pending: BTreeMap<(u32, RelPath), Sent>,
+    pub(crate) pending: BTreeMap<(u32, RelPath), Sent>,
     /// Per peer: up to where its rows have been received.
-    pub received: BTreeMap<u32, u64>,
-    pub fetched: HashSet<Hash>,
-    pub wants: Vec<(u32, Want)>,
-    pub log: Vec<String>,
+    pub(crate) received: BTreeMap<u32, u64>,
+    pub(crate) fetched: HashSet<Hash>,
+    pub(crate) wants: Vec<(u32, Want)>,
+    pub(crate) log: Vec<String>,
 }
 
 impl Node {
-    pub fn new(id: u64, disk: Disk, policy: Policy, hasty: bool, seed: u64) -> Node {
+    pub(crate) fn new(id: u64, disk: Disk, policy: Policy, hasty: bool, seed: u64) -> Node {
         let replica = ReplicaId(id + 1);
         Node {
             replica,
@@ -94,7 +94,7 @@ impl Node {
 
     /// Loses its index, and all of its disk but the root, if `disk` is given.
     /// With a new index comes a new replica.
-    pub fn start_anew(&mut self, disk: Option<Disk>) {
+    pub(crate) fn start_anew(&mut self, disk: Option<Disk>) {
         self.replica = ReplicaId(self.replica.0 + 100);
         self.disk = disk.unwrap_or_else(|| self.disk.clone());
         self.durable = Index::default();
@@ -103,7 +103,7 @@ impl Node {
 
     /// Comes up after a clean stop or a crash, and compares all of the tree
     /// with the index.
-    pub fn start(&mut self, clean: bool) {
+    pub(crate) fn start(&mut self, clean: bool) {
         self.index = self.durable.clone();
         let reserve = (!clean).then_some(self.index.reserve);
         self.author = Author::new(self.replica, self.index.head(), self.index.last_stamp(), reserve);
@@ -162,7 +162,7 @@ impl Node {
     }
 
     /// Everything is to be looked at: events may have been lost.
-    pub fn rescan(&mut self) {
+    pub(crate) fn rescan(&mut self) {
         self.scanning = true;
         self.dirty.extend(self.disk.names.keys().cloned());
         let live = self
@@ -174,13 +174,13 @@ impl Node {
     }
 
     /// Makes everything so far survive a crash.
-    pub fn commit(&mut self) {
+    pub(crate) fn commit(&mut self) {
         self.index.reserve = self.author.reserve(self.disk.clock.millis());
         self.durable = self.index.clone();
     }
 
     /// What was changed on this node's disk gets rows.
-    pub fn local_pass(&mut self) {
+    pub(crate) fn local_pass(&mut self) {
         let now_ms = self.disk.clock.millis();
         let scanning = std::mem::take(&mut self.scanning);
         let found = self.look();
@@ -294,7 +294,7 @@ impl Node {
     }
 
     /// The next rows for a peer.
-    pub fn next_batch(&mut self, outgoing: &mut Outgoing, limit: usize) -> Option<(u64, Vec<Sent>)> {
+    pub(crate) fn next_batch(&mut self, outgoing: &mut Outgoing, limit: usize) -> Option<(u64, Vec<Sent>)> {
         let index = if self.hasty { &self.index } else { &self.durable };
         let batch = sure(outgoing.next_batch(index, limit))?;
         let rows = batch.rows.into_iter().map(|(path, record)| {
@@ -315,13 +315,13 @@ impl Node {
     }
 
     /// Whether this node has what a peer asks for.
-    pub fn has(&self, want: &Want) -> bool {
+    pub(crate) fn has(&self, want: &Want) -> bool {
         let has = |entry: &Entry| entry.content().is_some_and(|content| content.1 == want.hash);
         self.disk.entry(&want.path).is_some_and(has)
     }
 
     /// Rows came from a peer.
-    pub fn receive(&mut self, peer: u32, upto: u64, rows: Vec<Sent>) {
+    pub(crate) fn receive(&mut self, peer: u32, upto: u64, rows: Vec<Sent>) {
         for sent in rows {
             self.pending.insert((peer, sent.path.clone()), sent);
         }
@@ -331,14 +331,14 @@ impl Node {
 
     /// Content came. If it did not, its row goes on waiting: most often a newer
     /// one follows, but the sender's file may also become again what it was.
-    pub fn content(&mut self, want: &Want, have: bool) {
+    pub(crate) fn content(&mut self, want: &Want, have: bool) {
         if have {
             self.fetched.insert(want.hash);
         }
     }
 
     /// Deals with everything that waits.
-    pub fn settle(&mut self, between: Between<'_>) -> Result<(), Crashed> {
+    pub(crate) fn settle(&mut self, between: Between<'_>) -> Result<(), Crashed> {
         self.local_pass();
         let peers: BTreeSet<u32> = self
             .received
@@ -692,12 +692,12 @@ impl Applier {
 }
 
 /// The node behind a replica: every hundredth is another life of its index.
-pub fn name_of(replica: ReplicaId) -> String {
+pub(crate) fn name_of(replica: ReplicaId) -> String {
     format!("n{}", replica.0 % 100 - 1)
 }
 
 /// A row in a line.
-pub fn shown(path: &RelPath, row: &Row) -> String {
+pub(crate) fn shown(path: &RelPath, row: &Row) -> String {
     let what = if row.deleted {
         "tombstone"
     } else {
@@ -724,7 +724,7 @@ pub fn shown(path: &RelPath, row: &Row) -> String {
     )
 }
 
-pub fn sure<T>(result: Result<T, std::convert::Infallible>) -> T {
+pub(crate) fn sure<T>(result: Result<T, std::convert::Infallible>) -> T {
     match result {
         Ok(value) => value,
     }

@@ -7,18 +7,18 @@ use omirr::model::{Entry, Hash, Kind, RelPath, Time};
 use crate::disk::{Disk, Refused};
 use crate::random::Rng;
 
-pub struct Users {
+pub(crate) struct Users {
     /// Real time, ns since 1970; every look at it moves it on.
-    pub now_ns: u64,
+    pub(crate) now_ns: u64,
     next_content: u64,
     /// Where a user of which node wrote what.
-    pub written: HashMap<Kind, String>,
+    pub(crate) written: HashMap<Kind, String>,
     /// What a user has overwritten or removed somewhere.
-    pub removed: HashSet<Kind>,
+    pub(crate) removed: HashSet<Kind>,
 }
 
 impl Users {
-    pub fn new() -> Users {
+    pub(crate) fn new() -> Users {
         Users {
             now_ns: 1_790_000_000_000_000_000,
             next_content: 1,
@@ -27,7 +27,7 @@ impl Users {
         }
     }
 
-    pub fn time(&mut self, skew_ms: i64) -> Time {
+    pub(crate) fn time(&mut self, skew_ms: i64) -> Time {
         self.now_ns += 1;
         let ns = self.now_ns.saturating_add_signed(skew_ms * 1_000_000);
         Time {
@@ -38,7 +38,7 @@ impl Users {
 
     /// Changes the tree somehow beneath `home`; returns what was done and the
     /// paths that a tracer would name.
-    pub fn act(
+    pub(crate) fn act(
         &mut self,
         rng: &mut Rng,
         disk: &mut Disk,

@@ -13,7 +13,7 @@ use crate::users::Users;
 
 /// How many rounds of everybody talking to everybody may pass until nothing
 /// changes any more.
-const ROUNDS: usize = 120;
+const ROUNDS: usize = 400;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Manner {
@@ -55,7 +55,7 @@ struct Place {
     heard: BTreeMap<u32, (u64, u64)>,
 }
 
-pub struct World {
+pub(crate) struct World {
     rng: Rng,
     users: Users,
     manner: Manner,
@@ -65,7 +65,7 @@ pub struct World {
     links: Vec<(usize, usize)>,
     connections: BTreeMap<(usize, usize), Connection>,
     homes: Vec<RelPath>,
-    pub trace: Vec<String>,
+    pub(crate) trace: Vec<String>,
 }
 
 fn root_entry(users: &mut Users) -> Entry {
@@ -82,7 +82,7 @@ fn root_entry(users: &mut Users) -> Entry {
 }
 
 impl World {
-    pub fn new(seed: u64) -> World {
+    pub(crate) fn new(seed: u64) -> World {
         let mut rng = Rng::new(seed);
         let mut users = Users::new();
         let count = 2 + rng.below(4) as usize;
@@ -169,7 +169,7 @@ impl World {
     }
 
     /// A whole history; an error says what is wrong at its end.
-    pub fn run(&mut self) -> Result<(), String> {
+    pub(crate) fn run(&mut self) -> Result<(), String> {
         let steps = 40 + self.rng.below(160);
         for _ in 0..steps {
             self.something();
@@ -375,14 +375,15 @@ impl World {
             }
             return;
         }
-        match self.rng.below(4) {
+        let _moved = match self.rng.below(4) {
             0..=1 => {
-                let limit = 1 + self.rng.below(12) as usize;
-                drop(self.send(from, to, limit));
+                let most = 1 + self.rng.below(12);
+                let limit = 1 + self.rng.below(most) as usize;
+                self.send(from, to, limit)
             }
-            2 => drop(self.forth(from, to, true)),
-            _ => drop(self.back(from, to)),
-        }
+            2 => self.forth(from, to, true),
+            _ => self.back(from, to),
+        };
     }
 
     fn connect(&mut self, from: usize, to: usize) {
@@ -501,13 +502,18 @@ impl World {
             self.start(at);
             self.rescan(at);
         }
+        let limit = if self.rng.chance(50) {
+            1000
+        } else {
+            1 + self.rng.below(4) as usize
+        };
         let mut quiet = 0;
         for round in 0..ROUNDS {
             self.users.now_ns += 1_000_000_000;
             let mut moved = false;
             for (from, to) in self.links.clone() {
                 self.connect(from, to);
-                moved |= self.send(from, to, 1000);
+                moved |= self.send(from, to, limit);
             }
             for at in 0..self.places.len() {
                 self.places[at].node.commit();
@@ -637,6 +643,29 @@ impl World {
                 .find(|path| path.to_string().contains("conflict"))
         {
             return Err(format!("{copy} is a conflict copy, but nothing conflicted"));
+        }
+        self.check_authors()
+    }
+
+    /// Where nothing can conflict, only the nodes whose users change things
+    /// make rows, and the others just take them.
+    fn check_authors(&self) -> Result<(), String> {
+        if self.manner == Manner::Free {
+            return Ok(());
+        }
+        for (path, record) in &self.places[0].node.index.records {
+            let may = |at: usize| match self.manner {
+                Manner::Free => true,
+                Manner::OneWriter => at == 0 || path.is_root(),
+                Manner::Apart => path.is_within(&self.homes[at]) || path.is_root(),
+            };
+            let author = record.row.version.stamp.replica;
+            if !(0..self.places.len()).any(|at| may(at) && self.places[at].node.replica == author) {
+                return Err(format!(
+                    "a node made a row without need: {}",
+                    shown(path, &record.row)
+                ));
+            }
         }
         Ok(())
     }
