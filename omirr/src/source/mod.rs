@@ -6,6 +6,8 @@
 //! thread drains the kernel's queue into the sink as fast as it can. An event
 //! is a hint; what is true is on disk.
 
+pub mod ebpf;
+
 use std::time::Duration;
 
 /// What happened. The set is the tracer's; a source that knows less detail
