@@ -118,7 +118,15 @@ pub struct Slots {
 }
 
 impl Slots {
-    pub const UNKNOWN: Self = Self { a: NO_ARG, b: NO_ARG, c: NO_ARG, d: NO_ARG, ret: NO_ARG, ret_is_pointer: 0, reserved: [0; 2] };
+    pub const UNKNOWN: Self = Self {
+        a: NO_ARG,
+        b: NO_ARG,
+        c: NO_ARG,
+        d: NO_ARG,
+        ret: NO_ARG,
+        ret_is_pointer: 0,
+        reserved: [0; 2],
+    };
 }
 
 /// One [`Slots`] per hook.

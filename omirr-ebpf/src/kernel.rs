@@ -7,10 +7,15 @@
 
 use aya_ebpf::{
     EbpfContext,
+    bindings::pt_regs,
     helpers::generated::bpf_probe_read_kernel,
     programs::{FEntryContext, FExitContext, ProbeContext, RetProbeContext},
 };
-use core::{arch::asm, ffi::c_void, mem::MaybeUninit};
+use core::{
+    arch::asm,
+    ffi::c_void,
+    mem::{MaybeUninit, offset_of},
+};
 use omirr_common::settings::Slots;
 
 use crate::maps::constant;
@@ -27,14 +32,17 @@ pub trait Site {
     fn load<T: Copy>(&self, base: Addr, offset: u32) -> T;
 }
 
-/// Keeps a context load where it is: two loads that are merged into one with a
-/// computed offset are refused by the verifier ("modified ctx ptr"). The text
-/// differs per argument, so the compiler cannot take two of them for one.
-macro_rules! pinned {
-    ($number:literal, $value:expr) => {{
-        let mut value: u64 = $value;
-        // SAFETY: no instruction, only a comment.
-        unsafe { asm!(concat!("// argument ", $number, " in {value}"), value = inout(reg) value, options(nomem, nostack, preserves_flags)) };
+/// Loads one word of the context by an instruction of its own. Written in Rust,
+/// the arms of a `match` would be merged into one load with a computed offset,
+/// which the verifier refuses ("modified ctx ptr").
+macro_rules! context_word {
+    ($context:expr, $offset:expr) => {{
+        let value: u64;
+        // SAFETY: the offset lies inside the context; the verifier checks it.
+        unsafe {
+            asm!("{value} = *(u64 *)({context} + {offset})", value = out(reg) value, context = in(reg) $context,
+                offset = const $offset, options(readonly, nostack, preserves_flags));
+        }
         value
     }};
 }
@@ -48,14 +56,15 @@ macro_rules! typed_site {
 
             #[inline(always)]
             fn arg(&self, n: u8) -> u64 {
+                let context = self.as_ptr();
                 match n {
-                    0 => pinned!("0", self.arg(0)),
-                    1 => pinned!("1", self.arg(1)),
-                    2 => pinned!("2", self.arg(2)),
-                    3 => pinned!("3", self.arg(3)),
-                    4 => pinned!("4", self.arg(4)),
-                    5 => pinned!("5", self.arg(5)),
-                    6 => pinned!("6", self.arg(6)),
+                    0 => context_word!(context, 0),
+                    1 => context_word!(context, 8),
+                    2 => context_word!(context, 16),
+                    3 => context_word!(context, 24),
+                    4 => context_word!(context, 32),
+                    5 => context_word!(context, 40),
+                    6 => context_word!(context, 48),
                     _ => 0,
                 }
             }
@@ -72,6 +81,22 @@ macro_rules! typed_site {
 typed_site!(FEntryContext);
 typed_site!(FExitContext);
 
+/// Where the registers of the first six arguments are in `pt_regs`.
+#[cfg(bpf_target_arch = "x86_64")]
+const REGISTERS: [usize; 6] = [
+    offset_of!(pt_regs, rdi),
+    offset_of!(pt_regs, rsi),
+    offset_of!(pt_regs, rdx),
+    offset_of!(pt_regs, rcx),
+    offset_of!(pt_regs, r8),
+    offset_of!(pt_regs, r9),
+];
+#[cfg(bpf_target_arch = "aarch64")]
+const REGISTERS: [usize; 6] = {
+    let first = offset_of!(pt_regs, regs);
+    [first, first + 8, first + 16, first + 24, first + 32, first + 40]
+};
+
 impl Site for ProbeContext {
     fn context(&self) -> *mut c_void {
         self.as_ptr()
@@ -79,13 +104,14 @@ impl Site for ProbeContext {
 
     #[inline(always)]
     fn arg(&self, n: u8) -> u64 {
+        let context = self.as_ptr();
         match n {
-            0 => pinned!("0", self.arg(0).unwrap_or(0)),
-            1 => pinned!("1", self.arg(1).unwrap_or(0)),
-            2 => pinned!("2", self.arg(2).unwrap_or(0)),
-            3 => pinned!("3", self.arg(3).unwrap_or(0)),
-            4 => pinned!("4", self.arg(4).unwrap_or(0)),
-            5 => pinned!("5", self.arg(5).unwrap_or(0)),
+            0 => context_word!(context, REGISTERS[0]),
+            1 => context_word!(context, REGISTERS[1]),
+            2 => context_word!(context, REGISTERS[2]),
+            3 => context_word!(context, REGISTERS[3]),
+            4 => context_word!(context, REGISTERS[4]),
+            5 => context_word!(context, REGISTERS[5]),
             _ => 0,
         }
     }

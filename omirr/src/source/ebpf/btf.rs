@@ -17,7 +17,10 @@ const MAX_NESTING: u32 = 16;
 #[non_exhaustive]
 pub enum BtfError {
     #[error("this kernel does not describe its types: {path}: {source}")]
-    Unreadable { path: String, source: std::io::Error },
+    Unreadable {
+        path: String,
+        source: std::io::Error,
+    },
     #[error("the kernel's type description cannot be read: {0}")]
     Damaged(String),
     #[error("this kernel has no function {0}")]
@@ -25,11 +28,19 @@ pub enum BtfError {
     #[error("function {function} has no parameter named {parameter}")]
     NoParameter { function: String, parameter: String },
     #[error("parameter {parameter} of {function} is not a pointer to struct {expected}")]
-    ParameterType { function: String, parameter: String, expected: &'static str },
+    ParameterType {
+        function: String,
+        parameter: String,
+        expected: &'static str,
+    },
     #[error("this kernel has no member {0}")]
     NoMember(String),
     #[error("member {member} is {actual} bytes here, expected {expected}")]
-    MemberSize { member: String, expected: u32, actual: u32 },
+    MemberSize {
+        member: String,
+        expected: u32,
+        actual: u32,
+    },
 }
 
 /// One kernel's types.
@@ -47,13 +58,17 @@ pub struct Prototype {
 impl KernelTypes {
     /// The running kernel's.
     pub fn of_this_kernel() -> Result<Self, BtfError> {
-        let bytes = std::fs::read(KERNEL_BTF)
-            .map_err(|source| BtfError::Unreadable { path: KERNEL_BTF.to_owned(), source })?;
+        let bytes = std::fs::read(KERNEL_BTF).map_err(|source| BtfError::Unreadable {
+            path: KERNEL_BTF.to_owned(),
+            source,
+        })?;
         Self::parse(&bytes)
     }
 
     pub fn parse(bytes: &[u8]) -> Result<Self, BtfError> {
-        Ok(Self { btf: Btf::from_bytes(bytes).map_err(|e| BtfError::Damaged(e.to_string()))? })
+        Ok(Self {
+            btf: Btf::from_bytes(bytes).map_err(|e| BtfError::Damaged(e.to_string()))?,
+        })
     }
 
     /// The byte offset of `path` (members joined by dots) in a struct.
@@ -66,8 +81,12 @@ impl KernelTypes {
             .ok_or_else(|| BtfError::NoMember(full()))?;
         let mut bits = 0u32;
         for name in path.split('.') {
-            let (offset, next) = self.find_member(&kind, name, 0).ok_or_else(|| BtfError::NoMember(full()))?;
-            bits = bits.checked_add(offset).ok_or_else(|| BtfError::NoMember(full()))?;
+            let (offset, next) = self
+                .find_member(&kind, name, 0)
+                .ok_or_else(|| BtfError::NoMember(full()))?;
+            bits = bits
+                .checked_add(offset)
+                .ok_or_else(|| BtfError::NoMember(full()))?;
             kind = self.plain(next).ok_or_else(|| BtfError::NoMember(full()))?;
         }
         // A bit field or an offset that no structure has: not what is meant.
@@ -76,7 +95,11 @@ impl KernelTypes {
         }
         let actual = self.size_of(&kind);
         if actual != size {
-            return Err(BtfError::MemberSize { member: full(), expected: size, actual });
+            return Err(BtfError::MemberSize {
+                member: full(),
+                expected: size,
+                actual,
+            });
         }
         Ok(bits / 8)
     }
@@ -100,7 +123,12 @@ impl KernelTypes {
             parameters: proto
                 .parameters
                 .iter()
-                .map(|p| (self.btf.resolve_name(p).unwrap_or_default(), self.pointee(p)))
+                .map(|p| {
+                    (
+                        self.btf.resolve_name(p).unwrap_or_default(),
+                        self.pointee(p),
+                    )
+                })
                 .collect(),
             returns_pointer: self.returns_pointer(&proto),
         })
@@ -112,7 +140,9 @@ impl KernelTypes {
 
     /// Bit offset and type of a member, looking into unnamed members.
     fn find_member(&self, kind: &Type, name: &str, depth: u32) -> Option<(u32, Type)> {
-        let (Type::Struct(s) | Type::Union(s)) = kind else { return None };
+        let (Type::Struct(s) | Type::Union(s)) = kind else {
+            return None;
+        };
         if depth > MAX_NESTING {
             return None;
         }
@@ -122,11 +152,20 @@ impl KernelTypes {
                 if member.bitfield_size().is_some_and(|bits| bits != 0) {
                     return None;
                 }
-                return Some((member.bit_offset(), self.btf.resolve_chained_type(member).ok()?));
+                return Some((
+                    member.bit_offset(),
+                    self.btf.resolve_chained_type(member).ok()?,
+                ));
             }
             if own.is_empty() {
-                let inner = self.btf.resolve_chained_type(member).ok().and_then(|t| self.plain(t));
-                if let Some((offset, found)) = inner.and_then(|t| self.find_member(&t, name, depth + 1)) {
+                let inner = self
+                    .btf
+                    .resolve_chained_type(member)
+                    .ok()
+                    .and_then(|t| self.plain(t));
+                if let Some((offset, found)) =
+                    inner.and_then(|t| self.find_member(&t, name, depth + 1))
+                {
                     return Some((member.bit_offset().checked_add(offset)?, found));
                 }
             }
@@ -140,7 +179,9 @@ impl KernelTypes {
         for _ in 0..MAX_NESTING {
             let next = match &kind {
                 Type::Typedef(t) => self.btf.resolve_chained_type(t),
-                Type::Volatile(t) | Type::Const(t) | Type::Restrict(t) => self.btf.resolve_chained_type(t),
+                Type::Volatile(t) | Type::Const(t) | Type::Restrict(t) => {
+                    self.btf.resolve_chained_type(t)
+                }
                 Type::TypeTag(t) => self.btf.resolve_chained_type(t),
                 _ => return Some(kind),
             };
@@ -162,7 +203,9 @@ impl KernelTypes {
 
     /// The name of the struct that a parameter points at.
     fn pointee<T: BtfType>(&self, of: &T) -> Option<String> {
-        let Type::Ptr(pointer) = self.plain(self.btf.resolve_chained_type(of).ok()?)? else { return None };
+        let Type::Ptr(pointer) = self.plain(self.btf.resolve_chained_type(of).ok()?)? else {
+            return None;
+        };
         match self.plain(self.btf.resolve_chained_type(&pointer).ok()?)? {
             Type::Struct(s) => self.btf.resolve_name(&s).ok(),
             _ => None,
@@ -170,7 +213,11 @@ impl KernelTypes {
     }
 
     fn returns_pointer(&self, proto: &FuncProto) -> bool {
-        let returned = self.btf.resolve_type_by_id(proto.return_type_id()).ok().and_then(|t| self.plain(t));
+        let returned = self
+            .btf
+            .resolve_type_by_id(proto.return_type_id())
+            .ok()
+            .and_then(|t| self.plain(t));
         matches!(returned, Some(Type::Ptr(_)))
     }
 }
@@ -180,12 +227,19 @@ impl Prototype {
     pub fn position(&self, name: &str, structure: Option<&'static str>) -> Result<u8, BtfError> {
         let position = self.parameters.iter().position(|(n, _)| n == name);
         let Some(position) = position.and_then(|p| u8::try_from(p).ok()) else {
-            return Err(BtfError::NoParameter { function: self.function.clone(), parameter: name.to_owned() });
+            return Err(BtfError::NoParameter {
+                function: self.function.clone(),
+                parameter: name.to_owned(),
+            });
         };
         if let Some(expected) = structure
             && self.parameters[usize::from(position)].1.as_deref() != Some(expected)
         {
-            return Err(BtfError::ParameterType { function: self.function.clone(), parameter: name.to_owned(), expected });
+            return Err(BtfError::ParameterType {
+                function: self.function.clone(),
+                parameter: name.to_owned(),
+                expected,
+            });
         }
         Ok(position)
     }
@@ -213,7 +267,11 @@ pub(super) mod tests {
 
     impl Blob {
         fn new() -> Self {
-            Self { types: Vec::new(), strings: vec![0], count: 0 }
+            Self {
+                types: Vec::new(),
+                strings: vec![0],
+                count: 0,
+            }
         }
 
         fn string(&mut self, text: &str) -> u32 {
@@ -226,7 +284,14 @@ pub(super) mod tests {
             at
         }
 
-        fn add(&mut self, name: &str, kind: u32, vlen: u32, size_or_type: u32, rest: &[u32]) -> u32 {
+        fn add(
+            &mut self,
+            name: &str,
+            kind: u32,
+            vlen: u32,
+            size_or_type: u32,
+            rest: &[u32],
+        ) -> u32 {
             let name = self.string(name);
             for word in [name, kind << 24 | vlen, size_or_type].iter().chain(rest) {
                 self.types.extend_from_slice(&word.to_ne_bytes());
@@ -239,7 +304,13 @@ pub(super) mod tests {
             let mut out = Vec::new();
             out.extend_from_slice(&0xeb9f_u16.to_ne_bytes());
             out.extend_from_slice(&[1, 0]);
-            for word in [24, 0, self.types.len() as u32, self.types.len() as u32, self.strings.len() as u32] {
+            for word in [
+                24,
+                0,
+                self.types.len() as u32,
+                self.types.len() as u32,
+                self.strings.len() as u32,
+            ] {
                 out.extend_from_slice(&word.to_ne_bytes());
             }
             out.extend_from_slice(&self.types);
@@ -273,9 +344,15 @@ pub(super) mod tests {
     #[test]
     fn what_is_not_as_expected_is_an_error_that_names_it() {
         let types = KernelTypes::parse(&sample()).unwrap();
-        let said = types.member_offset("thing", "c", 8).unwrap_err().to_string();
+        let said = types
+            .member_offset("thing", "c", 8)
+            .unwrap_err()
+            .to_string();
         assert_eq!(said, "member thing.c is 4 bytes here, expected 8");
-        let said = types.member_offset("thing", "nothing", 8).unwrap_err().to_string();
+        let said = types
+            .member_offset("thing", "nothing", 8)
+            .unwrap_err()
+            .to_string();
         assert_eq!(said, "this kernel has no member thing.nothing");
         assert!(types.prototype("thing").is_err());
     }
@@ -299,7 +376,9 @@ pub(super) mod tests {
             if let Ok(types) = KernelTypes::parse(bytes) {
                 readable += 1;
                 let _ = types.member_offset("thing", "b", 4);
-                let _ = types.prototype("make_thing").map(|p| p.position("y", Some("thing")).is_ok());
+                let _ = types
+                    .prototype("make_thing")
+                    .map(|p| p.position("y", Some("thing")).is_ok());
             }
         };
         for len in 0..whole.len() {

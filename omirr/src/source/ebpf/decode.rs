@@ -20,22 +20,50 @@ pub struct Decoded {
 
 /// Reads one record.
 pub fn decode(bytes: &[u8]) -> Option<Decoded> {
-    let u64_at = |at: usize| bytes.get(at..at + 8)?.try_into().ok().map(u64::from_ne_bytes);
-    let u32_at = |at: usize| bytes.get(at..at + 4)?.try_into().ok().map(u32::from_ne_bytes);
-    let u16_at = |at: usize| bytes.get(at..at + 2)?.try_into().ok().map(u16::from_ne_bytes);
+    let u64_at = |at: usize| {
+        bytes
+            .get(at..at + 8)?
+            .try_into()
+            .ok()
+            .map(u64::from_ne_bytes)
+    };
+    let u32_at = |at: usize| {
+        bytes
+            .get(at..at + 4)?
+            .try_into()
+            .ok()
+            .map(u32::from_ne_bytes)
+    };
+    let u16_at = |at: usize| {
+        bytes
+            .get(at..at + 2)?
+            .try_into()
+            .ok()
+            .map(u16::from_ne_bytes)
+    };
     let comm: [u8; 16] = bytes.get(72..HEADER_BYTES)?.try_into().ok()?;
     let flags = bytes[65];
     let name = |at: usize, len: u16| -> Option<Box<[u8]>> {
         let len = usize::from(len);
-        if len > NAME_MAX { None } else { bytes.get(at..at + len).map(Box::from) }
+        if len > NAME_MAX {
+            None
+        } else {
+            bytes.get(at..at + len).map(Box::from)
+        }
     };
     let at = match flags & flag::AT {
         0 => None,
-        _ => Some(Dirent { dir: u64_at(32)?, name: name(HEADER_BYTES, u16_at(68)?)? }),
+        _ => Some(Dirent {
+            dir: u64_at(32)?,
+            name: name(HEADER_BYTES, u16_at(68)?)?,
+        }),
     };
     let to = match flags & flag::TO {
         0 => None,
-        _ => Some(Dirent { dir: u64_at(40)?, name: name(TO_OFFSET, u16_at(70)?)? }),
+        _ => Some(Dirent {
+            dir: u64_at(40)?,
+            name: name(TO_OFFSET, u16_at(70)?)?,
+        }),
     };
     let range = match flags & flag::RANGE {
         0 => None,
@@ -56,7 +84,11 @@ pub fn decode(bytes: &[u8]) -> Option<Decoded> {
         uid: u32_at(52)?,
         comm,
     };
-    Some(Decoded { event, kernel_dev, own: flags & flag::OWN != 0 })
+    Some(Decoded {
+        event,
+        kernel_dev,
+        own: flags & flag::OWN != 0,
+    })
 }
 
 fn op_of(byte: u8) -> Option<Op> {
@@ -107,9 +139,24 @@ mod tests {
     fn a_record_becomes_an_event() {
         let decoded = decode(&rename()).unwrap();
         let event = &decoded.event;
-        assert_eq!((event.op, event.ino, event.time_ns, event.pid), (Op::Rename, 42, 7, 100));
-        assert_eq!(event.at, Some(Dirent { dir: 2, name: (*b"old").into() }));
-        assert_eq!(event.to, Some(Dirent { dir: 3, name: (*b"new").into() }));
+        assert_eq!(
+            (event.op, event.ino, event.time_ns, event.pid),
+            (Op::Rename, 42, 7, 100)
+        );
+        assert_eq!(
+            event.at,
+            Some(Dirent {
+                dir: 2,
+                name: (*b"old").into()
+            })
+        );
+        assert_eq!(
+            event.to,
+            Some(Dirent {
+                dir: 3,
+                name: (*b"new").into()
+            })
+        );
         assert_eq!((event.range, event.comm().as_str()), (None, "mv"));
         assert_eq!(decoded.kernel_dev, 8 << 20 | 1);
     }

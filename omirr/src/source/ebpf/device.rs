@@ -16,7 +16,10 @@ use rustix::fs::{AtFlags, CWD, StatxFlags};
 #[non_exhaustive]
 pub enum DeviceError {
     #[error("{path}: cannot be looked at: {source}")]
-    Stat { path: PathBuf, source: std::io::Error },
+    Stat {
+        path: PathBuf,
+        source: std::io::Error,
+    },
     #[error("/proc/self/mountinfo cannot be read: {0}")]
     Mounts(std::io::Error),
     #[error("{path}: its mount {mount_id} is not in /proc/self/mountinfo")]
@@ -36,19 +39,30 @@ pub struct Device {
 
 /// Finds the device of a watched tree whose `st_dev` is `stat_dev`.
 pub fn device_of(path: &Path, stat_dev: u64) -> Result<Device, DeviceError> {
-    let stat = rustix::fs::statx(CWD, path, AtFlags::empty(), StatxFlags::MNT_ID)
-        .map_err(|e| DeviceError::Stat { path: path.to_owned(), source: e.into() })?;
+    let stat = rustix::fs::statx(CWD, path, AtFlags::empty(), StatxFlags::MNT_ID).map_err(|e| {
+        DeviceError::Stat {
+            path: path.to_owned(),
+            source: e.into(),
+        }
+    })?;
     let table = std::fs::read_to_string("/proc/self/mountinfo").map_err(DeviceError::Mounts)?;
-    let mount = find_mount(&table, stat.stx_mnt_id)
-        .ok_or_else(|| DeviceError::NoMount { path: path.to_owned(), mount_id: stat.stx_mnt_id })?;
+    let mount = find_mount(&table, stat.stx_mnt_id).ok_or_else(|| DeviceError::NoMount {
+        path: path.to_owned(),
+        mount_id: stat.stx_mnt_id,
+    })?;
     let kernel_dev = mount.major << 20 | mount.minor;
-    let real = path.canonicalize().map_err(|source| DeviceError::Stat { path: path.to_owned(), source })?;
+    let real = path.canonicalize().map_err(|source| DeviceError::Stat {
+        path: path.to_owned(),
+        source,
+    })?;
     Ok(Device {
         kernel_dev,
         filesystem: mount.filesystem,
         // A filesystem whose files show another device has trees of its own
         // beneath: then each inode's place is looked up.
-        whole: mount.root == "/" && Path::new(&mount.point) == real && stat_dev == to_stat(kernel_dev),
+        whole: mount.root == "/"
+            && Path::new(&mount.point) == real
+            && stat_dev == to_stat(kernel_dev),
     })
 }
 
@@ -95,7 +109,10 @@ mod tests {
                      30 22 0:27 /@home /home rw master:1 - btrfs /dev/sdb rw,subvol=/@home\n";
         let mount = find_mount(table, 30).unwrap();
         assert_eq!((mount.major, mount.minor), (0, 27));
-        assert_eq!((mount.root.as_str(), mount.point.as_str()), ("/@home", "/home"));
+        assert_eq!(
+            (mount.root.as_str(), mount.point.as_str()),
+            ("/@home", "/home")
+        );
         assert_eq!(mount.filesystem, "btrfs");
         assert!(find_mount(table, 31).is_none());
     }

@@ -140,21 +140,30 @@ impl Layout {
             // A hook that needs a member which is not there must not run.
             let needs = |name: &str| spec.parameters.iter().any(|(_, s)| *s == Some(name));
             for (structure, why) in &absent {
-                let owner = if *structure == "vm_area_struct" { "vm_fault" } else { structure };
+                let owner = if *structure == "vm_area_struct" {
+                    "vm_fault"
+                } else {
+                    structure
+                };
                 if needs(owner) {
                     missing[index].get_or_insert_with(|| why.clone());
                 }
             }
         }
-        Ok(Self { offsets, slots, missing })
+        Ok(Self {
+            offsets,
+            slots,
+            missing,
+        })
     }
 }
 
 fn resolve_slots(types: &KernelTypes, spec: &Spec) -> Result<Slots, BtfError> {
     let prototype = types.prototype(spec.function())?;
     let mut slots = Slots::UNKNOWN;
-    for (place, (name, structure)) in
-        [&mut slots.a, &mut slots.b, &mut slots.c, &mut slots.d].into_iter().zip(spec.parameters)
+    for (place, (name, structure)) in [&mut slots.a, &mut slots.b, &mut slots.c, &mut slots.d]
+        .into_iter()
+        .zip(spec.parameters)
     {
         *place = prototype.position(name, *structure)?;
     }
@@ -165,7 +174,11 @@ fn resolve_slots(types: &KernelTypes, spec: &Spec) -> Result<Slots, BtfError> {
 
 /// A `write_iter` in a module: its parameters are what `file_operations` says.
 pub fn write_iter_slots() -> Slots {
-    Slots { a: 0, ret: 2, ..Slots::UNKNOWN }
+    Slots {
+        a: 0,
+        ret: 2,
+        ..Slots::UNKNOWN
+    }
 }
 
 /// Every member: where its offset goes, its struct, its path, its size, and
@@ -191,8 +204,20 @@ fn members(o: &mut Offsets) -> Vec<(&mut u32, &'static str, &'static str, u32, b
         (&mut o.kiocb_file, "kiocb", "ki_filp", 8, false),
         (&mut o.kiocb_pos, "kiocb", "ki_pos", 8, false),
         (&mut o.kiocb_flags, "kiocb", "ki_flags", 4, false),
-        (&mut o.rename_old_dentry, "renamedata", "old_dentry", 8, false),
-        (&mut o.rename_new_dentry, "renamedata", "new_dentry", 8, false),
+        (
+            &mut o.rename_old_dentry,
+            "renamedata",
+            "old_dentry",
+            8,
+            false,
+        ),
+        (
+            &mut o.rename_new_dentry,
+            "renamedata",
+            "new_dentry",
+            8,
+            false,
+        ),
         (&mut o.rename_flags, "renamedata", "flags", 4, false),
         (&mut o.iattr_valid, "iattr", "ia_valid", 4, false),
         (&mut o.iattr_size, "iattr", "ia_size", 8, false),

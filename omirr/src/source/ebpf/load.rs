@@ -68,7 +68,10 @@ pub enum LoadError {
     #[error("{what}: {why}")]
     Refused { what: String, why: String },
     #[error("the {transport} buffer cannot be made: {why}")]
-    Transport { transport: &'static str, why: String },
+    Transport {
+        transport: &'static str,
+        why: String,
+    },
     #[error("{function} is needed and cannot be hooked: {why}")]
     Hook { function: &'static str, why: String },
     #[error("the eBPF object in this omirr lacks {0}; build it again with `cargo xtask build`")]
@@ -121,7 +124,10 @@ pub struct Maps {
 impl Maps {
     /// One value per possible processor.
     pub fn counters(&self) -> Vec<Counters> {
-        self.counters.get(&0, 0).map(|v| v.iter().copied().collect()).unwrap_or_default()
+        self.counters
+            .get(&0, 0)
+            .map(|v| v.iter().copied().collect())
+            .unwrap_or_default()
     }
 
     /// By hook, over all processors.
@@ -152,8 +158,10 @@ pub struct Loaded {
 
 /// Loads and attaches as planned.
 pub fn load(plan: &Plan<'_>) -> Result<Loaded, LoadError> {
-    let types = Btf::from_sys_fs()
-        .map_err(|e| LoadError::Refused { what: KERNEL_BTF.to_owned(), why: e.to_string() })?;
+    let types = Btf::from_sys_fs().map_err(|e| LoadError::Refused {
+        what: KERNEL_BTF.to_owned(),
+        why: e.to_string(),
+    })?;
     // A filesystem's own write that turns out not to be attachable is given
     // up, and the hooks above it speak for that filesystem.
     let mut unusable: HashSet<u8> = HashSet::new();
@@ -180,7 +188,12 @@ fn load_once(plan: &Plan<'_>, types: &Btf, unusable: &HashSet<u8>) -> Result<Out
         !unusable.contains(&hook)
             && (plan.layout.missing[index].is_none() || modules.contains(id::HOOKS[index].0))
     };
-    let funnel_of = |d: &WatchedDevice| funnels(&d.device.filesystem).iter().copied().find(|&h| usable(h));
+    let funnel_of = |d: &WatchedDevice| {
+        funnels(&d.device.filesystem)
+            .iter()
+            .copied()
+            .find(|&h| usable(h))
+    };
     let used: HashSet<u8> = plan.devices.iter().filter_map(funnel_of).collect();
     let above = plan.devices.iter().any(|d| funnel_of(d).is_none());
     let bits = |d: &WatchedDevice| {
@@ -196,20 +209,30 @@ fn load_once(plan: &Plan<'_>, types: &Btf, unusable: &HashSet<u8>) -> Result<Out
 
     let (mut ebpf, buffer_bytes) = make_maps(plan, &modules, bits)?;
     {
-        let roots = ebpf.map_mut("ROOTS").ok_or_else(|| LoadError::Object("map ROOTS".into()))?;
+        let roots = ebpf
+            .map_mut("ROOTS")
+            .ok_or_else(|| LoadError::Object("map ROOTS".into()))?;
         let mut roots = HashMap::<_, RootKey, u32>::try_from(roots).map_err(map_error)?;
         for d in plan.devices {
-            let key = RootKey { dev: d.device.kernel_dev, reserved: 0, ino: d.root_ino };
+            let key = RootKey {
+                dev: d.device.kernel_dev,
+                reserved: 0,
+                ino: d.root_ino,
+            };
             roots.insert(key, 1, 0).map_err(map_error)?;
         }
     }
     {
-        let devices = ebpf.map_mut("DEVICES").ok_or_else(|| LoadError::Object("map DEVICES".into()))?;
+        let devices = ebpf
+            .map_mut("DEVICES")
+            .ok_or_else(|| LoadError::Object("map DEVICES".into()))?;
         let mut devices = HashMap::<_, u32, u32>::try_from(devices).map_err(map_error)?;
         for d in plan.devices {
             // Two shares on one device: it is whole if one of them is.
             let so_far = devices.get(&d.device.kernel_dev, 0).unwrap_or(0);
-            devices.insert(d.device.kernel_dev, so_far | bits(d), 0).map_err(map_error)?;
+            devices
+                .insert(d.device.kernel_dev, so_far | bits(d), 0)
+                .map_err(map_error)?;
         }
     }
 
@@ -221,17 +244,32 @@ fn load_once(plan: &Plan<'_>, types: &Btf, unusable: &HashSet<u8>) -> Result<Out
             Need::AboveFunnel => above,
         };
         if !wanted {
-            states.push(HookState { id: spec.id, function: spec.function(), attached: false, note: Some(not_wanted(spec)) });
+            states.push(HookState {
+                id: spec.id,
+                function: spec.function(),
+                attached: false,
+                note: Some(not_wanted(spec)),
+            });
             continue;
         }
         match attach_hook(&mut ebpf, spec, plan, types, &modules) {
-            Ok(note) => states.push(HookState { id: spec.id, function: spec.function(), attached: true, note }),
+            Ok(note) => states.push(HookState {
+                id: spec.id,
+                function: spec.function(),
+                attached: true,
+                note,
+            }),
             Err(why) => match spec.need {
                 Need::Funnel => {
                     tracing::debug!(hook = spec.function(), why, "cannot be hooked");
                     return Ok(Outcome::Without(spec.id));
                 }
-                Need::Always => return Err(LoadError::Hook { function: spec.function(), why }),
+                Need::Always => {
+                    return Err(LoadError::Hook {
+                        function: spec.function(),
+                        why,
+                    });
+                }
                 Need::Covered(cover) => states.push(HookState {
                     id: spec.id,
                     function: spec.function(),
@@ -242,13 +280,18 @@ fn load_once(plan: &Plan<'_>, types: &Btf, unusable: &HashSet<u8>) -> Result<Out
                     id: spec.id,
                     function: spec.function(),
                     attached: false,
-                    note: Some(format!("{why}; covered by __fput: seen when the file is closed")),
+                    note: Some(format!(
+                        "{why}; covered by __fput: seen when the file is closed"
+                    )),
                 }),
             },
         }
     }
     if above && !states.iter().any(|s| s.attached && s.id == id::VFS_WRITE) {
-        return Err(LoadError::Hook { function: "vfs_write", why: "and no filesystem's own write stands in for it".into() });
+        return Err(LoadError::Hook {
+            function: "vfs_write",
+            why: "and no filesystem's own write stands in for it".into(),
+        });
     }
 
     let maps = std::sync::Arc::new(Maps {
@@ -259,10 +302,16 @@ fn load_once(plan: &Plan<'_>, types: &Btf, unusable: &HashSet<u8>) -> Result<Out
     let (mut ring, mut perf) = (None, None);
     match plan.transport {
         Carrier::Ring => {
-            ring = Some(RingBuf::try_from(take(&mut ebpf, "RING")?).map_err(|e| transport_error(plan, &e))?);
+            ring = Some(
+                RingBuf::try_from(take(&mut ebpf, "RING")?)
+                    .map_err(|e| transport_error(plan, &e))?,
+            );
         }
         Carrier::Perf => {
-            perf = Some(PerfEventArray::try_from(take(&mut ebpf, "PERF")?).map_err(|e| transport_error(plan, &e))?);
+            perf = Some(
+                PerfEventArray::try_from(take(&mut ebpf, "PERF")?)
+                    .map_err(|e| transport_error(plan, &e))?,
+            );
         }
     }
     Ok(Outcome::Loaded(Box::new(Loaded {
@@ -321,7 +370,10 @@ fn make_maps(
             let what = "the kernel refuses the maps of the tracing programs".to_owned();
             let why = chain(&e);
             if plan.transport == Carrier::Ring && why.contains("RING") {
-                LoadError::Transport { transport: "ring", why }
+                LoadError::Transport {
+                    transport: "ring",
+                    why,
+                }
             } else {
                 LoadError::Refused { what, why }
             }
@@ -353,7 +405,9 @@ fn attach_hook(
         return Err(why.clone());
     }
     if plan.attach == Attaching::Kprobe {
-        return probe_hook(ebpf, spec).map(|()| None).map_err(|e| program_error(&e));
+        return probe_hook(ebpf, spec)
+            .map(|()| None)
+            .map_err(|e| program_error(&e));
     }
     if in_module {
         return probe_hook(ebpf, spec)
@@ -402,19 +456,25 @@ fn probe_hook(ebpf: &mut Ebpf, spec: &Spec) -> Result<(), ProgramError> {
 }
 
 fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Program, ProgramError> {
-    ebpf.program_mut(name).ok_or(ProgramError::UnexpectedProgramType)
+    ebpf.program_mut(name)
+        .ok_or(ProgramError::UnexpectedProgramType)
 }
 
 /// Loads and attaches a single hook, to learn whether this way is open.
 pub fn trial(plan: &Plan<'_>) -> Result<(), LoadError> {
-    let types = Btf::from_sys_fs()
-        .map_err(|e| LoadError::Refused { what: KERNEL_BTF.to_owned(), why: e.to_string() })?;
+    let types = Btf::from_sys_fs().map_err(|e| LoadError::Refused {
+        what: KERNEL_BTF.to_owned(),
+        why: e.to_string(),
+    })?;
     let modules = HashSet::new();
     let (mut ebpf, _) = make_maps(plan, &modules, |_| 0)?;
     let spec = &SPECS[usize::from(id::VFS_OPEN)];
     attach_hook(&mut ebpf, spec, plan, &types, &modules)
         .map(drop)
-        .map_err(|why| LoadError::Hook { function: spec.function(), why })
+        .map_err(|why| LoadError::Hook {
+            function: spec.function(),
+            why,
+        })
 }
 
 /// Which filesystems' own writes are wanted and live in a module.
@@ -461,15 +521,22 @@ fn pid_space() -> (u64, u64) {
 }
 
 fn take(ebpf: &mut Ebpf, name: &str) -> Result<aya::maps::Map, LoadError> {
-    ebpf.take_map(name).ok_or_else(|| LoadError::Object(format!("map {name}")))
+    ebpf.take_map(name)
+        .ok_or_else(|| LoadError::Object(format!("map {name}")))
 }
 
 fn map_error(error: aya::maps::MapError) -> LoadError {
-    LoadError::Refused { what: "a map of the tracing programs".to_owned(), why: chain(&error) }
+    LoadError::Refused {
+        what: "a map of the tracing programs".to_owned(),
+        why: chain(&error),
+    }
 }
 
 fn transport_error(plan: &Plan<'_>, error: &dyn std::error::Error) -> LoadError {
-    LoadError::Transport { transport: plan.transport.name(), why: chain(error) }
+    LoadError::Transport {
+        transport: plan.transport.name(),
+        why: chain(error),
+    }
 }
 
 /// An error and its causes in one line.
@@ -488,18 +555,35 @@ pub fn chain(error: &dyn std::error::Error) -> String {
 
 /// What the kernel meant, in plain words.
 fn program_error(error: &ProgramError) -> String {
-    if let ProgramError::LoadError { io_error, verifier_log } = error {
+    if let ProgramError::LoadError {
+        io_error,
+        verifier_log,
+    } = error
+    {
         tracing::debug!(%verifier_log, "the verifier's log");
-        if let Some(said) = io_error.raw_os_error().and_then(|e| errno_words(io::Error::from_raw_os_error(e))) {
+        if let Some(said) = io_error
+            .raw_os_error()
+            .and_then(|e| errno_words(io::Error::from_raw_os_error(e)))
+        {
             return said;
         }
         let log = verifier_log.to_string();
-        let last = log.lines().rev().find(|l| !l.is_empty() && !l.starts_with("processed") && !l.starts_with("verification time"));
-        return format!("the verifier refuses the program ({io_error}): {}", last.unwrap_or("no log"));
+        let figures = ["processed ", "verification time", "stack depth"];
+        let last = log
+            .lines()
+            .rev()
+            .find(|l| !l.is_empty() && !figures.iter().any(|f| l.starts_with(f)));
+        return format!(
+            "the verifier refuses the program ({io_error}): {}",
+            last.unwrap_or("no log")
+        );
     }
     let mut cause = error.source();
     while let Some(e) = cause {
-        if let Some(said) = e.downcast_ref::<io::Error>().and_then(|e| errno_words(io::Error::from_raw_os_error(e.raw_os_error()?))) {
+        if let Some(said) = e
+            .downcast_ref::<io::Error>()
+            .and_then(|e| errno_words(io::Error::from_raw_os_error(e.raw_os_error()?)))
+        {
             return said;
         }
         cause = e.source();
@@ -509,9 +593,14 @@ fn program_error(error: &ProgramError) -> String {
 
 fn errno_words(error: io::Error) -> Option<String> {
     Some(match error.raw_os_error()? {
-        libc::EPERM => format!("the kernel refuses to load tracing programs (EPERM): {}", super::probe::why_refused()),
+        libc::EPERM => format!(
+            "the kernel refuses to load tracing programs (EPERM): {}",
+            super::probe::why_refused()
+        ),
         ENOTSUPP => "this kernel cannot attach tracing programs to functions (ENOTSUPP)".to_owned(),
-        libc::ENOENT => "the kernel does not know this function as a place to attach to (ENOENT)".to_owned(),
+        libc::ENOENT => {
+            "the kernel does not know this function as a place to attach to (ENOENT)".to_owned()
+        }
         _ => return None,
     })
 }

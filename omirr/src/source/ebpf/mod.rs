@@ -74,14 +74,20 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { attach: Attach::Auto, transport: Transport::Auto, ring_bytes: 8 << 20 }
+        Self {
+            attach: Attach::Auto,
+            transport: Transport::Auto,
+            ring_bytes: 8 << 20,
+        }
     }
 }
 
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum EbpfError {
-    #[error("this omirr was built without eBPF; build it with `cargo xtask build`, or set source = \"fanotify\"")]
+    #[error(
+        "this omirr was built without eBPF; build it with `cargo xtask build`, or set source = \"fanotify\""
+    )]
     NotEmbedded,
     #[error(transparent)]
     Types(#[from] btf::BtfError),
@@ -107,7 +113,12 @@ pub struct EbpfSource {
 impl EbpfSource {
     /// Attaches to the kernel and starts to report on `watches`. `own_pid`:
     /// the process whose changes are passed over; none: everybody's are told.
-    pub fn open(watches: &[Watch], options: Options, own_pid: Option<u32>, sink: Sink) -> Result<Self, EbpfError> {
+    pub fn open(
+        watches: &[Watch],
+        options: Options,
+        own_pid: Option<u32>,
+        sink: Sink,
+    ) -> Result<Self, EbpfError> {
         let object = EMBEDDED.ok_or(EbpfError::NotEmbedded)?;
         let types = btf::KernelTypes::of_this_kernel()?;
         let layout = hooks::Layout::resolve(&types)?;
@@ -115,7 +126,11 @@ impl EbpfSource {
         let mut devices: Vec<WatchedDevice> = Vec::new();
         for watch in watches {
             let device = device::device_of(&watch.path, watch.dev)?;
-            devices.push(WatchedDevice { device, stat_dev: watch.dev, root_ino: watch.ino });
+            devices.push(WatchedDevice {
+                device,
+                stat_dev: watch.dev,
+                root_ino: watch.ino,
+            });
         }
         let (loaded, reason) = load_best(object, &layout, &devices, options, own_pid)?;
         let about = About {
@@ -132,7 +147,13 @@ impl EbpfSource {
             .spawn(move || reader.run())
             .map_err(EbpfError::Thread)?;
         let roots = watches.iter().map(|w| w.path.clone()).collect();
-        Ok(Self { about, loaded: Some(loaded), shared, reader: Some(reader), roots })
+        Ok(Self {
+            about,
+            loaded: Some(loaded),
+            shared,
+            reader: Some(reader),
+            roots,
+        })
     }
 
     /// Makes a change that the programs report although it is the daemon's
@@ -140,13 +161,25 @@ impl EbpfSource {
     /// modification time is left alone, because another process may be
     /// changing it at this moment.
     fn mark(root: &Path) -> anyhow::Result<()> {
-        let now = root.metadata().with_context(|| format!("{}: cannot be looked at", root.display()))?;
+        let now = root
+            .metadata()
+            .with_context(|| format!("{}: cannot be looked at", root.display()))?;
         let times = Timestamps {
-            last_access: Timespec { tv_sec: now.atime(), tv_nsec: now.atime_nsec() },
-            last_modification: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
+            last_access: Timespec {
+                tv_sec: now.atime(),
+                tv_nsec: now.atime_nsec(),
+            },
+            last_modification: Timespec {
+                tv_sec: 0,
+                tv_nsec: UTIME_OMIT,
+            },
         };
-        rustix::fs::utimensat(CWD, root, &times, AtFlags::empty())
-            .with_context(|| format!("{}: its access time cannot be set, which marks a barrier", root.display()))
+        rustix::fs::utimensat(CWD, root, &times, AtFlags::empty()).with_context(|| {
+            format!(
+                "{}: its access time cannot be set, which marks a barrier",
+                root.display()
+            )
+        })
     }
 }
 
@@ -156,17 +189,28 @@ impl Source for EbpfSource {
     }
 
     fn stats(&self) -> SourceStats {
-        let Some(loaded) = &self.loaded else { return SourceStats::default() };
+        let Some(loaded) = &self.loaded else {
+            return SourceStats::default();
+        };
         let counters = loaded.maps.counters();
         let hits = loaded.maps.hits();
         SourceStats {
             events: self.shared.events(),
             dropped: counters.iter().map(|c| c.dropped + c.unframed).sum(),
             buffer_bytes: loaded.buffer_bytes,
-            high_water_bytes: counters.iter().map(|c| c.high_water).max().unwrap_or(0).max(self.shared.high_water()),
+            high_water_bytes: counters
+                .iter()
+                .map(|c| c.high_water)
+                .max()
+                .unwrap_or(0)
+                .max(self.shared.high_water()),
             per_cpu: (0u32..)
                 .zip(&counters)
-                .map(|(cpu, c)| CpuStats { cpu, submitted: c.submitted, dropped: c.dropped + c.unframed })
+                .map(|(cpu, c)| CpuStats {
+                    cpu,
+                    submitted: c.submitted,
+                    dropped: c.dropped + c.unframed,
+                })
                 .collect(),
             hooks: loaded
                 .hooks
@@ -190,7 +234,11 @@ impl Source for EbpfSource {
         }
         let since = self.shared.begin_wait();
         let outcome = loop {
-            let marked = self.roots.iter().map(|root| Self::mark(root)).find_or_last_ok();
+            let marked = self
+                .roots
+                .iter()
+                .map(|root| Self::mark(root))
+                .find_or_last_ok();
             if let Err(error) = marked {
                 break Err(error);
             }
@@ -263,16 +311,32 @@ fn load_best(
     let mut failures: Vec<String> = Vec::new();
     for &attach in attaches {
         for &transport in transports {
-            let plan = load::Plan { object, layout, devices, attach, transport, ring_bytes: options.ring_bytes, own_pid };
+            let plan = load::Plan {
+                object,
+                layout,
+                devices,
+                attach,
+                transport,
+                ring_bytes: options.ring_bytes,
+                own_pid,
+            };
             match load::load(&plan) {
                 Ok(loaded) => {
-                    let chosen = options.attach != Attach::Auto && options.transport != Transport::Auto;
+                    let chosen =
+                        options.attach != Attach::Auto && options.transport != Transport::Auto;
                     let why = match (failures.is_empty(), chosen) {
                         (true, true) => "as configured".to_owned(),
                         (true, false) => "the best that this kernel offers".to_owned(),
                         (false, _) => failures.join("; "),
                     };
-                    return Ok((loaded, format!("{} with the {} buffer: {why}", attach.name(), transport.name())));
+                    return Ok((
+                        loaded,
+                        format!(
+                            "{} with the {} buffer: {why}",
+                            attach.name(),
+                            transport.name()
+                        ),
+                    ));
                 }
                 Err(error) => {
                     tracing::debug!(attach = attach.name(), transport = transport.name(), error = %error, "cannot be used");

@@ -25,15 +25,18 @@ pub fn probe() -> Vec<Capability> {
     say(
         "ebpf programs",
         EMBEDDED.is_some(),
-        EMBEDDED.map_or("this omirr was built without eBPF; build it with `cargo xtask build`".into(), |o| {
-            format!("in this binary, {} bytes", o.len())
-        }),
+        EMBEDDED.map_or(
+            "this omirr was built without eBPF; build it with `cargo xtask build`".into(),
+            |o| format!("in this binary, {} bytes", o.len()),
+        ),
     );
     let privileges = privileges();
     say(
         "privileges",
         privileges.is_ok(),
-        privileges.unwrap_or_else(|missing| format!("{missing}; run as root, or give the service these capabilities")),
+        privileges.unwrap_or_else(|missing| {
+            format!("{missing}; run as root, or give the service these capabilities")
+        }),
     );
     let lockdown = lockdown();
     say(
@@ -57,9 +60,15 @@ pub fn probe() -> Vec<Capability> {
     say(
         "kprobes",
         kprobes(),
-        if kprobes() { "offered".into() } else { "this kernel was built without kprobes".into() },
+        if kprobes() {
+            "offered".into()
+        } else {
+            "this kernel was built without kprobes".into()
+        },
     );
-    let (Ok(layout), Some(object)) = (layout, EMBEDDED) else { return out };
+    let (Ok(layout), Some(object)) = (layout, EMBEDDED) else {
+        return out;
+    };
     let missing: Vec<String> = SPECS
         .iter()
         .filter(|s| s.need == Need::Always)
@@ -68,17 +77,52 @@ pub fn probe() -> Vec<Capability> {
     say(
         "hooks",
         missing.is_empty(),
-        if missing.is_empty() { "every function that is needed is there".into() } else { missing.join("; ") },
+        if missing.is_empty() {
+            "every function that is needed is there".into()
+        } else {
+            missing.join("; ")
+        },
     );
     for (name, attach, transport) in [
-        ("fentry with the ring buffer", Attaching::Fentry, Carrier::Ring),
-        ("kprobe with the ring buffer", Attaching::Kprobe, Carrier::Ring),
-        ("fentry with the perf buffer", Attaching::Fentry, Carrier::Perf),
-        ("kprobe with the perf buffer", Attaching::Kprobe, Carrier::Perf),
+        (
+            "fentry with the ring buffer",
+            Attaching::Fentry,
+            Carrier::Ring,
+        ),
+        (
+            "kprobe with the ring buffer",
+            Attaching::Kprobe,
+            Carrier::Ring,
+        ),
+        (
+            "fentry with the perf buffer",
+            Attaching::Fentry,
+            Carrier::Perf,
+        ),
+        (
+            "kprobe with the perf buffer",
+            Attaching::Kprobe,
+            Carrier::Perf,
+        ),
     ] {
-        let plan = Plan { object, layout: &layout, devices: &[], attach, transport, ring_bytes: 1 << 16, own_pid: None };
+        let plan = Plan {
+            object,
+            layout: &layout,
+            devices: &[],
+            attach,
+            transport,
+            ring_bytes: 1 << 16,
+            own_pid: None,
+        };
         let tried = trial(&plan);
-        say(name, tried.is_ok(), tried.map_or_else(|e| e.to_string(), |()| "a trial program loads and attaches".into()));
+        say(
+            name,
+            tried.is_ok(),
+            tried.map_or_else(
+                |e| e.to_string(),
+                |()| "a trial program loads and attaches".into(),
+            ),
+        );
     }
     out
 }
@@ -107,7 +151,8 @@ fn lockdown() -> Option<String> {
 
 /// The privileges for tracing; an error names what is missing.
 fn privileges() -> Result<String, String> {
-    let status = std::fs::read_to_string("/proc/self/status").map_err(|e| format!("/proc/self/status: {e}"))?;
+    let status = std::fs::read_to_string("/proc/self/status")
+        .map_err(|e| format!("/proc/self/status: {e}"))?;
     judge_privileges(&status)
 }
 
@@ -138,7 +183,10 @@ mod tests {
         let with = |bits: u64| judge_privileges(&format!("Name:\tx\nCapEff:\t{bits:016x}\n"));
         assert_eq!(with(0), Err("CAP_BPF and CAP_PERFMON are missing".into()));
         assert_eq!(with(1 << 39), Err("CAP_PERFMON is missing".into()));
-        assert_eq!(with(1 << 39 | 1 << 38), Ok("CAP_BPF and CAP_PERFMON".into()));
+        assert_eq!(
+            with(1 << 39 | 1 << 38),
+            Ok("CAP_BPF and CAP_PERFMON".into())
+        );
         assert_eq!(with(1 << 21), Ok("CAP_SYS_ADMIN".into()));
     }
 

@@ -17,7 +17,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use aya::maps::{MapData, RingBuf, perf::{PerfEvent, PerfEventArrayBuffer}};
+use aya::maps::{
+    MapData, RingBuf,
+    perf::{PerfEvent, PerfEventArrayBuffer},
+};
 use omirr_common::event::{FrameKey, HEADER_BYTES, TO_OFFSET, flag};
 use rustix::{
     event::{EventfdFlags, PollFd, PollFlags, Timespec},
@@ -27,7 +30,7 @@ use rustix::{
 use super::{
     EbpfError,
     decode::{Decoded, decode},
-    load::{Loaded, LoadError, Maps, WatchedDevice, chain, perf_pages},
+    load::{LoadError, Loaded, Maps, WatchedDevice, chain, perf_pages},
 };
 use crate::source::{Op, Signal, Sink};
 
@@ -94,7 +97,10 @@ impl Shared {
     /// Whether everything sent before `time_ns` was handed over by `deadline`.
     pub(super) fn wait_until(&self, time_ns: u64, deadline: Instant) -> bool {
         self.kick();
-        let mut handed_over = self.handed_over.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut handed_over = self
+            .handed_over
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         loop {
             if *handed_over >= time_ns {
                 return true;
@@ -103,12 +109,19 @@ impl Shared {
             if left.is_zero() {
                 return false;
             }
-            handed_over = self.moved.wait_timeout(handed_over, left).unwrap_or_else(PoisonError::into_inner).0;
+            handed_over = self
+                .moved
+                .wait_timeout(handed_over, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
         }
     }
 
     fn publish(&self, time_ns: u64) {
-        let mut handed_over = self.handed_over.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut handed_over = self
+            .handed_over
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         if time_ns > *handed_over {
             *handed_over = time_ns;
             self.moved.notify_all();
@@ -146,14 +159,26 @@ pub(super) struct Reader {
 }
 
 impl Reader {
-    pub(super) fn new(loaded: &mut Loaded, watched: &[WatchedDevice], shared: Arc<Shared>, sink: Sink) -> Result<Self, EbpfError> {
-        let transport_error = |why: String| LoadError::Transport { transport: loaded.transport.name(), why };
+    pub(super) fn new(
+        loaded: &mut Loaded,
+        watched: &[WatchedDevice],
+        shared: Arc<Shared>,
+        sink: Sink,
+    ) -> Result<Self, EbpfError> {
+        let transport_error = |why: String| LoadError::Transport {
+            transport: loaded.transport.name(),
+            why,
+        };
         let buffers = match (loaded.ring.take(), loaded.perf.take()) {
             (Some(ring), _) => Buffers::Ring(ring),
             (None, Some(mut perf)) => {
                 let pages = perf_pages(usize::try_from(loaded.buffer_bytes).unwrap_or(usize::MAX));
-                let cpus = aya::util::online_cpus().map_err(|(path, e)| transport_error(format!("{path}: {e}")))?;
-                let open = |cpu| perf.open(cpu, Some(pages)).map_err(|e| transport_error(chain(&e)));
+                let cpus = aya::util::online_cpus()
+                    .map_err(|(path, e)| transport_error(format!("{path}: {e}")))?;
+                let open = |cpu| {
+                    perf.open(cpu, Some(pages))
+                        .map_err(|e| transport_error(chain(&e)))
+                };
                 Buffers::Perf(cpus.into_iter().map(open).collect::<Result<_, _>>()?)
             }
             (None, None) => return Err(transport_error("there is none".to_owned()).into()),
@@ -171,7 +196,10 @@ impl Reader {
             shared,
             sink,
             devices,
-            roots: watched.iter().map(|d| (d.device.kernel_dev, d.root_ino)).collect(),
+            roots: watched
+                .iter()
+                .map(|d| (d.device.kernel_dev, d.root_ino))
+                .collect(),
             pending: Vec::new(),
             newest: 0,
             newest_before: 0,
@@ -214,7 +242,11 @@ impl Reader {
         let mut batch = self.release(horizon);
         self.tell_losses(&mut batch);
         if waiting || Instant::now() >= self.next_overdue_look {
-            let before = if waiting { complete } else { started.saturating_sub(OVERDUE.as_nanos() as u64) };
+            let before = if waiting {
+                complete
+            } else {
+                started.saturating_sub(OVERDUE.as_nanos() as u64)
+            };
             self.tell_overdue(before, &mut batch);
         }
         if !batch.is_empty() {
@@ -234,7 +266,10 @@ impl Reader {
                 newest = newest.max(decoded.event.time_ns);
                 pending.push(decoded);
             }
-            None => tracing::error!(bytes = record.len(), "a record in the kernel's ring is not one of omirr's"),
+            None => tracing::error!(
+                bytes = record.len(),
+                "a record in the kernel's ring is not one of omirr's"
+            ),
         };
         match &mut self.buffers {
             Buffers::Ring(ring) => {
@@ -281,19 +316,31 @@ impl Reader {
         if matches!(self.buffers, Buffers::Perf(_)) {
             self.pending.sort_by_key(|d| d.event.time_ns);
         }
-        let ready = self.pending.partition_point(|d| horizon == u64::MAX || d.event.time_ns <= horizon);
+        let ready = self
+            .pending
+            .partition_point(|d| horizon == u64::MAX || d.event.time_ns <= horizon);
         let mut batch = Vec::with_capacity(ready);
         for decoded in self.pending.drain(..ready) {
             translate(decoded, &self.devices, &self.roots, &mut batch);
         }
-        self.shared.events.fetch_add(batch.len() as u64, Ordering::Relaxed);
+        self.shared
+            .events
+            .fetch_add(batch.len() as u64, Ordering::Relaxed);
         batch
     }
 
     fn tell_losses(&mut self, batch: &mut Vec<Signal>) {
-        let lost: u64 = self.maps.counters().iter().map(|c| c.dropped + c.unframed).sum();
+        let lost: u64 = self
+            .maps
+            .counters()
+            .iter()
+            .map(|c| c.dropped + c.unframed)
+            .sum();
         if lost != self.lost {
-            batch.push(Signal::Lost { dev: None, count: lost.wrapping_sub(self.lost) });
+            batch.push(Signal::Lost {
+                dev: None,
+                count: lost.wrapping_sub(self.lost),
+            });
             self.lost = lost;
         }
     }
@@ -322,13 +369,19 @@ impl Reader {
     fn sleep(&mut self) {
         let busy = self.shared.waiting.load(Ordering::Acquire) > 0 || !self.pending.is_empty();
         let timeout = if busy { REORDER } else { IDLE };
-        let timeout = Timespec { tv_sec: 0, tv_nsec: timeout.subsec_nanos().into() };
+        let timeout = Timespec {
+            tv_sec: 0,
+            tv_nsec: timeout.subsec_nanos().into(),
+        };
         let mut fds: Vec<BorrowedFd<'_>> = vec![self.shared.wake.as_fd()];
         match &self.buffers {
             Buffers::Ring(ring) => fds.push(ring.as_fd()),
             Buffers::Perf(buffers) => fds.extend(buffers.iter().map(AsFd::as_fd)),
         }
-        let mut polled: Vec<PollFd<'_>> = fds.iter().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
+        let mut polled: Vec<PollFd<'_>> = fds
+            .iter()
+            .map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN))
+            .collect();
         // Interrupted is as good as woken.
         let _ = rustix::event::poll(&mut polled, Some(&timeout));
         if polled[0].revents().contains(PollFlags::IN) {
@@ -339,14 +392,21 @@ impl Reader {
 }
 
 /// Hands an event on under the device numbers that the daemon knows.
-fn translate(decoded: Decoded, devices: &HashMap<u32, Vec<u64>>, roots: &HashSet<(u32, u64)>, batch: &mut Vec<Signal>) {
+fn translate(
+    decoded: Decoded,
+    devices: &HashMap<u32, Vec<u64>>,
+    roots: &HashSet<(u32, u64)>,
+    batch: &mut Vec<Signal>,
+) {
     let event = decoded.event;
     let own = decoded.own || event.pid == std::process::id();
     if own && event.op == Op::Attr && roots.contains(&(decoded.kernel_dev, event.ino)) {
         // The marker of a barrier.
         return;
     }
-    let known = devices.get(&decoded.kernel_dev).map_or(&[][..], Vec::as_slice);
+    let known = devices
+        .get(&decoded.kernel_dev)
+        .map_or(&[][..], Vec::as_slice);
     for (index, &dev) in known.iter().enumerate() {
         if index + 1 == known.len() {
             let mut event = event;
@@ -364,7 +424,14 @@ fn translate(decoded: Decoded, devices: &HashMap<u32, Vec<u64>>, roots: &HashSet
 fn frame_bytes(frame: &omirr_common::event::Frame) -> Vec<u8> {
     let header = &frame.record.header;
     let mut bytes = Vec::with_capacity(TO_OFFSET);
-    for word in [header.time_ns, header.ino, header.start, header.end, header.parent, header.to_parent] {
+    for word in [
+        header.time_ns,
+        header.ino,
+        header.start,
+        header.end,
+        header.parent,
+        header.to_parent,
+    ] {
         bytes.extend_from_slice(&word.to_ne_bytes());
     }
     for word in [header.pid, header.uid, header.dev, header.generation] {
