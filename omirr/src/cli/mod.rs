@@ -7,6 +7,7 @@
 mod ask;
 mod check;
 mod daemon;
+mod doctor;
 mod key;
 mod log;
 mod stats;
@@ -48,6 +49,7 @@ enum Command {
     Stats(stats::StatsArgs),
     Wait(wait::WaitArgs),
     Trace(trace::TraceArgs),
+    Doctor(doctor::DoctorArgs),
 }
 
 /// `-c FILE`, the same for every subcommand that has it.
@@ -70,6 +72,7 @@ pub fn main() -> ExitCode {
         Command::Stats(args) => stats::run(args),
         Command::Wait(args) => wait::run(args),
         Command::Trace(args) => trace::run(args),
+        Command::Doctor(args) => doctor::run(args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
