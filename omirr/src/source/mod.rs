@@ -8,6 +8,7 @@
 
 pub mod auto;
 pub mod choice;
+pub mod ebpf;
 pub mod fanotify;
 pub mod scan;
 
