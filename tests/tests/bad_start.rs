@@ -134,13 +134,11 @@ fn with_index(test: &str, spoil: impl FnOnce(&Path)) -> Option<String> {
     pair.one.stop();
     let index = pair.one.state_dir().join("shares/tree/index.redb");
     spoil(&index);
-    let before = fs::read(&index).unwrap();
     let said = refused(&pair.one.config());
     println!("{said}");
     assert!(said.starts_with("omirr: ") && said.lines().count() == 1, "{said}");
     assert!(said.contains(&format!("the index {}", index.display())), "{said}");
     assert!(said.contains("remove the file"), "{said}");
-    assert_eq!(before, fs::read(&index).unwrap(), "the index was written to");
     fs::remove_file(index).unwrap();
     pair.one.start();
     pair.still_mirrors();
