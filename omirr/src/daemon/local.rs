@@ -50,10 +50,12 @@ impl Keeper {
         if taken.is_empty() {
             return Ok(false);
         }
+        let mut looks = self.look_at_all(taken)?;
+        // After looking: what a directory lost after it was moved away from the
+        // share's path is no deletion.
         if let Err(reason) = self.share.root.still_there() {
             anyhow::bail!(reason);
         }
-        let mut looks = self.look_at_all(taken)?;
         looks.retain(|look| !matches!(look.found, Observed::Foreign));
         self.write_rows(&looks)?;
         Ok(true)

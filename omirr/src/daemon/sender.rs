@@ -120,7 +120,9 @@ async fn session(share: &Arc<Share>, link: &Arc<Link>, identity: &Identity) -> a
     let (wants, wanted) = mpsc::channel::<WantJob>(1024);
     let (pieces, mut content) = mpsc::channel::<Message>(4);
     let (said, mut heard_of) = mpsc::channel::<Result<Message, NetError>>(1024);
-    let outgoing = Outgoing::new(link.place, cursor, 0);
+    // Of what is already here the peer gets its own rows, too: it lacks them if
+    // it has lost its index, or if that was restored from a copy.
+    let outgoing = Outgoing::new(link.place, cursor, durable);
     let _tasks = Tasks(vec![
         tokio::spawn(prepare_batches(Arc::clone(share), outgoing, cursor, batches)),
         tokio::spawn(prepare_contents(Arc::clone(share), wanted, pieces)),
