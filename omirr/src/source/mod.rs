@@ -58,17 +58,7 @@ impl Op {
 
     /// Whether the operation may have changed a file's content.
     pub fn touches_content(self) -> bool {
-        matches!(
-            self,
-            Op::Write
-                | Op::Truncate
-                | Op::Fallocate
-                | Op::Create
-                | Op::Close
-                | Op::Link
-                | Op::Rename
-                | Op::Exchange
-        )
+        matches!(self, Op::Write | Op::Truncate | Op::Fallocate | Op::Create | Op::Close | Op::Link | Op::Rename | Op::Exchange)
     }
 }
 
@@ -111,11 +101,7 @@ pub struct Event {
 impl Event {
     /// The command as text, up to its first NUL.
     pub fn comm(&self) -> String {
-        let end = self
-            .comm
-            .iter()
-            .position(|&b| b == 0)
-            .unwrap_or(self.comm.len());
+        let end = self.comm.iter().position(|&b| b == 0).unwrap_or(self.comm.len());
         String::from_utf8_lossy(&self.comm[..end]).into_owned()
     }
 }
@@ -126,10 +112,7 @@ pub enum Signal {
     Event(Event),
     /// Events were lost on this device (all devices if none): what lies there
     /// must be compared with the index. `count` of them, if known.
-    Lost {
-        dev: Option<u64>,
-        count: u64,
-    },
+    Lost { dev: Option<u64>, count: u64 },
 }
 
 /// Takes what the source reports; called on the source's own thread, must not

@@ -5,4 +5,4 @@
 
 mod message;
 
-pub use message::{LIMITS, Limits, MAGIC, Message, PROTOCOL, Part, WireRow};
+pub use message::{Message, Part, WireRow, LIMITS, Limits, MAGIC, PROTOCOL};
