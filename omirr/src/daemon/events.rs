@@ -5,6 +5,7 @@
 //! a file, but for the rare directory that the resolver does not know.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::dirty::Hint;
 use super::share::{Figures, Share};
@@ -67,6 +68,7 @@ fn take(share: &Share, locator: &Locator, alone: bool, signals: &[Signal]) {
             match signal {
                 Signal::Lost { dev: lost, count } if lost.is_none_or(|lost| lost == dev) => {
                     Figures::add(&share.figures.lost, (*count).max(1));
+                    share.figures.lost_at_ms.store(super::now_ms(), Ordering::Relaxed);
                     tracing::warn!(share = %share.name, "events were lost: the tree is compared with the index");
                     share.rescan.notify_one();
                 }

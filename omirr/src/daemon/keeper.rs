@@ -140,6 +140,7 @@ impl Keeper {
             }
             Input::Barrier(done) => self.barriers.push_back(done),
             Input::Renew => {
+                self.flush()?;
                 let replica = ReplicaId(crate::index::random_u64());
                 let node = self.share.node.clone();
                 self.share.index.write(|w| {

@@ -14,7 +14,7 @@ use rustc_hash::FxHashMap;
 use super::dirty::Dirt;
 use super::keeper::Keeper;
 use super::share::Figures;
-use crate::apply::Dirs;
+use crate::apply::{self, Dirs};
 use crate::engine::{self, Seen};
 use crate::index::{Durable, IndexError, Reader};
 use crate::model::{Entry, LinkGroup, Record, RelPath, StatSig};
@@ -235,6 +235,11 @@ impl Keeper {
         observed.dedup_by(|a, b| a.path == b.path);
         let decided = engine::decide_local(&reader, observed, &mut self.author, super::now_ms())?;
         let made = decided.len() as u64;
+        if made > 0 && self.unflushed.is_some() {
+            // This commit makes the rows of what was received durable, too:
+            // their names must be on the disk before.
+            apply::sync_all(&share.root)?;
+        }
         share.index.write(|w| {
             for one in decided {
                 let sig = sigs.remove(&one.path).filter(|_| !one.row.deleted);

@@ -616,6 +616,7 @@ pub(super) fn recover(share: &Share) -> anyhow::Result<()> {
     let dirs = share.root.batch();
     let mut done = Vec::new();
     let mut untouched = FxHashSet::default();
+    let mut restored = Vec::new();
     for (path, row) in &intents {
         let base = reader.get(path)?;
         let (seen, sig) = match observe::observe(&dirs, path, None, Reading::Always) {
@@ -632,9 +633,13 @@ pub(super) fn recover(share: &Share) -> anyhow::Result<()> {
                     done.push((path.clone(), row.clone(), applied.sig()));
                 }
             }
-            // The peer sends it again.
+            // The peer sends it again. What was done within a directory has
+            // moved its times, which must not pass for a user's change.
             (engine::Found::Untouched, Some(sig)) => {
                 untouched.insert(sig.ino);
+                if let Some(entry) = base.and_then(Row::live).filter(|entry| entry.is_dir()) {
+                    restored.push((path.clone(), entry.mtime));
+                }
             }
             // Changed here since, or gone: it is looked at like anything else.
             _ => {}
@@ -651,6 +656,12 @@ pub(super) fn recover(share: &Share) -> anyhow::Result<()> {
         drop(apply::remove_file(&dirs, path, &sig));
         false
     });
+    restored.sort_by_key(|(path, _)| std::cmp::Reverse(path.depth()));
+    for (path, mtime) in &restored {
+        // If it cannot be set, the directory is looked at like anything else.
+        drop(apply::set_dir_time(&dirs, path, *mtime));
+    }
+    apply::sync_all(&share.root)?;
     share.index.write(|w| {
         for (path, _) in &intents {
             w.settle(path)?;

@@ -26,13 +26,11 @@ pub struct Report {
     shares: Arc<[Arc<Share>]>,
     source: Arc<dyn Source>,
     started: Instant,
-    /// When events were last lost, ms since 1970; 0 for never.
-    lost_at_ms: AtomicU64,
 }
 
 impl Report {
     pub fn new(node: &str, shares: Arc<[Arc<Share>]>, source: Arc<dyn Source>) -> Report {
-        Report { node: node.to_owned(), shares, source, started: Instant::now(), lost_at_ms: AtomicU64::new(0) }
+        Report { node: node.to_owned(), shares, source, started: Instant::now() }
     }
 
     /// The state in one line, for the service manager.
@@ -63,7 +61,7 @@ impl Report {
         let mut report = StatsReport { uptime_s: self.started.elapsed().as_secs(), ..StatsReport::default() };
         report.set_source(self.source.about(), &self.source.stats());
         let mut delays = Vec::new();
-        let mut lost = 0;
+        let (mut lost, mut lost_at_ms) = (0, 0);
         for share in self.shares.iter() {
             let figures = &share.figures;
             let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
@@ -71,6 +69,7 @@ impl Report {
             report.resolver.misses += get(&figures.unresolved);
             report.resolver.fallbacks += get(&figures.unresolved);
             lost += get(&figures.lost);
+            lost_at_ms = lost_at_ms.max(get(&figures.lost_at_ms));
             delays.extend(figures.row_delays.lock().iter().copied());
             report.shares.push(ShareFigures {
                 name: share.name.clone(),
@@ -91,7 +90,7 @@ impl Report {
             report.overflow = OverflowReport {
                 count: lost,
                 last: jiff::Timestamp::from_millisecond(
-                    i64::try_from(self.lost_at_ms.load(Ordering::Relaxed)).unwrap_or(0),
+                    i64::try_from(lost_at_ms).unwrap_or(0),
                 )
                 .ok()
                 .filter(|at| at.as_second() > 0)
@@ -101,10 +100,6 @@ impl Report {
             };
         }
         report
-    }
-
-    pub(super) fn note_lost(&self) {
-        self.lost_at_ms.store(super::now_ms(), Ordering::Relaxed);
     }
 
     async fn wait_for(&self, request: WaitRequest) -> WaitReply {
@@ -249,7 +244,7 @@ fn share_report(share: &Share) -> ShareReport {
         reason: progress.stopped,
         entries: meta.live,
         pending: progress.pending,
-        conflicts: progress.conflicts,
+        conflicts: meta.conflicts,
         pending_items: progress
             .waiting
             .into_iter()

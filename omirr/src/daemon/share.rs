@@ -99,8 +99,6 @@ pub struct Progress {
     pub waiting: Vec<Waiting>,
     /// Received rows that are applied but not yet durable.
     pub unsettled: bool,
-    /// Conflict copies in the tree.
-    pub conflicts: u64,
 }
 
 pub struct Share {
@@ -132,6 +130,8 @@ pub struct Figures {
     pub resolved: AtomicU64,
     pub unresolved: AtomicU64,
     pub lost: AtomicU64,
+    /// When events were last lost, ms since 1970; 0 for never.
+    pub lost_at_ms: AtomicU64,
     pub rescans: AtomicU64,
     pub rows_made: AtomicU64,
     pub rows_applied: AtomicU64,

@@ -39,6 +39,12 @@ pub fn conflict_path(path: &RelPath, loser: &Stamp, node: &str, nth: u32) -> Rel
     path.clone()
 }
 
+/// Whether a path has a name that [`conflict_path`] gives.
+pub fn is_conflict_path(path: &RelPath) -> bool {
+    const MARKER: &[u8] = b".omirr-conflict-";
+    path.name().windows(MARKER.len()).any(|part| part == MARKER)
+}
+
 fn split_extension(name: &[u8]) -> (&[u8], &[u8]) {
     match name.iter().rposition(|&b| b == b'.') {
         Some(dot) if dot > 0 && dot + 1 < name.len() && name.len() - dot <= EXTENSION_MAX => {

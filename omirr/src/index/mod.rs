@@ -79,6 +79,8 @@ pub struct Meta {
     /// Live rows, the root included.
     pub live: u64,
     pub tombstones: u64,
+    /// Conflict copies among the live rows.
+    pub conflicts: u64,
     /// The greatest stamp given or witnessed.
     pub stamp: Stamp,
     /// The root's inode and birth time: an empty mount point has others.
@@ -133,6 +135,7 @@ impl Index {
                     head: 0,
                     live: 0,
                     tombstones: 0,
+                    conflicts: 0,
                     stamp: Stamp { wall_ms: 0, count: 0, replica },
                     root: None,
                     names: vec![(replica, node.to_owned())],

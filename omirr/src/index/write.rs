@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::{read, storage};
 use super::{FORMAT, GROUPS, INODES, INTENTS, IndexError, META, Meta, PeerState, ROWS, SEQS};
+use crate::engine::is_conflict_path;
 use crate::model::{LinkGroup, Record, RelPath, ReplicaId, Row};
 
 /// Whether a commit must survive a crash before `write` returns.
@@ -122,7 +123,10 @@ impl Writer<'_> {
             }
             match old.row.deleted {
                 true => self.meta.tombstones -= 1,
-                false => self.meta.live -= 1,
+                false => {
+                    self.meta.live -= 1;
+                    self.meta.conflicts -= u64::from(is_conflict_path(path));
+                }
             }
             let group = old.row.live().and_then(|entry| entry.link);
             if let Some(group) = group.filter(|&group| record.row.live().and_then(|e| e.link) != Some(group)) {
@@ -138,7 +142,10 @@ impl Writer<'_> {
         }
         match record.row.deleted {
             true => self.meta.tombstones += 1,
-            false => self.meta.live += 1,
+            false => {
+                self.meta.live += 1;
+                self.meta.conflicts += u64::from(is_conflict_path(path));
+            }
         }
         if old.as_ref().is_none_or(|old| old.seq != record.seq) {
             self.seqs.insert(record.seq, key).map_err(fail)?;
