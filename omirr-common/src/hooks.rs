@@ -44,10 +44,8 @@ hooks! {
     VFS_SYMLINK = "vfs_symlink", Exit;
     /// a: old dentry, b: new dentry.
     VFS_LINK = "vfs_link", Exit;
-    /// a: dentry.
-    VFS_UNLINK = "vfs_unlink", Around;
-    /// a: dentry.
-    VFS_RMDIR = "vfs_rmdir", Around;
+    /// a: dentry. A name was taken away; it still knows its inode here.
+    D_DELETE = "d_delete", Entry;
     /// a: renamedata.
     VFS_RENAME = "vfs_rename", Around;
     /// a: dentry, b: iattr.

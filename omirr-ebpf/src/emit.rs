@@ -8,9 +8,8 @@
 use aya_ebpf::{
     bindings::{BPF_ANY, BPF_F_CURRENT_CPU, BPF_RB_AVAIL_DATA},
     helpers::{
-        bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid, bpf_get_smp_processor_id,
-        bpf_ktime_get_ns,
-        generated::{bpf_perf_event_output, bpf_probe_read_kernel, bpf_ringbuf_output},
+        bpf_get_current_pid_tgid, bpf_get_current_uid_gid, bpf_get_smp_processor_id, bpf_ktime_get_ns,
+        generated::{bpf_get_current_comm, bpf_perf_event_output, bpf_probe_read_kernel, bpf_ringbuf_output},
     },
 };
 use core::{arch::asm, ffi::c_void, mem::MaybeUninit};
@@ -191,9 +190,11 @@ pub fn open<S: Site>(site: &S, change: &Change, life: Life) -> Option<*mut Frame
         header.to_len = copy_name(site, change.to, frame, TO_OFFSET);
     }
     header.flags = flags;
-    if let Ok(comm) = bpf_get_current_comm() {
-        header.comm = comm;
-    }
+    // Straight into place: through a value of its own the compiler calls a
+    // `memset`, and a tracing program with a function in it crashes Linux 5.10
+    // at its first load from a bad address (its table of such loads is lost).
+    // SAFETY: the helper writes the 16 bytes that it is given.
+    unsafe { bpf_get_current_comm((&raw mut header.comm).cast(), size_of_val(&header.comm) as u32) };
     // SAFETY: as above.
     unsafe { (*frame).aux = change.aux };
     Some(frame)

@@ -28,7 +28,8 @@ type Step = (&'static str, &'static [Op], fn(&Path) -> Result<()>);
 
 const STEPS: &[Step] = &[
     ("create", &[Op::Create, Op::Close], |d| {
-        Ok(drop(File::create_new(d.join("a"))?))
+        drop(File::create_new(d.join("a"))?);
+        Ok(())
     }),
     ("write", &[Op::Write, Op::Close], |d| {
         Ok(writing(d, "a")?.write_all(b"hello")?)
@@ -63,7 +64,8 @@ const STEPS: &[Step] = &[
     }),
     ("truncate", &[Op::Truncate], |d| Ok(writing(d, "a")?.set_len(50)?)),
     ("O_TRUNC", &[Op::Truncate], |d| {
-        Ok(drop(File::create(d.join("a"))?))
+        drop(File::create(d.join("a"))?);
+        Ok(())
     }),
     ("fallocate", &[Op::Fallocate], |d| {
         Ok(rustix::fs::fallocate(
@@ -128,7 +130,8 @@ const STEPS: &[Step] = &[
         )?)
     }),
     ("bind", &[Op::Mknod], |d| {
-        Ok(drop(std::os::unix::net::UnixListener::bind(d.join("socket"))?))
+        drop(std::os::unix::net::UnixListener::bind(d.join("socket"))?);
+        Ok(())
     }),
     ("symlink", &[Op::Symlink], |d| {
         Ok(symlink("a", d.join("symlink"))?)
@@ -481,10 +484,22 @@ fn run(folder: &Path, attach: &str, transport: &str) -> Result<()> {
         }
         let seen = expected.iter().all(|op| events.iter().any(|e| e.op == *op))
             && (!expected.is_empty() || events.is_empty());
-        bad += usize::from(!seen);
+        // Where the kernel has no function for it, that is known.
+        let gap = *name == "chattr"
+            && source
+                .stats()
+                .hooks
+                .iter()
+                .any(|h| h.hook == "vfs_fileattr_set" && !h.attached);
+        let verdict = match (seen, gap) {
+            (true, _) => "ok  ",
+            (false, true) => "gap ",
+            (false, false) => "FAIL",
+        };
+        bad += usize::from(!seen && !gap);
         println!(
             "{} {name}: {}",
-            if seen { "ok  " } else { "FAIL" },
+            verdict,
             events.iter().map(show).collect::<Vec<_>>().join(" | ")
         );
     }

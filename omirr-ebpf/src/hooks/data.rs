@@ -371,7 +371,13 @@ impl Hook for Fput {
         if kernel::file_mode(site, file) & FMODE_WRITE == 0 {
             return None;
         }
-        Some(of_file(site, Self::ID, op::CLOSE, file, 0))
+        let change = of_file(site, Self::ID, op::CLOSE, file, 0);
+        // A file whose opening failed has neither name nor inode.
+        if change.dentry == 0 || change.inode == 0 {
+            None
+        } else {
+            Some(change)
+        }
     }
 }
 entry_programs!(Fput, fentry_fput, kprobe_fput);

@@ -175,44 +175,31 @@ impl Hook for Link {
 }
 exit_programs!(Link, fexit_vfs_link, kprobe_vfs_link, kretprobe_vfs_link);
 
-/// A function that takes a name away.
-macro_rules! remover {
-    ($hook:ident, $id:ident, $op:ident, $fentry:ident, $fexit:ident, $kprobe:ident, $kretprobe:ident) => {
-        struct $hook;
-        impl Hook for $hook {
-            const ID: u8 = hooks::$id;
-            #[inline(always)]
-            fn change<S: Site>(site: &S, slots: Slots) -> Option<Change> {
-                let dentry = site.arg(slots.a);
-                Some(named(
-                    Self::ID,
-                    op::$op,
-                    dentry,
-                    kernel::dentry_inode(site, dentry),
-                ))
-            }
+/// `d_delete`: what `vfs_unlink` and `vfs_rmdir` call once the name is gone from
+/// the directory and before the dentry lets go of its inode. It is hooked in
+/// their place because some kernels are built with `vfs_rmdir` folded into its
+/// caller (Debian's 5.10), where a hook on it never fires; this one lies in
+/// another file, is called on success only, and knows all at its entry.
+struct Delete;
+impl Hook for Delete {
+    const ID: u8 = hooks::D_DELETE;
+    #[inline(always)]
+    fn change<S: Site>(site: &S, slots: Slots) -> Option<Change> {
+        let dentry = site.arg(slots.a);
+        let inode = kernel::dentry_inode(site, dentry);
+        if inode == 0 {
+            return None;
         }
-        around_programs!($hook, $fentry, $fexit, $kprobe, $kretprobe);
-    };
+        let is_dir = kernel::inode_mode(site, inode) & 0xf000 == 0x4000;
+        Some(named(
+            Self::ID,
+            if is_dir { op::RMDIR } else { op::UNLINK },
+            dentry,
+            inode,
+        ))
+    }
 }
-remover!(
-    Unlink,
-    VFS_UNLINK,
-    UNLINK,
-    fentry_vfs_unlink,
-    fexit_vfs_unlink,
-    kprobe_vfs_unlink,
-    kretprobe_vfs_unlink
-);
-remover!(
-    Rmdir,
-    VFS_RMDIR,
-    RMDIR,
-    fentry_vfs_rmdir,
-    fexit_vfs_rmdir,
-    kprobe_vfs_rmdir,
-    kretprobe_vfs_rmdir
-);
+entry_programs!(Delete, fentry_d_delete, kprobe_d_delete);
 
 /// `vfs_rename`: reported if either end is beneath a share.
 struct Rename;

@@ -68,8 +68,7 @@ pub const SPECS: &[Spec] = specs! {
     VFS_MKNOD, Need::Always, [DENTRY];
     VFS_SYMLINK, Need::Always, [DENTRY];
     VFS_LINK, Need::Always, [("old_dentry", Some("dentry")), ("new_dentry", Some("dentry"))];
-    VFS_UNLINK, Need::Always, [DENTRY];
-    VFS_RMDIR, Need::Always, [DENTRY];
+    D_DELETE, Need::Always, [DENTRY];
     VFS_RENAME, Need::Always, [("rd", Some("renamedata"))];
     NOTIFY_CHANGE, Need::Always, [DENTRY, ("attr", Some("iattr"))];
     SETXATTR, Need::Covered("nothing: a changed extended attribute is found by the next full comparison"), [DENTRY];

@@ -608,3 +608,50 @@ fn errno_words(error: io::Error) -> Option<String> {
         _ => return None,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    /// Calls of functions inside the object (`R_BPF_64_32`), by section.
+    fn inner_calls(object: &[u8]) -> Vec<(String, usize)> {
+        let u16_at = |at: usize| usize::from(u16::from_le_bytes(object[at..at + 2].try_into().unwrap()));
+        let u32_at = |at: usize| u32::from_le_bytes(object[at..at + 4].try_into().unwrap()) as usize;
+        let u64_at = |at: usize| u64::from_le_bytes(object[at..at + 8].try_into().unwrap()) as usize;
+        let (table, entry, count, names) = (u64_at(0x28), u16_at(0x3a), u16_at(0x3c), u16_at(0x3e));
+        let section = |n: usize| table + n * entry;
+        let strings = u64_at(section(names) + 0x18);
+        let mut out = Vec::new();
+        for n in 0..count {
+            let at = section(n);
+            let name = &object[strings + u32_at(at)..];
+            let name =
+                String::from_utf8_lossy(&name[..name.iter().position(|&b| b == 0).unwrap()]).into_owned();
+            let (offset, size) = (u64_at(at + 0x18), u64_at(at + 0x20));
+            // 9: relocations without addends, 16 bytes each, the type in the
+            // low half of the second word.
+            let calls = |kind: usize| {
+                (0..size / 16)
+                    .filter(|r| u32_at(offset + r * 16 + 8) == kind)
+                    .count()
+            };
+            if u32_at(at + 4) == 9 && (name.contains("fentry") || name.contains("fexit")) {
+                out.push((name, calls(10)));
+            }
+        }
+        out
+    }
+
+    /// A tracing program that has functions of its own crashes Linux 5.10 when
+    /// it loads from a bad address, so everything must be folded into one.
+    #[test]
+    fn tracing_programs_have_no_inner_functions() {
+        let Some(object) = super::super::EMBEDDED else {
+            println!("skipped: built without the eBPF object");
+            return;
+        };
+        let sections = inner_calls(object);
+        assert_eq!(sections.len(), 2, "{sections:?}");
+        for (section, calls) in sections {
+            assert_eq!(calls, 0, "{section}");
+        }
+    }
+}
