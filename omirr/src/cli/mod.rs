@@ -7,11 +7,13 @@
 mod ask;
 mod check;
 mod daemon;
+mod doctor;
 mod key;
 mod log;
 mod stats;
 mod status;
 mod terminal;
+mod trace;
 mod wait;
 
 use std::{
@@ -46,6 +48,8 @@ enum Command {
     Status(status::StatusArgs),
     Stats(stats::StatsArgs),
     Wait(wait::WaitArgs),
+    Trace(trace::TraceArgs),
+    Doctor(doctor::DoctorArgs),
 }
 
 /// `-c FILE`, the same for every subcommand that has it.
@@ -67,6 +71,8 @@ pub fn main() -> ExitCode {
         Command::Status(args) => status::run(args),
         Command::Stats(args) => stats::run(args),
         Command::Wait(args) => wait::run(args),
+        Command::Trace(args) => trace::run(args),
+        Command::Doctor(args) => doctor::run(args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -4,7 +4,8 @@
 //! whose `about` says why it and not a better one. Whether something works is
 //! found by doing it; no kernel version is ever compared.
 
-use super::choice::{SourceConfig, SourceKind};
+use super::choice::{Attach, SourceConfig, SourceKind, Transport};
+use super::ebpf::{self, EbpfError, EbpfSource};
 use super::fanotify::FanotifySource;
 use super::scan::ScanSource;
 use super::{Sink, Source, Watch};
@@ -19,7 +20,7 @@ pub fn open(
     own_pid: Option<u32>,
 ) -> anyhow::Result<Box<dyn Source>> {
     match config.source {
-        SourceKind::Ebpf => ebpf(config, watches, own_pid, sink_factory())
+        SourceKind::Ebpf => open_ebpf(config, watches, own_pid, sink_factory())
             .map_err(|why| anyhow::anyhow!("the source \"ebpf\" cannot run here: {why}; {ALTERNATIVE}")),
         SourceKind::Fanotify => {
             let mut source =
@@ -46,11 +47,11 @@ fn best(
     sink_factory: impl Fn() -> Sink,
     own_pid: Option<u32>,
 ) -> anyhow::Result<Box<dyn Source>> {
-    let no_ebpf = match ebpf(config, watches, own_pid, sink_factory()) {
+    let no_ebpf = match open_ebpf(config, watches, own_pid, sink_factory()) {
         Ok(source) => return Ok(source),
         Err(why) => why,
     };
-    tracing::info!(why = %no_ebpf, "eBPF is not used");
+    tracing::debug!(why = %no_ebpf, "eBPF is not used");
     let no_fanotify = match FanotifySource::open(watches, own_pid, config.detail, sink_factory()) {
         Ok(mut source) => {
             source.set_reason(format!("{no_ebpf}, so fanotify is used{}", source.limitation()));
@@ -58,7 +59,7 @@ fn best(
         }
         Err(why) => why.to_string(),
     };
-    tracing::warn!(why = %no_fanotify, interval = ?config.scan_interval, "the tree is compared at intervals");
+    tracing::debug!(why = %no_fanotify, "fanotify is not used");
     let interval = humantime::format_duration(config.scan_interval);
     let reason = format!("{no_ebpf}, and {no_fanotify}, so the tree is compared every {interval}");
     Ok(Box::new(ScanSource::open(
@@ -69,13 +70,30 @@ fn best(
 }
 
 /// Starts the eBPF source, or says in half a sentence why that is not possible.
-fn ebpf(
-    _config: &SourceConfig,
-    _watches: &[Watch],
-    _own_pid: Option<u32>,
-    _sink: Sink,
+fn open_ebpf(
+    config: &SourceConfig,
+    watches: &[Watch],
+    own_pid: Option<u32>,
+    sink: Sink,
 ) -> Result<Box<dyn Source>, String> {
-    Err("this build has no eBPF program in it".into())
+    let options = ebpf::Options {
+        attach: match config.attach {
+            Attach::Auto => ebpf::Attach::Auto,
+            Attach::Fentry => ebpf::Attach::Fentry,
+            Attach::Kprobe => ebpf::Attach::Kprobe,
+        },
+        transport: match config.transport {
+            Transport::Auto => ebpf::Transport::Auto,
+            Transport::Ring => ebpf::Transport::Ring,
+            Transport::Perf => ebpf::Transport::Perf,
+        },
+        ring_bytes: config.ring_bytes,
+    };
+    match EbpfSource::open(watches, options, own_pid, sink) {
+        Ok(source) => Ok(Box::new(source)),
+        Err(EbpfError::NotEmbedded) => Err("this omirr was built without eBPF".into()),
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 #[cfg(test)]

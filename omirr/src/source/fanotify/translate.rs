@@ -215,6 +215,9 @@ impl Translator {
                 continue;
             }
             let op = if is_dir { dir } else { file };
+            if told.last().is_some_and(|event| event.op == op) {
+                continue;
+            }
             let event = self.event(fs, record, op, id, Some(end.dirent.clone()));
             if op == Op::Rmdir && record.has(libc::FAN_CREATE) {
                 self.late.push(Signal::Event(event));
@@ -435,7 +438,8 @@ fn join_exchanges(signals: &mut Vec<Signal>) {
 /// their operation for files and for directories.
 const ORDER: &[(u64, Op, Op)] = &[
     (libc::FAN_CREATE, Op::Create, Op::Mkdir),
-    (libc::FAN_MODIFY, Op::Write, Op::Write),
+    // A directory whose time is set is reported as modified.
+    (libc::FAN_MODIFY, Op::Write, Op::Attr),
     (libc::FAN_ATTRIB, Op::Attr, Op::Attr),
     (libc::FAN_CLOSE_WRITE, Op::Close, Op::Close),
     (libc::FAN_DELETE, Op::Unlink, Op::Rmdir),
@@ -445,7 +449,7 @@ const ORDER: &[(u64, Op, Op)] = &[
 const ORDER_WITHOUT_TARGET: &[(u64, Op, Op)] = &[
     (libc::FAN_CREATE, Op::Create, Op::Mkdir),
     (libc::FAN_MOVED_TO, Op::Rename, Op::Rename),
-    (libc::FAN_MODIFY, Op::Write, Op::Write),
+    (libc::FAN_MODIFY, Op::Write, Op::Attr),
     (libc::FAN_ATTRIB, Op::Attr, Op::Attr),
     (libc::FAN_CLOSE_WRITE, Op::Close, Op::Close),
     (libc::FAN_MOVED_FROM, Op::Rename, Op::Rename),

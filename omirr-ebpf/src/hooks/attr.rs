@@ -1,0 +1,118 @@
+//! Mode, owner, times, size, flags, extended attributes, access lists.
+
+use omirr_common::{
+    event::{Frame, flag, op},
+    hooks,
+    settings::Slots,
+};
+
+use super::{Hook, exit_programs};
+use crate::{
+    emit::Change,
+    kernel::{self, Site},
+};
+
+/// `iattr.ia_valid`: the size changes.
+const ATTR_SIZE: u32 = 1 << 3;
+
+/// `notify_change`: every change of mode, owner, times and size ends here,
+/// `O_TRUNC` included.
+struct Notify;
+impl Hook for Notify {
+    const ID: u8 = hooks::NOTIFY_CHANGE;
+    #[inline(always)]
+    fn change<S: Site>(site: &S, slots: Slots) -> Option<Change> {
+        let dentry = site.arg(slots.a);
+        let truncates = kernel::iattr_valid(site, site.arg(slots.b)) & ATTR_SIZE != 0;
+        Some(Change {
+            hook: Self::ID,
+            op: if truncates { op::TRUNCATE } else { op::ATTR },
+            dentry,
+            inode: kernel::dentry_inode(site, dentry),
+            to: 0,
+            aux: 0,
+            above_funnel: false,
+        })
+    }
+    /// A truncation's range is empty and stands at the new size.
+    #[inline(always)]
+    fn note<S: Site>(site: &S, slots: Slots, frame: *mut Frame) {
+        // SAFETY: a live map value that only this thread uses.
+        let header = unsafe { &mut (*frame).record.header };
+        if header.op == op::TRUNCATE {
+            let size = kernel::iattr_size(site, site.arg(slots.b));
+            header.start = size;
+            header.end = size;
+            header.flags |= flag::RANGE;
+        }
+    }
+}
+exit_programs!(
+    Notify,
+    fexit_notify_change,
+    kprobe_notify_change,
+    kretprobe_notify_change
+);
+
+macro_rules! of_dentry {
+    ($hook:ident, $id:ident, $op:ident, $fexit:ident, $kprobe:ident, $kretprobe:ident) => {
+        struct $hook;
+        impl Hook for $hook {
+            const ID: u8 = hooks::$id;
+            #[inline(always)]
+            fn change<S: Site>(site: &S, slots: Slots) -> Option<Change> {
+                let dentry = site.arg(slots.a);
+                Some(Change {
+                    hook: Self::ID,
+                    op: op::$op,
+                    dentry,
+                    inode: kernel::dentry_inode(site, dentry),
+                    to: 0,
+                    aux: 0,
+                    above_funnel: false,
+                })
+            }
+        }
+        exit_programs!($hook, $fexit, $kprobe, $kretprobe);
+    };
+}
+of_dentry!(
+    SetXattr,
+    SETXATTR,
+    XATTR,
+    fexit_vfs_setxattr_noperm,
+    kprobe_vfs_setxattr_noperm,
+    kretprobe_vfs_setxattr_noperm
+);
+of_dentry!(
+    RemoveXattr,
+    REMOVEXATTR,
+    XATTR,
+    fexit_vfs_removexattr_locked,
+    kprobe_vfs_removexattr_locked,
+    kretprobe_vfs_removexattr_locked
+);
+of_dentry!(
+    SetAcl,
+    SET_ACL,
+    XATTR,
+    fexit_vfs_set_acl,
+    kprobe_vfs_set_acl,
+    kretprobe_vfs_set_acl
+);
+of_dentry!(
+    RemoveAcl,
+    REMOVE_ACL,
+    XATTR,
+    fexit_vfs_remove_acl,
+    kprobe_vfs_remove_acl,
+    kretprobe_vfs_remove_acl
+);
+of_dentry!(
+    FileAttr,
+    FILEATTR_SET,
+    ATTR,
+    fexit_vfs_fileattr_set,
+    kprobe_vfs_fileattr_set,
+    kretprobe_vfs_fileattr_set
+);

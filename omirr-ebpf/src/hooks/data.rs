@@ -1,0 +1,377 @@
+//! Content that changes.
+//!
+//! write, pwrite, writev, append, aio, io_uring, sendfile, splice, the loop
+//! driver and nfsd all end in the filesystem's own `write_iter`: where that is
+//! known it is hooked, and the hooks above it stay silent. What does not end
+//! there has a hook of its own. A store through a shared mapping is seen when a
+//! page becomes writable, before the store; the last close is what says that
+//! the content is at rest.
+
+use omirr_common::{
+    event::{Frame, flag, op},
+    hooks,
+    settings::Slots,
+};
+
+use super::{Hook, entry_programs, exit_programs};
+use crate::{
+    emit::Change,
+    kernel::{self, Addr, Site},
+    maps::constant,
+};
+
+/// `file.f_mode`: open for writing.
+const FMODE_WRITE: u32 = 1 << 1;
+/// `kiocb.ki_flags`: it is a write.
+const IOCB_WRITE: u32 = 1 << 18;
+/// `fallocate`: bytes move, up to the end of the file.
+const COLLAPSE_OR_INSERT: u64 = 0x08 | 0x20;
+
+#[inline(always)]
+fn of_file<S: Site>(site: &S, hook: u8, op: u8, file: Addr, aux: u64) -> Change {
+    Change {
+        hook,
+        op,
+        dentry: kernel::file_dentry(site, file),
+        inode: kernel::file_inode(site, file),
+        to: 0,
+        aux,
+        above_funnel: false,
+    }
+}
+
+#[inline(always)]
+fn set_range(frame: *mut Frame, start: u64, end: u64) {
+    // SAFETY: a live map value that only this thread uses.
+    let header = unsafe { &mut (*frame).record.header };
+    header.start = start;
+    header.end = end;
+    header.flags |= flag::RANGE;
+}
+
+/// The `written` bytes that end at a position.
+#[inline(always)]
+fn set_range_before(frame: *mut Frame, end: u64, written: u64) {
+    if end >= written {
+        set_range(frame, end - written, end);
+    }
+}
+
+#[inline(always)]
+fn wrote(ret: u64) -> bool {
+    ret as i64 > 0
+}
+
+/// A filesystem's `write_iter`. A write that was only queued is reported when
+/// it completes.
+macro_rules! write_iter {
+    ($hook:ident, $id:ident, $fexit:ident, $kprobe:ident, $kretprobe:ident) => {
+        struct $hook;
+        impl Hook for $hook {
+            const ID: u8 = hooks::$id;
+            #[inline(always)]
+            fn change<S: Site>(site: &S, slots: Slots) -> Option<Change> {
+                let iocb = site.arg(slots.a);
+                Some(of_file(
+                    site,
+                    Self::ID,
+                    op::WRITE,
+                    kernel::kiocb_file(site, iocb),
+                    iocb,
+                ))
+            }
+            #[inline(always)]
+            fn succeeded(ret: u64, _slots: Slots) -> bool {
+                wrote(ret)
+            }
+            #[inline(always)]
+            fn finish(frame: *mut Frame, ret: u64, _slots: Slots) {
+                // SAFETY: a live map value that only this thread uses.
+                let iocb = unsafe { (*frame).aux };
+                let end = kernel::probe(iocb + u64::from(constant!(OFFSETS.kiocb_pos)));
+                set_range_before(frame, end, ret);
+            }
+        }
+        exit_programs!($hook, $fexit, $kprobe, $kretprobe);
+    };
+}
+write_iter!(
+    Ext4,
+    EXT4_WRITE,
+    fexit_ext4_file_write_iter,
+    kprobe_ext4_file_write_iter,
+    kretprobe_ext4_file_write_iter
+);
+write_iter!(
+    Shmem,
+    SHMEM_WRITE,
+    fexit_shmem_file_write_iter,
+    kprobe_shmem_file_write_iter,
+    kretprobe_shmem_file_write_iter
+);
+write_iter!(
+    Generic,
+    GENERIC_WRITE,
+    fexit_generic_file_write_iter,
+    kprobe_generic_file_write_iter,
+    kretprobe_generic_file_write_iter
+);
+write_iter!(
+    Xfs,
+    XFS_WRITE,
+    fexit_xfs_file_write_iter,
+    kprobe_xfs_file_write_iter,
+    kretprobe_xfs_file_write_iter
+);
+write_iter!(
+    Btrfs,
+    BTRFS_WRITE,
+    fexit_btrfs_file_write_iter,
+    kprobe_btrfs_file_write_iter,
+    kretprobe_btrfs_file_write_iter
+);
+
+/// A write above the filesystem, with the position behind a pointer.
+macro_rules! write_above {
+    ($hook:ident, $id:ident, $fexit:ident, $kprobe:ident, $kretprobe:ident) => {
+        struct $hook;
+        impl Hook for $hook {
+            const ID: u8 = hooks::$id;
+            #[inline(always)]
+            fn change<S: Site>(site: &S, slots: Slots) -> Option<Change> {
+                let change = of_file(
+                    site,
+                    Self::ID,
+                    op::WRITE,
+                    site.arg(slots.a),
+                    site.arg(slots.b),
+                );
+                Some(Change {
+                    above_funnel: true,
+                    ..change
+                })
+            }
+            #[inline(always)]
+            fn succeeded(ret: u64, _slots: Slots) -> bool {
+                wrote(ret)
+            }
+            #[inline(always)]
+            fn finish(frame: *mut Frame, ret: u64, _slots: Slots) {
+                // SAFETY: a live map value that only this thread uses.
+                let position = unsafe { (*frame).aux };
+                if position != 0 {
+                    set_range_before(frame, kernel::probe(position), ret);
+                }
+            }
+        }
+        exit_programs!($hook, $fexit, $kprobe, $kretprobe);
+    };
+}
+write_above!(
+    Write,
+    VFS_WRITE,
+    fexit_vfs_write,
+    kprobe_vfs_write,
+    kretprobe_vfs_write
+);
+write_above!(
+    Writev,
+    VFS_WRITEV,
+    fexit_vfs_writev,
+    kprobe_vfs_writev,
+    kretprobe_vfs_writev
+);
+write_above!(
+    IterWrite,
+    VFS_ITER_WRITE,
+    fexit_vfs_iter_write,
+    kprobe_vfs_iter_write,
+    kretprobe_vfs_iter_write
+);
+write_above!(
+    IocbWrite,
+    VFS_IOCB_WRITE,
+    fexit_vfs_iocb_iter_write,
+    kprobe_vfs_iocb_iter_write,
+    kretprobe_vfs_iocb_iter_write
+);
+write_above!(
+    SpliceWrite,
+    SPLICE_WRITE,
+    fexit_iter_file_splice_write,
+    kprobe_iter_file_splice_write,
+    kretprobe_iter_file_splice_write
+);
+
+/// `io_write`: what it returns says only that it was issued; 0 and more is
+/// taken for a write.
+struct IoWrite;
+impl Hook for IoWrite {
+    const ID: u8 = hooks::IO_WRITE;
+    #[inline(always)]
+    fn change<S: Site>(site: &S, slots: Slots) -> Option<Change> {
+        let file = kernel::io_kiocb_file(site, site.arg(slots.a));
+        Some(Change {
+            above_funnel: true,
+            ..of_file(site, Self::ID, op::WRITE, file, 0)
+        })
+    }
+    #[inline(always)]
+    fn succeeded(ret: u64, _slots: Slots) -> bool {
+        ret as i32 >= 0
+    }
+}
+exit_programs!(IoWrite, fexit_io_write, kprobe_io_write, kretprobe_io_write);
+
+/// The completion of an asynchronous request: by then the bytes are in place.
+/// It may run in an interrupt, so the process that it names is chance.
+macro_rules! completion {
+    ($hook:ident, $id:ident, $fentry:ident, $kprobe:ident) => {
+        struct $hook;
+        impl Hook for $hook {
+            const ID: u8 = hooks::$id;
+            #[inline(always)]
+            fn change<S: Site>(site: &S, slots: Slots) -> Option<Change> {
+                let iocb = site.arg(slots.a);
+                if !wrote(site.arg(slots.b)) || kernel::kiocb_flags(site, iocb) & IOCB_WRITE == 0 {
+                    return None;
+                }
+                Some(of_file(
+                    site,
+                    Self::ID,
+                    op::WRITE,
+                    kernel::kiocb_file(site, iocb),
+                    iocb,
+                ))
+            }
+            #[inline(always)]
+            fn note<S: Site>(site: &S, slots: Slots, frame: *mut Frame) {
+                let end = kernel::probe(site.arg(slots.a) + u64::from(constant!(OFFSETS.kiocb_pos)));
+                set_range_before(frame, end, site.arg(slots.b));
+            }
+        }
+        entry_programs!($hook, $fentry, $kprobe);
+    };
+}
+completion!(
+    AioComplete,
+    AIO_COMPLETE,
+    fentry_aio_complete_rw,
+    kprobe_aio_complete_rw
+);
+completion!(
+    IoComplete,
+    IO_COMPLETE,
+    fentry_io_complete_rw,
+    kprobe_io_complete_rw
+);
+
+/// Copies inside the kernel that may not pass `write_iter`: the position is
+/// an argument, the length is what was returned.
+macro_rules! copy {
+    ($hook:ident, $id:ident, $fexit:ident, $kprobe:ident, $kretprobe:ident) => {
+        struct $hook;
+        impl Hook for $hook {
+            const ID: u8 = hooks::$id;
+            #[inline(always)]
+            fn change<S: Site>(site: &S, slots: Slots) -> Option<Change> {
+                Some(of_file(
+                    site,
+                    Self::ID,
+                    op::WRITE,
+                    site.arg(slots.a),
+                    site.arg(slots.b),
+                ))
+            }
+            #[inline(always)]
+            fn succeeded(ret: u64, _slots: Slots) -> bool {
+                wrote(ret)
+            }
+            #[inline(always)]
+            fn finish(frame: *mut Frame, ret: u64, _slots: Slots) {
+                // SAFETY: a live map value that only this thread uses.
+                let start = unsafe { (*frame).aux };
+                set_range(frame, start, start + ret);
+            }
+        }
+        exit_programs!($hook, $fexit, $kprobe, $kretprobe);
+    };
+}
+copy!(
+    CopyRange,
+    COPY_RANGE,
+    fexit_vfs_copy_file_range,
+    kprobe_vfs_copy_file_range,
+    kretprobe_vfs_copy_file_range
+);
+copy!(
+    CloneRange,
+    CLONE_RANGE,
+    fexit_vfs_clone_file_range,
+    kprobe_vfs_clone_file_range,
+    kretprobe_vfs_clone_file_range
+);
+
+struct Fallocate;
+impl Hook for Fallocate {
+    const ID: u8 = hooks::VFS_FALLOCATE;
+    #[inline(always)]
+    fn change<S: Site>(site: &S, slots: Slots) -> Option<Change> {
+        Some(of_file(site, Self::ID, op::FALLOCATE, site.arg(slots.a), 0))
+    }
+    #[inline(always)]
+    fn note<S: Site>(site: &S, slots: Slots, frame: *mut Frame) {
+        let start = site.arg(slots.b);
+        let moves = site.arg(slots.d) & COLLAPSE_OR_INSERT != 0;
+        set_range(
+            frame,
+            start,
+            if moves {
+                u64::MAX
+            } else {
+                start + site.arg(slots.c)
+            },
+        );
+    }
+}
+exit_programs!(
+    Fallocate,
+    fexit_vfs_fallocate,
+    kprobe_vfs_fallocate,
+    kretprobe_vfs_fallocate
+);
+
+/// A page of a shared mapping becomes writable.
+struct PageDirty;
+impl Hook for PageDirty {
+    const ID: u8 = hooks::PAGE_DIRTY;
+    #[inline(always)]
+    fn change<S: Site>(site: &S, slots: Slots) -> Option<Change> {
+        let vma = kernel::fault_vma(site, site.arg(slots.a));
+        let file = kernel::vma_file(site, vma);
+        if file == 0 {
+            return None;
+        }
+        Some(of_file(site, Self::ID, op::WRITE, file, 0))
+    }
+}
+entry_programs!(
+    PageDirty,
+    fentry_fault_dirty_shared_page,
+    kprobe_fault_dirty_shared_page
+);
+
+/// `__fput`: a mapping holds the file too, so this comes after its last store.
+struct Fput;
+impl Hook for Fput {
+    const ID: u8 = hooks::FPUT;
+    #[inline(always)]
+    fn change<S: Site>(site: &S, slots: Slots) -> Option<Change> {
+        let file = site.arg(slots.a);
+        if kernel::file_mode(site, file) & FMODE_WRITE == 0 {
+            return None;
+        }
+        Some(of_file(site, Self::ID, op::CLOSE, file, 0))
+    }
+}
+entry_programs!(Fput, fentry_fput, kprobe_fput);

@@ -1,0 +1,101 @@
+//! Is this change beneath a share, and not the daemon's own?
+
+use aya_ebpf::{
+    bindings::bpf_pidns_info,
+    helpers::{bpf_get_current_pid_tgid, generated::bpf_get_ns_current_pid_tgid},
+};
+use omirr_common::identity::{MAX_DEPTH, RootKey, device};
+
+use crate::{
+    kernel::{self, Addr, Site},
+    maps::{DEVICES, ROOTS, constant},
+};
+
+/// Where a dentry is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    Outside,
+    Inside,
+    /// A share's root itself.
+    Root,
+}
+
+/// Whether the process that the programs pass over is the one that runs.
+#[inline(always)]
+pub fn is_own() -> bool {
+    let own = constant!(SETTINGS.own_tgid);
+    if own == 0 {
+        return false;
+    }
+    let ino = constant!(SETTINGS.pid_space_ino);
+    if ino == 0 {
+        return (bpf_get_current_pid_tgid() >> 32) as u32 == own;
+    }
+    let dev = constant!(SETTINGS.pid_space_dev);
+    let mut info = bpf_pidns_info { pid: 0, tgid: 0 };
+    // SAFETY: the helper writes at most the given size at the pointer.
+    let failed =
+        unsafe { bpf_get_ns_current_pid_tgid(dev, ino, &raw mut info, size_of::<bpf_pidns_info>() as u32) };
+    failed == 0 && info.tgid == own
+}
+
+/// The bits of a device; 0 if it is not watched.
+#[inline(always)]
+pub fn device_bits(dev: u32) -> u32 {
+    let one = constant!(SETTINGS.one_dev);
+    if one != 0 {
+        return if dev == one {
+            constant!(SETTINGS.one_dev_flags)
+        } else {
+            0
+        };
+    }
+    match DEVICES.get_ptr(&dev) {
+        // SAFETY: a map value pointer that was just checked.
+        Some(bits) => unsafe { *bits },
+        None => 0,
+    }
+}
+
+#[inline(always)]
+pub fn is_root(dev: u32, ino: u64) -> bool {
+    ROOTS
+        .get_ptr(&RootKey {
+            dev,
+            reserved: 0,
+            ino,
+        })
+        .is_some()
+}
+
+/// Follows a dentry's ancestors up to a share's root. `dentry` has an inode.
+#[inline(always)]
+pub fn place<S: Site>(site: &S, dentry: Addr, sb: Addr, dev: u32, bits: u32) -> Place {
+    let sb_root = kernel::sb_root(site, sb);
+    if bits & device::WHOLE != 0 {
+        return if dentry == sb_root {
+            Place::Root
+        } else {
+            Place::Inside
+        };
+    }
+    let mut at = dentry;
+    for level in 0..MAX_DEPTH {
+        let ino = kernel::inode_ino(site, kernel::dentry_inode(site, at));
+        if is_root(dev, ino) {
+            return if level == 0 { Place::Root } else { Place::Inside };
+        }
+        let parent = kernel::dentry_parent(site, at);
+        if parent == at {
+            // A dentry without a path (opened by handle, as nfsd does) has
+            // only itself above it: it may be beneath a share.
+            return if at == sb_root {
+                Place::Outside
+            } else {
+                Place::Inside
+            };
+        }
+        at = parent;
+    }
+    Place::Inside
+}

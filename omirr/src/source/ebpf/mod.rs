@@ -1,0 +1,355 @@
+//! The eBPF source: the kernel tells of each change as it happens.
+//!
+//! In: the trees to watch. Out: events, in the order of the ring (BPF ring) or
+//! of their times (perf ring), and a word when some were lost. The programs
+//! filter by device, by ancestor and by process, so that a busy neighbour
+//! directory costs no room in the ring. Nothing here looks at a watched file
+//! or waits for the receiver.
+//!
+//! - [`btf`]: the running kernel's types; [`hooks`]: what each hook needs of them.
+//! - [`load`]: settings in, programs attached, one way or another.
+//! - [`ring`]: the thread that empties the ring; [`decode`]: bytes to events;
+//!   [`counts`]: what the programs counted.
+//! - [`device`]: the kernel's device numbers; [`probe`]: what this host allows.
+//!
+//! A map of changed inodes that outlives a full ring, its pinning across
+//! restarts, and the self-test of every hook belong beside these files.
+
+pub mod btf;
+mod counts;
+pub mod decode;
+pub mod device;
+pub mod hooks;
+pub mod load;
+pub mod probe;
+mod ring;
+
+use std::{
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use anyhow::Context;
+use omirr_common::hooks::HOOK_COUNT;
+use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, UTIME_OMIT};
+
+use super::{About, CpuStats, HookStats, Sink, Source, SourceStats, Watch};
+use load::{Loaded, WatchedDevice};
+use ring::{Reader, Shared};
+
+/// The programs, if this build has them.
+#[cfg(ebpf_object)]
+pub const EMBEDDED: Option<&[u8]> = Some(aya::include_bytes_aligned!(env!("OMIRR_EBPF_OBJECT")));
+/// The programs, if this build has them.
+#[cfg(not(ebpf_object))]
+pub const EMBEDDED: Option<&[u8]> = None;
+
+/// How programs are attached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Attach {
+    #[default]
+    Auto,
+    Fentry,
+    Kprobe,
+}
+
+/// How records reach the daemon.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Transport {
+    #[default]
+    Auto,
+    Ring,
+    Perf,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    pub attach: Attach,
+    pub transport: Transport,
+    /// Memory for records on their way; rounded up to a power of two. The perf
+    /// ring shares it out among the processors.
+    pub ring_bytes: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            attach: Attach::Auto,
+            transport: Transport::Auto,
+            ring_bytes: 8 << 20,
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EbpfError {
+    #[error(
+        "this omirr was built without eBPF; build it with `cargo xtask build`, or set source = \"fanotify\""
+    )]
+    NotEmbedded,
+    #[error(transparent)]
+    Types(#[from] btf::BtfError),
+    #[error(transparent)]
+    Device(#[from] device::DeviceError),
+    #[error("{0}")]
+    Load(#[from] load::LoadError),
+    #[error("no way of attaching works here: {0}; `omirr doctor` says what this host allows")]
+    NoneWorks(String),
+    #[error("the thread that reads the ring cannot be started: {0}")]
+    Thread(std::io::Error),
+}
+
+/// The running source.
+pub struct EbpfSource {
+    about: About,
+    loaded: Option<Loaded>,
+    shared: Arc<Shared>,
+    reader: Option<JoinHandle<()>>,
+    roots: Vec<PathBuf>,
+}
+
+impl EbpfSource {
+    /// Attaches to the kernel and starts to report on `watches`. `own_pid`:
+    /// the process whose changes are passed over; none: everybody's are told.
+    pub fn open(
+        watches: &[Watch],
+        options: Options,
+        own_pid: Option<u32>,
+        sink: Sink,
+    ) -> Result<Self, EbpfError> {
+        let object = EMBEDDED.ok_or(EbpfError::NotEmbedded)?;
+        let types = btf::KernelTypes::of_this_kernel()?;
+        let layout = hooks::Layout::resolve(&types)?;
+        drop(types);
+        let mut devices: Vec<WatchedDevice> = Vec::new();
+        for watch in watches {
+            let device = device::device_of(&watch.path, watch.dev)?;
+            devices.push(WatchedDevice {
+                device,
+                stat_dev: watch.dev,
+                root_ino: watch.ino,
+            });
+        }
+        let (loaded, reason) = load_best(object, &layout, &devices, options, own_pid)?;
+        let about = About {
+            kind: "ebpf",
+            attach: Some(loaded.attach.name()),
+            transport: Some(loaded.transport.name()),
+            reason,
+        };
+        let mut loaded = loaded;
+        let shared = Arc::new(Shared::new().map_err(EbpfError::Thread)?);
+        let reader = Reader::new(&mut loaded, &devices, Arc::clone(&shared), sink)?;
+        let reader = std::thread::Builder::new()
+            .name("omirr-tracer".into())
+            .spawn(move || reader.run())
+            .map_err(EbpfError::Thread)?;
+        let roots = watches.iter().map(|w| w.path.clone()).collect();
+        Ok(Self {
+            about,
+            loaded: Some(loaded),
+            shared,
+            reader: Some(reader),
+            roots,
+        })
+    }
+
+    /// Makes a change that the programs report although it is the daemon's
+    /// own: the access time of a share's root is set to what it is. The
+    /// modification time is left alone, because another process may be
+    /// changing it at this moment.
+    fn mark(root: &Path) -> anyhow::Result<()> {
+        let now = root
+            .metadata()
+            .with_context(|| format!("{}: cannot be looked at", root.display()))?;
+        let times = Timestamps {
+            last_access: Timespec {
+                tv_sec: now.atime(),
+                tv_nsec: now.atime_nsec(),
+            },
+            last_modification: Timespec {
+                tv_sec: 0,
+                tv_nsec: UTIME_OMIT,
+            },
+        };
+        rustix::fs::utimensat(CWD, root, &times, AtFlags::empty()).with_context(|| {
+            format!(
+                "{}: its access time cannot be set, which marks a barrier",
+                root.display()
+            )
+        })
+    }
+}
+
+impl Source for EbpfSource {
+    fn about(&self) -> &About {
+        &self.about
+    }
+
+    fn stats(&self) -> SourceStats {
+        let Some(loaded) = &self.loaded else {
+            return SourceStats::default();
+        };
+        let counters = loaded.maps.counts.counters();
+        let hits = loaded.maps.counts.hits();
+        SourceStats {
+            events: self.shared.events(),
+            dropped: loaded.maps.counts.lost() + loaded.maps.passed_over(),
+            buffer_bytes: loaded.buffer_bytes,
+            high_water_bytes: counters
+                .iter()
+                .map(|c| c.high_water)
+                .max()
+                .unwrap_or(0)
+                .max(self.shared.high_water()),
+            per_cpu: (0u32..)
+                .zip(&counters)
+                .map(|(cpu, c)| CpuStats {
+                    cpu,
+                    submitted: c.submitted,
+                    dropped: c.dropped + c.unframed,
+                })
+                .collect(),
+            hooks: loaded
+                .hooks
+                .iter()
+                .map(|h| HookStats {
+                    hook: h.function.to_owned(),
+                    attached: h.attached,
+                    note: h.note.clone(),
+                    hits: hits.get(usize::from(h.id)).copied().unwrap_or(0),
+                })
+                .collect(),
+        }
+    }
+
+    /// One marker on any root is enough, because all devices share the ring:
+    /// whatever was sent before the marker lies before it.
+    fn barrier(&self, timeout: Duration) -> anyhow::Result<()> {
+        let deadline = Instant::now() + timeout;
+        if self.roots.is_empty() {
+            return Ok(());
+        }
+        let since = self.shared.begin_wait();
+        let outcome = loop {
+            let marked = self.roots.iter().map(|root| Self::mark(root)).find_or_last_ok();
+            if let Err(error) = marked {
+                break Err(error);
+            }
+            // A marker may find the ring full like any other event; then it is
+            // made again.
+            let step = (Instant::now() + Duration::from_millis(100)).min(deadline);
+            if self.shared.wait_until(since, step) {
+                break Ok(());
+            }
+            if Instant::now() >= deadline {
+                break Err(anyhow::anyhow!(
+                    "the kernel's events up to now did not arrive within {timeout:?}; `omirr stats` shows the ring"
+                ));
+            }
+        };
+        self.shared.end_wait();
+        outcome
+    }
+}
+
+impl Drop for EbpfSource {
+    fn drop(&mut self) {
+        // Detach first: after that nothing new comes.
+        drop(self.loaded.take());
+        self.shared.stop();
+        if let Some(reader) = self.reader.take()
+            && reader.join().is_err()
+        {
+            tracing::error!("the thread that reads the kernel's events had panicked");
+        }
+    }
+}
+
+/// The first success, or the last failure.
+trait FirstOk {
+    fn find_or_last_ok(self) -> anyhow::Result<()>;
+}
+
+impl<I: Iterator<Item = anyhow::Result<()>>> FirstOk for I {
+    fn find_or_last_ok(self) -> anyhow::Result<()> {
+        let mut last = Ok(());
+        for result in self {
+            if result.is_ok() {
+                return Ok(());
+            }
+            last = result;
+        }
+        last
+    }
+}
+
+/// Tries the ways from the best down, and says in one sentence how it went.
+fn load_best(
+    object: &[u8],
+    layout: &hooks::Layout,
+    devices: &[WatchedDevice],
+    options: Options,
+    own_pid: Option<u32>,
+) -> Result<(Loaded, String), EbpfError> {
+    let preemption = probe::preemption();
+    let attaches = match options.attach {
+        Attach::Auto if preemption.is_some() => &[load::Attaching::Kprobe, load::Attaching::Fentry][..],
+        Attach::Auto => &[load::Attaching::Fentry, load::Attaching::Kprobe],
+        Attach::Fentry => &[load::Attaching::Fentry],
+        Attach::Kprobe => &[load::Attaching::Kprobe],
+    };
+    let transports = match options.transport {
+        Transport::Auto => &[load::Carrier::Ring, load::Carrier::Perf][..],
+        Transport::Ring => &[load::Carrier::Ring],
+        Transport::Perf => &[load::Carrier::Perf],
+    };
+    let mut failures: Vec<String> = Vec::new();
+    for &attach in attaches {
+        for &transport in transports {
+            let plan = load::Plan {
+                object,
+                layout,
+                devices,
+                attach,
+                transport,
+                ring_bytes: options.ring_bytes,
+                own_pid,
+            };
+            match load::load(&plan) {
+                Ok(loaded) => {
+                    let chosen = options.attach != Attach::Auto && options.transport != Transport::Auto;
+                    let why = match (failures.is_empty(), chosen) {
+                        (true, _) if options.attach == Attach::Auto && preemption.is_some() => format!(
+                            "fentry programs may be passed over, because this kernel preempts itself ({})",
+                            preemption.unwrap_or_default()
+                        ),
+                        (true, true) => "as configured".to_owned(),
+                        (true, false) => "the best that this kernel offers".to_owned(),
+                        (false, _) => failures.join("; "),
+                    };
+                    return Ok((
+                        loaded,
+                        format!("{} with the {} buffer: {why}", attach.name(), transport.name()),
+                    ));
+                }
+                Err(error) => {
+                    tracing::debug!(attach = attach.name(), transport = transport.name(), error = %error, "cannot be used");
+                    let said = format!("{} with {}: {error}", attach.name(), transport.name());
+                    failures.push(said);
+                    // Another ring does not make a refused program load.
+                    if !error.is_about_transport() {
+                        break;
+                    }
+                }
+            }
+        }
+    }
+    Err(EbpfError::NoneWorks(failures.join("; ")))
+}
+
+const _: () = assert!(HOOK_COUNT <= 256, "a hook's number is one byte");
