@@ -16,7 +16,10 @@ fn files(folder: &Path) -> BTreeMap<String, String> {
         .unwrap()
         .map(|entry| {
             let entry = entry.unwrap();
-            (entry.file_name().into_string().unwrap(), fs::read_to_string(entry.path()).unwrap())
+            (
+                entry.file_name().into_string().unwrap(),
+                fs::read_to_string(entry.path()).unwrap(),
+            )
         })
         .collect()
 }
@@ -29,7 +32,12 @@ fn wait_until_stopped(node: &Node) -> String {
         {
             return status["shares"][0]["reason"].as_str().unwrap().to_owned();
         }
-        assert!(Instant::now() < deadline, "{}\n{}", node.status_text(), node.log_tail());
+        assert!(
+            Instant::now() < deadline,
+            "{}\n{}",
+            node.status_text(),
+            node.log_tail()
+        );
         std::thread::sleep(Duration::from_millis(20));
     }
 }
@@ -50,7 +58,9 @@ fn full_pair(test: &str) -> Option<Pair> {
 
 #[test]
 fn a_root_that_is_moved_away_stops_the_share_and_deletes_nothing() {
-    let Some(mut pair) = full_pair("a_root_that_is_moved_away_stops_the_share_and_deletes_nothing") else { return };
+    let Some(mut pair) = full_pair("a_root_that_is_moved_away_stops_the_share_and_deletes_nothing") else {
+        return;
+    };
     let all = files(&pair.two.share);
     let root = pair.one.share.clone();
     let away = root.with_file_name("away");
@@ -59,9 +69,13 @@ fn a_root_that_is_moved_away_stops_the_share_and_deletes_nothing() {
     let reason = wait_until_stopped(&pair.one);
     assert_eq!(
         reason,
-        format!("'{}' is another directory than the one that was mirrored", root.display())
+        format!(
+            "'{}' is another directory than the one that was mirrored",
+            root.display()
+        )
     );
-    pair.one.wait_for_log(&format!("the share is stopped: {reason}"), SOON);
+    pair.one
+        .wait_for_log(&format!("the share is stopped: {reason}"), SOON);
     assert!(pair.one.is_running(), "{}", pair.one.log_tail());
     let waited = pair.one.wait("100ms");
     assert_eq!(waited.status.code(), Some(1));
@@ -79,8 +93,14 @@ fn a_root_that_is_moved_away_stops_the_share_and_deletes_nothing() {
     pair.one.stop();
     pair.one.start();
     let reason = wait_until_stopped(&pair.one);
-    assert!(reason.contains("is not the directory that was mirrored before"), "{reason}");
-    assert!(reason.contains("remove ") && reason.contains("index.redb"), "{reason}");
+    assert!(
+        reason.contains("is not the directory that was mirrored before"),
+        "{reason}"
+    );
+    assert!(
+        reason.contains("remove ") && reason.contains("index.redb"),
+        "{reason}"
+    );
     let mut expected = all.clone();
     expected.insert("meanwhile".to_owned(), "meanwhile".to_owned());
     assert_eq!(files(&pair.two.share), expected);
@@ -101,7 +121,9 @@ fn a_root_that_is_moved_away_stops_the_share_and_deletes_nothing() {
 
 #[test]
 fn emptying_a_root_that_was_moved_away_deletes_nothing() {
-    let Some(mut pair) = full_pair("emptying_a_root_that_was_moved_away_deletes_nothing") else { return };
+    let Some(mut pair) = full_pair("emptying_a_root_that_was_moved_away_deletes_nothing") else {
+        return;
+    };
     let all = files(&pair.two.share);
     let root = pair.one.share.clone();
     let away = root.with_file_name("away");

@@ -27,7 +27,9 @@ fn checked(node: &Node) -> String {
 
 #[test]
 fn a_share_path_that_cannot_be_one_keeps_the_daemon_from_starting() {
-    let Some(mut pair) = pair("a_share_path_that_cannot_be_one_keeps_the_daemon_from_starting") else { return };
+    let Some(mut pair) = pair("a_share_path_that_cannot_be_one_keeps_the_daemon_from_starting") else {
+        return;
+    };
     let good = pair.one.share.clone();
     let file = pair.one.folder.join("file");
     fs::write(&file, "").unwrap();
@@ -60,21 +62,30 @@ fn a_share_path_that_cannot_be_one_keeps_the_daemon_from_starting() {
 
 #[test]
 fn three_mistakes_keep_the_daemon_from_starting_and_a_running_one_keeps_the_old_configuration() {
-    let Some(mut pair) = pair("three_mistakes") else { return };
+    let Some(mut pair) = pair("three_mistakes") else {
+        return;
+    };
     pair.start();
     pair.still_mirrors();
     let right = fs::read_to_string(pair.one.config()).unwrap();
-    let wrong = right.replace("name =", "nmae =").replace("address = \"127.0.0.1:", "address = \"127.0.0.1 ");
+    let wrong = right
+        .replace("name =", "nmae =")
+        .replace("address = \"127.0.0.1:", "address = \"127.0.0.1 ");
     let wrong = wrong + "conflicts = \"oldest-wins\"\n";
     fs::write(pair.one.config(), &wrong).unwrap();
     let said = refused(&pair.one.config());
-    let sentences = ["did you mean \"name\"?", "has no port", "use \"keep-both\" or \"newest-wins\""];
+    let sentences = [
+        "did you mean \"name\"?",
+        "has no port",
+        "use \"keep-both\" or \"newest-wins\"",
+    ];
     for sentence in sentences {
         assert!(said.contains(sentence), "{said}");
     }
     assert_eq!(said, checked(&pair.one), "check and daemon say the same");
     pair.one.hang_up();
-    pair.one.wait_for_log("the configuration is not taken, the old one stays", SOON);
+    pair.one
+        .wait_for_log("the configuration is not taken, the old one stays", SOON);
     for sentence in sentences {
         pair.one.wait_for_log(sentence, SOON);
     }
@@ -84,7 +95,9 @@ fn three_mistakes_keep_the_daemon_from_starting_and_a_running_one_keeps_the_old_
 
 #[test]
 fn a_second_daemon_on_one_state_directory_is_told_of_the_first() {
-    let Some(mut pair) = pair("a_second_daemon_on_one_state_directory_is_told_of_the_first") else { return };
+    let Some(mut pair) = pair("a_second_daemon_on_one_state_directory_is_told_of_the_first") else {
+        return;
+    };
     pair.start();
     pair.still_mirrors();
     let said = refused(&pair.one.config());
@@ -108,13 +121,16 @@ fn a_second_daemon_on_one_state_directory_is_told_of_the_first() {
 
 #[test]
 fn a_port_that_is_taken_is_named() {
-    let Some(mut pair) = pair("a_port_that_is_taken_is_named") else { return };
+    let Some(mut pair) = pair("a_port_that_is_taken_is_named") else {
+        return;
+    };
     let taken = std::net::TcpListener::bind(("127.0.0.1", pair.one.port)).unwrap();
     pair.one.write_config();
     let said = refused(&pair.one.config());
     let port = pair.one.port;
     assert!(
-        said.contains(&format!("cannot listen on 127.0.0.1:{port}: another program")) && said.contains("ss -ltnp"),
+        said.contains(&format!("cannot listen on 127.0.0.1:{port}: another program"))
+            && said.contains("ss -ltnp"),
         "{said}"
     );
     drop(taken);
@@ -153,11 +169,18 @@ fn an_index_of_another_format_is_refused() {
         let db = redb::Database::create(file).unwrap();
         let change = db.begin_write().unwrap();
         let meta = redb::TableDefinition::<&str, &[u8]>::new("meta");
-        change.open_table(meta).unwrap().insert("", &[9u8, 0, 0, 0][..]).unwrap();
+        change
+            .open_table(meta)
+            .unwrap()
+            .insert("", &[9u8, 0, 0, 0][..])
+            .unwrap();
         change.commit().unwrap();
     });
     if let Some(said) = said {
-        assert!(said.contains("has format 9, this omirr reads format 1: use the omirr that wrote it"), "{said}");
+        assert!(
+            said.contains("has format 9, this omirr reads format 1: use the omirr that wrote it"),
+            "{said}"
+        );
     }
 }
 
@@ -184,7 +207,9 @@ fn open_to_all(pair: &Pair) {
 
 #[test]
 fn without_privileges_the_tree_is_compared_at_intervals() {
-    let Some(mut pair) = pair("without_privileges_the_tree_is_compared_at_intervals") else { return };
+    let Some(mut pair) = pair("without_privileges_the_tree_is_compared_at_intervals") else {
+        return;
+    };
     open_to_all(&pair);
     pair.one.without_privileges(NOBODY);
     pair.two.without_privileges(NOBODY);
@@ -200,7 +225,8 @@ fn without_privileges_the_tree_is_compared_at_intervals() {
     pair.one.stop();
     pair.one.tracer = "source = \"fanotify\"".to_owned();
     pair.one.start();
-    pair.one.wait_for_log("omirr: the source \"fanotify\" cannot run here: ", SOON);
+    pair.one
+        .wait_for_log("omirr: the source \"fanotify\" cannot run here: ", SOON);
     let deadline = Instant::now() + SOON;
     while pair.one.is_running() {
         assert!(Instant::now() < deadline, "{}", pair.one.log_tail());
@@ -211,7 +237,9 @@ fn without_privileges_the_tree_is_compared_at_intervals() {
 
 #[test]
 fn what_a_daemon_without_privileges_may_not_do_waits_with_its_reason() {
-    let Some(mut pair) = pair("what_a_daemon_without_privileges_may_not_do_waits_with_its_reason") else { return };
+    let Some(mut pair) = pair("what_a_daemon_without_privileges_may_not_do_waits_with_its_reason") else {
+        return;
+    };
     open_to_all(&pair);
     pair.two.without_privileges(NOBODY);
     pair.start();
@@ -219,18 +247,30 @@ fn what_a_daemon_without_privileges_may_not_do_waits_with_its_reason() {
     fs::write(&roots, "root's").unwrap();
     let deadline = Instant::now() + SOON;
     let reason = loop {
-        let item = pair.two.status().map(|status| status["shares"][0]["pending_items"][0].clone());
+        let item = pair
+            .two
+            .status()
+            .map(|status| status["shares"][0]["pending_items"][0].clone());
         match item {
             Some(item) if item["path"] == "roots" => break item["reason"].as_str().unwrap().to_owned(),
             _ => {}
         }
-        assert!(Instant::now() < deadline, "{}\n{}", pair.two.status_text(), pair.two.log_tail());
+        assert!(
+            Instant::now() < deadline,
+            "{}\n{}",
+            pair.two.status_text(),
+            pair.two.log_tail()
+        );
         std::thread::sleep(Duration::from_millis(20));
     };
     println!("{reason}");
     assert!(reason.contains("roots") && reason.contains("owner"), "{reason}");
-    assert!(!pair.two.share.join("roots").exists(), "a file must not come with another owner");
-    pair.two.wait_for_log(&format!("cannot apply yet: {reason}"), SOON);
+    assert!(
+        !pair.two.share.join("roots").exists(),
+        "a file must not come with another owner"
+    );
+    pair.two
+        .wait_for_log(&format!("cannot apply yet: {reason}"), SOON);
     // What it may do, it does, before and after.
     let may = pair.one.folder.join("may");
     fs::write(&may, "nobody's").unwrap();
@@ -245,7 +285,9 @@ fn what_a_daemon_without_privileges_may_not_do_waits_with_its_reason() {
 
 #[test]
 fn whoever_may_not_ask_the_daemon_is_told_who_may() {
-    let Some(mut pair) = pair("whoever_may_not_ask_the_daemon_is_told_who_may") else { return };
+    let Some(mut pair) = pair("whoever_may_not_ask_the_daemon_is_told_who_may") else {
+        return;
+    };
     open_to_all(&pair);
     pair.start();
     pair.still_mirrors();
@@ -278,6 +320,9 @@ fn whoever_may_not_ask_the_daemon_is_told_who_may() {
         .unwrap();
     assert_eq!(out.status.code(), Some(1), "{out:?}");
     let said = String::from_utf8(out.stderr).unwrap();
-    assert!(said.contains("node.key") && said.contains("ermission denied"), "{said}");
+    assert!(
+        said.contains("node.key") && said.contains("ermission denied"),
+        "{said}"
+    );
     pair.still_mirrors();
 }

@@ -143,6 +143,8 @@ fn the_loser_of_a_conflict_is_kept() {
     pair.settle_equal(SOON);
     pair.two.stop();
     fs::write(pair.one.share.join("page.html"), "from one").unwrap();
+    // Times of files are no finer than the kernel's tick.
+    std::thread::sleep(Duration::from_millis(20));
     fs::write(pair.two.share.join("page.html"), "from two, later").unwrap();
     pair.two.start();
     pair.settle_equal(SOON);

@@ -23,7 +23,9 @@ use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, Error, SignatureScheme, StreamOwned};
 
 /// An Ed25519 key's SubjectPublicKeyInfo up to the key itself (RFC 8410).
-const SPKI_PREFIX: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
+const SPKI_PREFIX: [u8; 12] = [
+    0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00,
+];
 /// The index that the hostile peer claims to have.
 pub(crate) const REPLICA: ReplicaId = ReplicaId(0xbad);
 /// Nothing that a node has to say takes longer.
@@ -37,7 +39,12 @@ pub(crate) struct Hostile {
 impl Hostile {
     /// Connects with the key in `key_file`, whose public half is `public`, and
     /// answers the greeting with `greeting`.
-    pub(crate) fn connect(port: u16, key_file: &Path, public: &str, greeting: [u8; 8]) -> std::io::Result<Hostile> {
+    pub(crate) fn connect(
+        port: u16,
+        key_file: &Path,
+        public: &str,
+        greeting: [u8; 8],
+    ) -> std::io::Result<Hostile> {
         let key = PrivatePkcs8KeyDer::from_pem_file(key_file).expect("omirr's keys are PKCS#8 PEM");
         let signer = ring::sign::any_eddsa_type(&key).expect("omirr's keys are Ed25519");
         let public: PublicKey = public.parse().expect("omirr prints its keys as it reads them");
@@ -63,7 +70,10 @@ impl Hostile {
         assert_eq!(theirs, MAGIC);
         stream.write_all(&greeting)?;
         stream.flush()?;
-        Ok(Hostile { stream, buffer: BytesMut::new() })
+        Ok(Hostile {
+            stream,
+            buffer: BytesMut::new(),
+        })
     }
 
     /// Says any bytes; the node may have hung up before it has read them.
@@ -79,14 +89,24 @@ impl Hostile {
     /// The node's next message; none if it has hung up.
     pub(crate) fn hear(&mut self) -> Option<Message> {
         loop {
-            if let Progress::Whole(frame) = frame::take(&mut self.buffer).expect("a node sends whole frames") {
-                return Some(Decoder::default().decode(&frame).expect("a node sends right messages"));
+            if let Progress::Whole(frame) = frame::take(&mut self.buffer).expect("a node sends whole frames")
+            {
+                return Some(
+                    Decoder::default()
+                        .decode(&frame)
+                        .expect("a node sends right messages"),
+                );
             }
             let mut some = [0; 4096];
             match self.stream.read(&mut some) {
                 Ok(0) => return None,
                 Ok(count) => self.buffer.extend_from_slice(&some[..count]),
-                Err(error) if matches!(error.kind(), ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset) => {
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset
+                    ) =>
+                {
                     return None;
                 }
                 Err(error) => panic!("the node neither answers nor hangs up: {error}"),
@@ -105,7 +125,10 @@ impl Hostile {
 
     /// Ends the connection without the end that TLS has.
     pub(crate) fn cut(self) {
-        self.stream.sock.shutdown(std::net::Shutdown::Both).expect("a connection can be shut down");
+        self.stream
+            .sock
+            .shutdown(std::net::Shutdown::Both)
+            .expect("a connection can be shut down");
     }
 }
 
@@ -166,17 +189,36 @@ pub(crate) fn hello() -> Message {
 }
 
 fn row(path: &str, seq: u64, kind: Kind, inline: Option<&str>) -> WireRow {
-    let time = Time { secs: 1_700_000_000, nanos: 5 };
-    let mode = if matches!(kind, Kind::Directory) { 0o755 } else { 0o644 };
+    let time = Time {
+        secs: 1_700_000_000,
+        nanos: 5,
+    };
+    let mode = if matches!(kind, Kind::Directory) {
+        0o755
+    } else {
+        0o644
+    };
     WireRow {
         seq,
         path: RelPath::new(path.as_bytes()).expect("a path that can be written down"),
         row: Row {
-            entry: Entry { kind, mode, uid: 0, gid: 0, mtime: time, xattrs: Vec::new(), link: None },
+            entry: Entry {
+                kind,
+                mode,
+                uid: 0,
+                gid: 0,
+                mtime: time,
+                xattrs: Vec::new(),
+                link: None,
+            },
             deleted: false,
             version: Version {
                 vector: Vector::from_iter([(REPLICA, seq)]),
-                stamp: Stamp { wall_ms: 1_700_000_000_000 + seq, count: 0, replica: REPLICA },
+                stamp: Stamp {
+                    wall_ms: 1_700_000_000_000 + seq,
+                    count: 0,
+                    replica: REPLICA,
+                },
             },
         },
         moved_from: None,
@@ -186,7 +228,10 @@ fn row(path: &str, seq: u64, kind: Kind, inline: Option<&str>) -> WireRow {
 
 /// The row of a file that comes with its content.
 pub(crate) fn file(path: &str, seq: u64, content: &str) -> WireRow {
-    let kind = Kind::File { size: content.len() as u64, hash: Hash(*blake3::hash(content.as_bytes()).as_bytes()) };
+    let kind = Kind::File {
+        size: content.len() as u64,
+        hash: Hash(*blake3::hash(content.as_bytes()).as_bytes()),
+    };
     row(path, seq, kind, Some(content))
 }
 
@@ -195,23 +240,39 @@ pub(crate) fn directory(path: &str, seq: u64) -> WireRow {
 }
 
 pub(crate) fn symlink(path: &str, seq: u64, target: &str) -> WireRow {
-    let mut row = row(path, seq, Kind::Symlink { target: target.as_bytes().into() }, None);
+    let mut row = row(
+        path,
+        seq,
+        Kind::Symlink {
+            target: target.as_bytes().into(),
+        },
+        None,
+    );
     row.row.entry.mode = 0o777;
     row
 }
 
 pub(crate) fn batch(rows: Vec<WireRow>) -> Message {
-    Message::Batch { upto: rows.iter().map(|row| row.seq).max().unwrap_or(0), rows }
+    Message::Batch {
+        upto: rows.iter().map(|row| row.seq).max().unwrap_or(0),
+        rows,
+    }
 }
 
 /// A frame of `message` in which `old`, found exactly once, is overwritten by
 /// `new` of the same length: what [`RelPath`] does not let anyone write down.
 pub(crate) fn patched(message: &Message, old: &[u8], new: &[u8]) -> Vec<u8> {
     assert_eq!(old.len(), new.len());
-    let mut bytes = omirr::wire::encode(message).expect("the message can be encoded").to_vec();
+    let mut bytes = omirr::wire::encode(message)
+        .expect("the message can be encoded")
+        .to_vec();
     assert_eq!(bytes[4], 0, "a compressed frame cannot be patched");
-    let places: Vec<_> = (0..bytes.len() - old.len()).filter(|&at| bytes[at..].starts_with(old)).collect();
-    let [at] = places[..] else { panic!("{old:?} is there {} times", places.len()) };
+    let places: Vec<_> = (0..bytes.len() - old.len())
+        .filter(|&at| bytes[at..].starts_with(old))
+        .collect();
+    let [at] = places[..] else {
+        panic!("{old:?} is there {} times", places.len())
+    };
     bytes[at..at + new.len()].copy_from_slice(new);
     bytes
 }

@@ -59,7 +59,10 @@ impl Trio {
     fn line(&self, text: &str) -> String {
         self.pair.one.wait_for_log(text, SOON);
         let log = self.pair.one.log_text();
-        let line = log.lines().find(|line| line.contains(text)).expect("it was just there");
+        let line = log
+            .lines()
+            .find(|line| line.contains(text))
+            .expect("it was just there");
         println!("{line}");
         line.to_owned()
     }
@@ -67,7 +70,11 @@ impl Trio {
     /// The mirror works, and the share has nothing that it should not have.
     fn goes_on(&mut self) {
         assert!(self.pair.one.is_running(), "{}", self.pair.one.log_tail());
-        assert!(!self.pair.one.log_text().contains("panicked"), "{}", self.pair.one.log_tail());
+        assert!(
+            !self.pair.one.log_text().contains("panicked"),
+            "{}",
+            self.pair.one.log_tail()
+        );
         self.pair.still_mirrors();
         self.welcomed();
     }
@@ -77,7 +84,11 @@ impl Trio {
     fn says_so_often(&self, text: &str, times: usize) {
         let deadline = Instant::now() + SOON;
         while self.pair.one.log_text().matches(text).count() < times {
-            assert!(Instant::now() < deadline, "not {times} times {text:?}\n{}", self.pair.one.log_tail());
+            assert!(
+                Instant::now() < deadline,
+                "not {times} times {text:?}\n{}",
+                self.pair.one.log_tail()
+            );
             std::thread::sleep(Duration::from_millis(5));
         }
     }
@@ -104,19 +115,30 @@ fn a_peer_with_another_key_is_told_on_both_sides_and_with_the_right_key_it_mirro
         SOON,
     );
     one.wait_for_log(&format!("a stranger with key {right} from 127.0.0.1:"), SOON);
-    one.wait_for_log("was refused: if it is a peer, add the key to the configuration", SOON);
+    one.wait_for_log(
+        "was refused: if it is a peer, add the key to the configuration",
+        SOON,
+    );
     two.wait_for_log(
         &format!(
             "cannot send: 127.0.0.1:{one_port} does not accept this node's key: add {right} to its [peers]"
         ),
         SOON,
     );
-    two.wait_for_log(&format!("expects another key than this node's: correct it to {right} in its [peers]"), SOON);
+    two.wait_for_log(
+        &format!("expects another key than this node's: correct it to {right} in its [peers]"),
+        SOON,
+    );
     one.put("early", "early");
     let status = one.status().expect("the daemon answers");
     let peer = &status["shares"][0]["peers"][0];
     assert_eq!(peer["state"], "connecting", "{status}");
-    assert!(peer["last_error"].as_str().is_some_and(|why| why.contains("answered with key")), "{status}");
+    assert!(
+        peer["last_error"]
+            .as_str()
+            .is_some_and(|why| why.contains("answered with key")),
+        "{status}"
+    );
     assert!(!two.share.join("early").exists());
 
     one.peers[0].2 = right;
@@ -129,7 +151,9 @@ fn a_peer_with_another_key_is_told_on_both_sides_and_with_the_right_key_it_mirro
 
 #[test]
 fn another_protocol_is_told_from_the_greeting() {
-    let Some(mut trio) = Trio::start("another_protocol_is_told_from_the_greeting") else { return };
+    let Some(mut trio) = Trio::start("another_protocol_is_told_from_the_greeting") else {
+        return;
+    };
     let mut newer = MAGIC;
     newer[7] = 9;
     let mut hostile = trio.greet_with(newer).unwrap();
@@ -146,47 +170,109 @@ fn another_protocol_is_told_from_the_greeting() {
 
 #[test]
 fn another_protocol_is_told_from_hello() {
-    let Some(mut trio) = Trio::start("another_protocol_is_told_from_hello") else { return };
+    let Some(mut trio) = Trio::start("another_protocol_is_told_from_hello") else {
+        return;
+    };
     let mut hostile = trio.connect();
-    let Message::Hello { software, node, share, replica, head, names, .. } = hello() else { unreachable!() };
+    let Message::Hello {
+        software,
+        node,
+        share,
+        replica,
+        head,
+        names,
+        ..
+    } = hello()
+    else {
+        unreachable!()
+    };
     let software = software.replace("0.1.0", "9.0.0");
-    hostile.say(&Message::Hello { protocol: PROTOCOL + 1, software, node, share, replica, head, names });
+    hostile.say(&Message::Hello {
+        protocol: PROTOCOL + 1,
+        software,
+        node,
+        share,
+        replica,
+        head,
+        names,
+    });
     let heard = hostile.hear_out();
-    let [Message::Refuse { reason }] = &heard[..] else { panic!("{heard:?}") };
+    let [Message::Refuse { reason }] = &heard[..] else {
+        panic!("{heard:?}")
+    };
     assert!(
         reason.starts_with("mallory (127.0.0.1:")
-            && reason.ends_with(", omirr 9.0.0) speaks omirr protocol 2, this node speaks 1: update the older one"),
+            && reason.ends_with(
+                ", omirr 9.0.0) speaks omirr protocol 2, this node speaks 1: update the older one"
+            ),
         "{reason}"
     );
     let line = trio.line("speaks omirr protocol 2");
-    assert!(line.contains(&format!("a connection has ended: {reason}")), "{line}");
+    assert!(
+        line.contains(&format!("a connection has ended: {reason}")),
+        "{line}"
+    );
     trio.goes_on();
 }
 
 #[test]
 fn whoever_begins_wrong_is_refused_with_the_reason() {
-    let Some(mut trio) = Trio::start("whoever_begins_wrong_is_refused_with_the_reason") else { return };
+    let Some(mut trio) = Trio::start("whoever_begins_wrong_is_refused_with_the_reason") else {
+        return;
+    };
     let mut hostile = trio.connect();
     hostile.say(&batch(vec![file("x", 1, "x")]));
     assert_eq!(hostile.hear_out(), []);
     trio.line("begins with a message of kind batch, not with hello");
 
-    let Message::Hello { protocol, software, node, replica, head, names, .. } = hello() else { unreachable!() };
+    let Message::Hello {
+        protocol,
+        software,
+        node,
+        replica,
+        head,
+        names,
+        ..
+    } = hello()
+    else {
+        unreachable!()
+    };
     let mut hostile = trio.connect();
     let share = "secrets".to_owned();
-    hostile.say(&Message::Hello { protocol, software, node, share, replica, head, names });
+    hostile.say(&Message::Hello {
+        protocol,
+        software,
+        node,
+        share,
+        replica,
+        head,
+        names,
+    });
     let heard = hostile.hear_out();
     let reason = "there is no share \"secrets\" here, only tree".to_owned();
-    assert_eq!(heard, [Message::Refuse { reason: reason.clone() }]);
+    assert_eq!(
+        heard,
+        [Message::Refuse {
+            reason: reason.clone()
+        }]
+    );
     trio.line(&reason);
 
     // A message that only a receiver sends.
     let mut hostile = trio.welcomed();
-    hostile.say(&Message::Ack { durable: 1, pending: 0, reason: None });
+    hostile.say(&Message::Ack {
+        durable: 1,
+        pending: 0,
+        reason: None,
+    });
     hostile.hear_out();
     trio.line("mallory sends a message of kind acknowledgement, which is not for this node to receive");
     let mut hostile = trio.welcomed();
-    hostile.say(&Message::Content { id: 7, parts: Vec::new(), last: true });
+    hostile.say(&Message::Content {
+        id: 7,
+        parts: Vec::new(),
+        last: true,
+    });
     hostile.hear_out();
     trio.line("mallory sends content that was not asked for");
     assert!(!trio.pair.one.share.join("x").exists());
@@ -207,7 +293,9 @@ fn read_out(mut tcp: TcpStream) -> Vec<u8> {
 
 #[test]
 fn a_stranger_on_the_port_gets_nothing_and_holds_up_nobody() {
-    let Some(mut trio) = Trio::start("a_stranger_on_the_port_gets_nothing_and_holds_up_nobody") else { return };
+    let Some(mut trio) = Trio::start("a_stranger_on_the_port_gets_nothing_and_holds_up_nobody") else {
+        return;
+    };
     let dial = || TcpStream::connect(("127.0.0.1", trio.pair.one.port)).unwrap();
 
     let mut tcp = dial();
@@ -220,7 +308,8 @@ fn a_stranger_on_the_port_gets_nothing_and_holds_up_nobody() {
 
     // The beginning of a TLS record, and then something else.
     let mut tcp = dial();
-    tcp.write_all(&[[22, 3, 1, 0, 200].as_slice(), &[0xff; 200]].concat()).unwrap();
+    tcp.write_all(&[[22, 3, 1, 0, 200].as_slice(), &[0xff; 200]].concat())
+        .unwrap();
     read_out(tcp);
     trio.line("does not speak omirr's protocol: it sent something that is not TLS");
 
@@ -231,7 +320,10 @@ fn a_stranger_on_the_port_gets_nothing_and_holds_up_nobody() {
     let alert = refused.err().expect("a stranger is not let in").to_string();
     assert!(alert.contains("AccessDenied"), "{alert}");
     let line = trio.line(&format!("a stranger with key {}", stranger.key));
-    assert!(line.contains("was refused: if it is a peer, add the key to the configuration"), "{line}");
+    assert!(
+        line.contains("was refused: if it is a peer, add the key to the configuration"),
+        "{line}"
+    );
 
     // More than are let in at once connect and say nothing. A peer that has to
     // dial anew gets through.
@@ -246,8 +338,12 @@ fn a_stranger_on_the_port_gets_nothing_and_holds_up_nobody() {
 
 #[test]
 fn a_damaged_frame_ends_the_connection_and_nothing_else() {
-    let Some(mut trio) = Trio::start("a_damaged_frame_ends_the_connection_and_nothing_else") else { return };
-    let whole = omirr::wire::encode(&batch(vec![file("damaged", 1, "damaged")])).unwrap().to_vec();
+    let Some(mut trio) = Trio::start("a_damaged_frame_ends_the_connection_and_nothing_else") else {
+        return;
+    };
+    let whole = omirr::wire::encode(&batch(vec![file("damaged", 1, "damaged")]))
+        .unwrap()
+        .to_vec();
     let flagged = |flags: u8| {
         let mut bytes = whole.clone();
         bytes[4] = flags;
@@ -259,14 +355,45 @@ fn a_damaged_frame_ends_the_connection_and_nothing_else() {
     let bomb: &[u8] = &[1, 0x28, 0xb5, 0x2f, 0xfd, 0xe0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0];
     let framed = |body: &[u8]| [&announced(body.len() as u32)[..], body].concat();
     let cases = [
-        ("longer than any frame", announced(u32::MAX), format!("a frame of 4294967299 bytes, the limit is {limit}")),
-        ("one byte too long", announced(limit as u32 - 3), format!("a frame of {} bytes, the limit is {limit}", limit + 1)),
+        (
+            "longer than any frame",
+            announced(u32::MAX),
+            format!("a frame of 4294967299 bytes, the limit is {limit}"),
+        ),
+        (
+            "one byte too long",
+            announced(limit as u32 - 3),
+            format!("a frame of {} bytes, the limit is {limit}", limit + 1),
+        ),
         ("empty", announced(0), "a frame without a body".to_owned()),
-        ("unknown flags", flagged(0x42), "a frame with unknown flags 0b01000010".to_owned()),
-        ("not zstd", flagged(1), "a frame whose compressed body is damaged: it is not zstd's".to_owned()),
-        ("a bomb", framed(bomb), format!("a message of 4294967296 bytes, the limit is {}", LIMITS.body_bytes)),
-        ("no such message", framed(&[0, 200]), "a frame that holds no message: ".to_owned()),
-        ("cut short", framed(&whole[4..whole.len() - 3]), "a frame that holds no message: it ends too early".to_owned()),
+        (
+            "unknown flags",
+            flagged(0x42),
+            "a frame with unknown flags 0b01000010".to_owned(),
+        ),
+        (
+            "not zstd",
+            flagged(1),
+            "a frame whose compressed body is damaged: it is not zstd's".to_owned(),
+        ),
+        (
+            "a bomb",
+            framed(bomb),
+            format!(
+                "a message of 4294967296 bytes, the limit is {}",
+                LIMITS.body_bytes
+            ),
+        ),
+        (
+            "no such message",
+            framed(&[0, 200]),
+            "a frame that holds no message: ".to_owned(),
+        ),
+        (
+            "cut short",
+            framed(&whole[4..whole.len() - 3]),
+            "a frame that holds no message: it ends too early".to_owned(),
+        ),
         (
             "too much in it",
             framed(&[&whole[4..], b"more"].concat()),
@@ -279,7 +406,10 @@ fn a_damaged_frame_ends_the_connection_and_nothing_else() {
         hostile.say_bytes(&bytes);
         hostile.hear_out();
         let line = trio.line(&format!("sent {sentence}"));
-        assert!(line.contains("a connection has ended: mallory (127.0.0.1:"), "{line}");
+        assert!(
+            line.contains("a connection has ended: mallory (127.0.0.1:"),
+            "{line}"
+        );
         assert_eq!(line.matches(sentence.as_str()).count(), 1, "said twice: {line}");
     }
     // A frame of which the rest never comes, however the connection ends.
@@ -316,7 +446,11 @@ fn listing(folder: &std::path::Path) -> Vec<String> {
             if kind.is_dir() {
                 folders.push(path.clone());
             }
-            let content = if kind.is_file() { fs::read_to_string(&path).unwrap() } else { String::new() };
+            let content = if kind.is_file() {
+                fs::read_to_string(&path).unwrap()
+            } else {
+                String::new()
+            };
             lines.push(format!("{}: {content}", path.display()));
         }
     }
@@ -334,7 +468,9 @@ fn outside(trio: &Trio) -> PathBuf {
 
 #[test]
 fn a_name_that_leads_out_of_the_share_is_refused() {
-    let Some(mut trio) = Trio::start("a_name_that_leads_out_of_the_share_is_refused") else { return };
+    let Some(mut trio) = Trio::start("a_name_that_leads_out_of_the_share_is_refused") else {
+        return;
+    };
     let cases: [(&[u8], &str); 10] = [
         (b"../escaped", "it has '.' or '..' in it"),
         (b"..", "it has '.' or '..' in it"),
@@ -350,16 +486,25 @@ fn a_name_that_leads_out_of_the_share_is_refused() {
     for (times, (path, sentence)) in cases.into_iter().enumerate() {
         println!("{}:", path.escape_ascii());
         let legal = "Q".repeat(path.len());
-        let right = batch(vec![file("in-the-same-batch", 1, "x"), file(&legal, 2, "escaped")]);
+        let right = batch(vec![
+            file("in-the-same-batch", 1, "x"),
+            file(&legal, 2, "escaped"),
+        ]);
         let mut hostile = trio.welcomed();
         hostile.say_bytes(&patched(&right, legal.as_bytes(), path));
         hostile.hear_out();
         trio.says_so_often("is not a path beneath the share: ", times + 1);
         let log = trio.pair.one.log_text();
-        let line = log.lines().rfind(|line| line.contains("is not a path beneath the share")).unwrap();
+        let line = log
+            .lines()
+            .rfind(|line| line.contains("is not a path beneath the share"))
+            .unwrap();
         println!("{line}");
         assert!(line.contains(sentence), "{line}");
-        assert!(line.contains("a connection has ended: mallory (127.0.0.1:"), "{line}");
+        assert!(
+            line.contains("a connection has ended: mallory (127.0.0.1:"),
+            "{line}"
+        );
     }
     // The place where a file was before is a path, too.
     let mut moved = file("moved", 1, "moved");
@@ -375,20 +520,44 @@ fn a_name_that_leads_out_of_the_share_is_refused() {
     assert!(!std::path::Path::new("/etc/omirr-escaped").exists());
     // Nor are such paths written down: a right batch afterwards is taken.
     let mut hostile = trio.welcomed();
-    hostile.say(&batch(vec![directory("legal", 1), file("legal/file", 2, "legal")]));
+    hostile.say(&batch(vec![
+        directory("legal", 1),
+        file("legal/file", 2, "legal"),
+    ]));
     trio.pair.two.wait_for_file("legal/file", "legal", SOON);
     trio.goes_on();
 }
 
 #[test]
 fn names_that_would_become_file_names_have_no_slash_in_them() {
-    let Some(mut trio) = Trio::start("names_that_would_become_file_names_have_no_slash_in_them") else { return };
+    let Some(mut trio) = Trio::start("names_that_would_become_file_names_have_no_slash_in_them") else {
+        return;
+    };
     // A node's name becomes part of a conflict copy's; and no peer may name
     // what the daemon takes for its own unfinished work.
-    let Message::Hello { protocol, software, node, share, replica, head, .. } = hello() else { unreachable!() };
+    let Message::Hello {
+        protocol,
+        software,
+        node,
+        share,
+        replica,
+        head,
+        ..
+    } = hello()
+    else {
+        unreachable!()
+    };
     let names = vec![(replica, "../../escaped".to_owned())];
     let mut hostile = trio.connect();
-    hostile.say(&Message::Hello { protocol, software, node, share, replica, head, names });
+    hostile.say(&Message::Hello {
+        protocol,
+        software,
+        node,
+        share,
+        replica,
+        head,
+        names,
+    });
     assert_eq!(hostile.hear_out(), []);
     trio.line("a hello that cannot be: a node's name \"../../escaped\" has '/' or a control character in it");
     let mut hostile = trio.connect();
@@ -405,7 +574,9 @@ fn names_that_would_become_file_names_have_no_slash_in_them() {
 
 #[test]
 fn rows_beneath_a_symlink_do_not_follow_it() {
-    let Some(mut trio) = Trio::start("rows_beneath_a_symlink_do_not_follow_it") else { return };
+    let Some(mut trio) = Trio::start("rows_beneath_a_symlink_do_not_follow_it") else {
+        return;
+    };
     let outside = outside(&trio);
     let before = listing(&outside);
     make_symlink(&outside, trio.pair.one.share.join("link")).unwrap();
@@ -439,7 +610,12 @@ fn rows_beneath_a_symlink_do_not_follow_it() {
         let kept: Vec<_> = fs::read_dir(&node.share)
             .unwrap()
             .map(|entry| entry.unwrap())
-            .filter(|entry| entry.file_name().to_string_lossy().starts_with("link.omirr-conflict-"))
+            .filter(|entry| {
+                entry
+                    .file_name()
+                    .to_string_lossy()
+                    .starts_with("link.omirr-conflict-")
+            })
             .collect();
         let [kept] = &kept[..] else { panic!("{kept:?}") };
         assert_eq!(fs::read_link(kept.path()).unwrap(), outside);
@@ -451,12 +627,18 @@ fn rows_beneath_a_symlink_do_not_follow_it() {
 
 #[test]
 fn a_directory_that_becomes_a_symlink_while_rows_arrive_is_not_followed() {
-    let Some(mut trio) = Trio::start("a_directory_that_becomes_a_symlink_while_rows_arrive_is_not_followed") else { return };
+    let Some(mut trio) = Trio::start("a_directory_that_becomes_a_symlink_while_rows_arrive_is_not_followed")
+    else {
+        return;
+    };
     let outside = outside(&trio);
     let before = listing(&outside);
     let share = trio.pair.one.share.clone();
     let mut hostile = trio.welcomed();
-    hostile.say(&batch(vec![directory("dir", 1), file("dir/precious", 2, "mirrored")]));
+    hostile.say(&batch(vec![
+        directory("dir", 1),
+        file("dir/precious", 2, "mirrored"),
+    ]));
     trio.pair.two.wait_for_file("dir/precious", "mirrored", SOON);
     // Directory and symlink change places all the time, while rows for what is
     // in the directory keep coming.
@@ -469,7 +651,8 @@ fn a_directory_that_becomes_a_symlink_while_rows_arrive_is_not_followed() {
             while Instant::now() < end {
                 let exchange = rustix::fs::RenameFlags::EXCHANGE;
                 // The daemon may have either name in its hands at this moment.
-                let swapped = rustix::fs::renameat_with(rustix::fs::CWD, &dir, rustix::fs::CWD, &swap, exchange);
+                let swapped =
+                    rustix::fs::renameat_with(rustix::fs::CWD, &dir, rustix::fs::CWD, &swap, exchange);
                 times += u32::from(swapped.is_ok());
                 std::thread::sleep(Duration::from_micros(300));
             }
@@ -505,20 +688,29 @@ fn as_receiver(
     mut session: impl AsyncFnMut(usize, &mut omirr::net::Reader, &mut omirr::net::Writer),
 ) {
     let identity = omirr::net::Identity::load(&trio.mallory.folder.join("node.key")).unwrap();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
     let all = async {
-        let listener = omirr::net::Listener::bind(&[format!("127.0.0.1:{}", trio.mallory.port)]).await.unwrap();
+        let listener = omirr::net::Listener::bind(&[format!("127.0.0.1:{}", trio.mallory.port)])
+            .await
+            .unwrap();
         for time in 0..times {
             let incoming = listener.accept().await.unwrap();
             let known: omirr::net::Known = std::sync::Arc::new(|_| true);
-            let (connection, _) = omirr::net::accept(incoming, &identity, known, SOON).await.unwrap();
+            let (connection, _) = omirr::net::accept(incoming, &identity, known, SOON)
+                .await
+                .unwrap();
             let (mut reader, mut writer) = connection.split();
             let hello = reader.recv().await.unwrap();
             assert!(matches!(hello, Message::Hello { .. }), "{hello:?}");
             session(time, &mut reader, &mut writer).await;
         }
     };
-    runtime.block_on(async { tokio::time::timeout(SOON, all).await }).expect("one dials mallory again and again");
+    runtime
+        .block_on(async { tokio::time::timeout(SOON, all).await })
+        .expect("one dials mallory again and again");
 }
 
 fn welcome() -> Message {
@@ -534,7 +726,9 @@ fn welcome() -> Message {
 
 #[test]
 fn a_peer_cannot_ask_for_what_is_outside_the_share() {
-    let Some(mut trio) = Trio::start("a_peer_cannot_ask_for_what_is_outside_the_share") else { return };
+    let Some(mut trio) = Trio::start("a_peer_cannot_ask_for_what_is_outside_the_share") else {
+        return;
+    };
     let outside = outside(&trio);
     let share = trio.pair.one.share.clone();
     make_symlink(&outside, share.join("link")).unwrap();
@@ -545,9 +739,18 @@ fn a_peer_cannot_ask_for_what_is_outside_the_share() {
     let mut answers = Vec::new();
     as_receiver(&trio, 1, async |_, reader, writer| {
         writer.send(&welcome()).await.unwrap();
-        for (id, path) in ["link/precious", "to-precious", "not-there", "in-the-share"].into_iter().enumerate() {
+        for (id, path) in ["link/precious", "to-precious", "not-there", "in-the-share"]
+            .into_iter()
+            .enumerate()
+        {
             let path = omirr::model::RelPath::new(path.as_bytes()).unwrap();
-            let want = Message::Want { id: id as u64, path, size: content.len() as u64, hash, have: Vec::new() };
+            let want = Message::Want {
+                id: id as u64,
+                path,
+                size: content.len() as u64,
+                hash,
+                have: Vec::new(),
+            };
             writer.send(&want).await.unwrap();
         }
         while answers.len() < 4 {
@@ -562,7 +765,9 @@ fn a_peer_cannot_ask_for_what_is_outside_the_share() {
         println!("{answer:?}");
         match answer {
             Message::Gone { id: 0..=2, .. } => {}
-            Message::Content { id: 3, last: true, .. } => {}
+            Message::Content {
+                id: 3, last: true, ..
+            } => {}
             other => panic!("{other:?}"),
         }
     }
@@ -571,7 +776,9 @@ fn a_peer_cannot_ask_for_what_is_outside_the_share() {
 
 #[test]
 fn a_peer_that_answers_wrong_is_named_and_tried_again() {
-    let Some(mut trio) = Trio::start("a_peer_that_answers_wrong_is_named_and_tried_again") else { return };
+    let Some(mut trio) = Trio::start("a_peer_that_answers_wrong_is_named_and_tried_again") else {
+        return;
+    };
     as_receiver(&trio, 4, async |time, reader, writer| {
         match time {
             0 => {
@@ -579,17 +786,44 @@ fn a_peer_that_answers_wrong_is_named_and_tried_again() {
                 writer.send(&Message::Refuse { reason }).await.unwrap();
             }
             1 => {
-                let Message::Welcome { software, node, replica, cursor, names, .. } = welcome() else { unreachable!() };
-                let newer = Message::Welcome { protocol: PROTOCOL + 1, software, node, replica, cursor, names };
+                let Message::Welcome {
+                    software,
+                    node,
+                    replica,
+                    cursor,
+                    names,
+                    ..
+                } = welcome()
+                else {
+                    unreachable!()
+                };
+                let newer = Message::Welcome {
+                    protocol: PROTOCOL + 1,
+                    software,
+                    node,
+                    replica,
+                    cursor,
+                    names,
+                };
                 writer.send(&newer).await.unwrap();
             }
             2 => {
                 writer.send(&welcome()).await.unwrap();
-                writer.send(&Message::Ack { durable: 1 << 40, pending: 0, reason: None }).await.unwrap();
+                writer
+                    .send(&Message::Ack {
+                        durable: 1 << 40,
+                        pending: 0,
+                        reason: None,
+                    })
+                    .await
+                    .unwrap();
             }
             _ => {
                 writer.send(&welcome()).await.unwrap();
-                writer.send(&batch(vec![file("pushed", 1, "pushed")])).await.unwrap();
+                writer
+                    .send(&batch(vec![file("pushed", 1, "pushed")]))
+                    .await
+                    .unwrap();
             }
         }
         // Until it hangs up.
