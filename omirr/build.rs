@@ -6,8 +6,7 @@
 use std::path::PathBuf;
 
 fn main() {
-    let workspace =
-        PathBuf::from(std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_default()).join("..");
+    let workspace = PathBuf::from(std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_default()).join("..");
     let object = workspace.join("target/bpf/omirr-ebpf.o");
     println!("cargo::rustc-check-cfg=cfg(ebpf_object)");
     println!("cargo::rerun-if-changed={}", object.display());

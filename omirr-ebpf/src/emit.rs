@@ -16,7 +16,8 @@ use aya_ebpf::{
 use core::{arch::asm, ffi::c_void, mem::MaybeUninit};
 use omirr_common::{
     counters::Counters,
-    event::{Frame, FrameKey, HEADER_BYTES, NAME_MAX, NAME_SPACE, TO_OFFSET, flag},
+    event::{Frame, FrameKey, HEADER_BYTES, NAME_MAX, NAME_SPACE, TO_OFFSET, flag, op},
+    hooks::HOOK_COUNT,
     identity::device,
     settings::transport,
 };
@@ -61,12 +62,15 @@ pub fn key(hook: u8, life: Life) -> FrameKey {
         Life::Program => (u64::from(processor()) + 1) << 8,
         Life::Operation => 0,
     };
-    FrameKey { pid_tgid: bpf_get_current_pid_tgid(), hook: u64::from(hook) | processor }
+    FrameKey {
+        pid_tgid: bpf_get_current_pid_tgid(),
+        hook: u64::from(hook) | processor,
+    }
 }
 
 #[inline(always)]
 fn count(which: impl Fn(*mut Counters) -> *mut u64) {
-    if let Some(counters) = COUNTERS.get_ptr_mut(0) {
+    if let Some(counters) = COUNTERS.get_ptr_mut(processor()) {
         add_one(which(counters));
     }
 }
@@ -96,11 +100,23 @@ pub fn open<S: Site>(site: &S, change: &Change, life: Life) -> Option<*mut Frame
     if bits == 0 || (change.above_funnel && bits & device::FUNNEL != 0) {
         return None;
     }
+    let own = scope::is_own();
+    if own && change.op != op::ATTR {
+        return None;
+    }
     let parent = kernel::dentry_parent(site, change.dentry);
     let parent_inode = kernel::dentry_inode(site, parent);
-    let mode = if known { kernel::inode_mode(site, change.inode) } else { 0 };
+    let mode = if known {
+        kernel::inode_mode(site, change.inode)
+    } else {
+        0
+    };
     let is_dir = mode & 0xf000 == 0x4000;
-    let ino = if known { kernel::inode_ino(site, change.inode) } else { 0 };
+    let ino = if known {
+        kernel::inode_ino(site, change.inode)
+    } else {
+        0
+    };
     let mut place = scope::place(site, if known { change.dentry } else { parent }, sb, dev, bits);
     if place == Place::Outside && change.to != 0 {
         place = scope::place(site, kernel::dentry_parent(site, change.to), sb, dev, bits);
@@ -116,12 +132,12 @@ pub fn open<S: Site>(site: &S, change: &Change, life: Life) -> Option<*mut Frame
         place = Place::Inside;
     }
     let at_root = known && place == Place::Root;
-    let own = scope::is_own();
-    if own && !(at_root && change.op == omirr_common::event::op::ATTR) {
+    // Of its own changes only the marker of a barrier passes.
+    if own && !at_root {
         return None;
     }
 
-    if let Some(hits) = HITS.get_ptr_mut(u32::from(change.hook)) {
+    if let Some(hits) = HITS.get_ptr_mut(processor() * HOOK_COUNT as u32 + u32::from(change.hook)) {
         add_one(hits);
     }
     let frame_key = key(change.hook, life);
@@ -199,7 +215,11 @@ pub fn now() -> u64 {
 /// verifier sees.
 #[inline(always)]
 fn bounded(len: u32) -> u64 {
-    let mut len = u64::from(if len > NAME_MAX as u32 { NAME_MAX as u32 } else { len });
+    let mut len = u64::from(if len > NAME_MAX as u32 {
+        NAME_MAX as u32
+    } else {
+        len
+    });
     // SAFETY: one arithmetic instruction on a register.
     unsafe { asm!("{0} &= 255", inout(reg) len, options(nomem, nostack)) };
     len
@@ -212,7 +232,11 @@ fn copy_name<S: Site>(site: &S, dentry: Addr, frame: *mut Frame, offset: usize) 
     // SAFETY: `offset` is where one of the two names begins, and `len` is less
     // than the space of a name.
     let failed = unsafe {
-        bpf_probe_read_kernel(frame.byte_add(offset).cast::<c_void>(), len as u32, name as *const c_void)
+        bpf_probe_read_kernel(
+            frame.byte_add(offset).cast::<c_void>(),
+            len as u32,
+            name as *const c_void,
+        )
     };
     if failed == 0 { len as u16 } else { 0 }
 }
@@ -258,7 +282,7 @@ pub fn send<S: Site>(site: &S, frame: *mut Frame) {
     count(|c| unsafe { &raw mut (*c).submitted });
     if constant!(SETTINGS.transport) == transport::RING {
         let waiting = RING.query(u64::from(BPF_RB_AVAIL_DATA));
-        if let Some(counters) = COUNTERS.get_ptr_mut(0) {
+        if let Some(counters) = COUNTERS.get_ptr_mut(processor()) {
             // SAFETY: a live map value; a lost update costs a little accuracy.
             unsafe {
                 if waiting > (*counters).high_water {

@@ -146,7 +146,11 @@ pub fn probe<T: Copy>(addr: Addr) -> T {
     // SAFETY: the helper writes `size_of::<T>()` bytes at the pointer, zeros
     // if the address is bad; `T` is an integer.
     unsafe {
-        bpf_probe_read_kernel(value.as_mut_ptr().cast(), size_of::<T>() as u32, addr as *const c_void);
+        bpf_probe_read_kernel(
+            value.as_mut_ptr().cast(),
+            size_of::<T>() as u32,
+            addr as *const c_void,
+        );
         value.assume_init()
     }
 }

@@ -2,8 +2,9 @@
 
 use aya_ebpf::{
     Global,
+    bindings::BPF_F_MMAPABLE,
     macros::map,
-    maps::{HashMap, PerCpuArray, PerfEventByteArray, RingBuf},
+    maps::{Array, HashMap, PerfEventByteArray, RingBuf},
 };
 use omirr_common::{
     counters::Counters,
@@ -42,12 +43,14 @@ pub static ROOTS: HashMap<RootKey, u32> = HashMap::with_max_entries(1024, 0);
 #[map]
 pub static FRAMES: HashMap<FrameKey, Frame> = HashMap::with_max_entries(4096, 0);
 
+/// By processor; sized by the loader, which reads it as memory.
 #[map]
-pub static COUNTERS: PerCpuArray<Counters> = PerCpuArray::with_max_entries(1, 0);
+pub static COUNTERS: Array<Counters> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
-/// Changes beneath a share that each hook saw.
+/// Changes beneath a share that each hook saw: by processor, then by hook.
+/// Sized and read like the counters.
 #[map]
-pub static HITS: PerCpuArray<u64> = PerCpuArray::with_max_entries(HOOK_COUNT as u32, 0);
+pub static HITS: Array<u64> = Array::with_max_entries(HOOK_COUNT as u32, BPF_F_MMAPABLE);
 
 /// Sized by the loader; the one that is not used is kept at its smallest.
 #[map]
@@ -68,7 +71,11 @@ macro_rules! constant {
 pub(crate) use constant;
 
 /// The types of the globals under the names of the globals, for [`constant`].
-#[allow(non_camel_case_types, clippy::upper_case_acronyms, reason = "named like the statics they describe")]
+#[allow(
+    non_camel_case_types,
+    clippy::upper_case_acronyms,
+    reason = "named like the statics they describe"
+)]
 pub mod types {
     pub type SETTINGS = omirr_common::settings::Settings;
     pub type OFFSETS = omirr_common::settings::Offsets;

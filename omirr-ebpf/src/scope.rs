@@ -34,14 +34,8 @@ pub fn is_own() -> bool {
     let dev = constant!(SETTINGS.pid_space_dev);
     let mut info = bpf_pidns_info { pid: 0, tgid: 0 };
     // SAFETY: the helper writes at most the given size at the pointer.
-    let failed = unsafe {
-        bpf_get_ns_current_pid_tgid(
-            dev,
-            ino,
-            &raw mut info,
-            size_of::<bpf_pidns_info>() as u32,
-        )
-    };
+    let failed =
+        unsafe { bpf_get_ns_current_pid_tgid(dev, ino, &raw mut info, size_of::<bpf_pidns_info>() as u32) };
     failed == 0 && info.tgid == own
 }
 
@@ -50,7 +44,11 @@ pub fn is_own() -> bool {
 pub fn device_bits(dev: u32) -> u32 {
     let one = constant!(SETTINGS.one_dev);
     if one != 0 {
-        return if dev == one { constant!(SETTINGS.one_dev_flags) } else { 0 };
+        return if dev == one {
+            constant!(SETTINGS.one_dev_flags)
+        } else {
+            0
+        };
     }
     match DEVICES.get_ptr(&dev) {
         // SAFETY: a map value pointer that was just checked.
@@ -61,7 +59,13 @@ pub fn device_bits(dev: u32) -> u32 {
 
 #[inline(always)]
 pub fn is_root(dev: u32, ino: u64) -> bool {
-    ROOTS.get_ptr(&RootKey { dev, reserved: 0, ino }).is_some()
+    ROOTS
+        .get_ptr(&RootKey {
+            dev,
+            reserved: 0,
+            ino,
+        })
+        .is_some()
 }
 
 /// Follows a dentry's ancestors up to a share's root. `dentry` has an inode.
@@ -69,7 +73,11 @@ pub fn is_root(dev: u32, ino: u64) -> bool {
 pub fn place<S: Site>(site: &S, dentry: Addr, sb: Addr, dev: u32, bits: u32) -> Place {
     let sb_root = kernel::sb_root(site, sb);
     if bits & device::WHOLE != 0 {
-        return if dentry == sb_root { Place::Root } else { Place::Inside };
+        return if dentry == sb_root {
+            Place::Root
+        } else {
+            Place::Inside
+        };
     }
     let mut at = dentry;
     for level in 0..MAX_DEPTH {
@@ -81,7 +89,11 @@ pub fn place<S: Site>(site: &S, dentry: Addr, sb: Addr, dev: u32, bits: u32) -> 
         if parent == at {
             // A dentry without a path (opened by handle, as nfsd does) has
             // only itself above it: it may be beneath a share.
-            return if at == sb_root { Place::Outside } else { Place::Inside };
+            return if at == sb_root {
+                Place::Outside
+            } else {
+                Place::Inside
+            };
         }
         at = parent;
     }

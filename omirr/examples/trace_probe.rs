@@ -61,9 +61,7 @@ const STEPS: &[Step] = &[
         let block = Aligned([7; 4096]);
         Ok(file.write_all_at(&block.0, 0)?)
     }),
-    ("truncate", &[Op::Truncate], |d| {
-        Ok(writing(d, "a")?.set_len(50)?)
-    }),
+    ("truncate", &[Op::Truncate], |d| Ok(writing(d, "a")?.set_len(50)?)),
     ("O_TRUNC", &[Op::Truncate], |d| {
         Ok(drop(File::create(d.join("a"))?))
     }),
@@ -110,9 +108,7 @@ const STEPS: &[Step] = &[
     ("mmap store", &[Op::Write, Op::Close], mmap_store),
     ("aio write", &[Op::Write], aio_write),
     ("io_uring write", &[Op::Write], uring_write),
-    ("mkdir", &[Op::Mkdir], |d| {
-        Ok(std::fs::create_dir(d.join("dir"))?)
-    }),
+    ("mkdir", &[Op::Mkdir], |d| Ok(std::fs::create_dir(d.join("dir"))?)),
     ("mknod", &[Op::Mknod], |d| {
         Ok(rustix::fs::mknodat(
             CWD,
@@ -132,9 +128,7 @@ const STEPS: &[Step] = &[
         )?)
     }),
     ("bind", &[Op::Mknod], |d| {
-        Ok(drop(std::os::unix::net::UnixListener::bind(
-            d.join("socket"),
-        )?))
+        Ok(drop(std::os::unix::net::UnixListener::bind(d.join("socket"))?))
     }),
     ("symlink", &[Op::Symlink], |d| {
         Ok(symlink("a", d.join("symlink"))?)
@@ -160,16 +154,8 @@ const STEPS: &[Step] = &[
     ("rename over", &[Op::Rename], |d| {
         Ok(std::fs::rename(d.join("dir/moved"), d.join("named"))?)
     }),
-    (
-        "exchange",
-        &[Op::Exchange],
-        |d| match rustix::fs::renameat_with(
-            CWD,
-            d.join("from"),
-            CWD,
-            d.join("dir"),
-            RenameFlags::EXCHANGE,
-        ) {
+    ("exchange", &[Op::Exchange], |d| {
+        match rustix::fs::renameat_with(CWD, d.join("from"), CWD, d.join("dir"), RenameFlags::EXCHANGE) {
             Ok(()) => Ok(rustix::fs::renameat_with(
                 CWD,
                 d.join("from"),
@@ -178,19 +164,13 @@ const STEPS: &[Step] = &[
                 RenameFlags::EXCHANGE,
             )?),
             Err(e) => Err(e.into()),
-        },
-    ),
+        }
+    }),
     ("rename out", &[Op::Rename], |d| {
-        Ok(std::fs::rename(
-            d.join("plain"),
-            d.join("../elsewhere/plain"),
-        )?)
+        Ok(std::fs::rename(d.join("plain"), d.join("../elsewhere/plain"))?)
     }),
     ("rename in", &[Op::Rename], |d| {
-        Ok(std::fs::rename(
-            d.join("../elsewhere/plain"),
-            d.join("plain"),
-        )?)
+        Ok(std::fs::rename(d.join("../elsewhere/plain"), d.join("plain"))?)
     }),
     ("chmod", &[Op::Attr], |d| {
         Ok(std::fs::set_permissions(
@@ -205,20 +185,15 @@ const STEPS: &[Step] = &[
         Ok(writing(d, "a")?.set_modified(std::time::SystemTime::UNIX_EPOCH)?)
     }),
     ("chmod of the root", &[Op::Attr], |d| {
-        Ok(std::fs::set_permissions(
-            d,
-            PermissionsExt::from_mode(0o750),
-        )?)
+        Ok(std::fs::set_permissions(d, PermissionsExt::from_mode(0o750))?)
     }),
     ("setxattr", &[Op::Xattr], |d| xattr(d, "trusted.x", b"1")),
-    (
-        "removexattr",
-        &[Op::Xattr],
-        |d| match rustix::fs::removexattr(d.join("a"), "trusted.x") {
+    ("removexattr", &[Op::Xattr], |d| {
+        match rustix::fs::removexattr(d.join("a"), "trusted.x") {
             Err(rustix::io::Errno::OPNOTSUPP) => skip(d),
             other => Ok(other?),
-        },
-    ),
+        }
+    }),
     ("set acl", &[Op::Xattr], |d| {
         // Version 2; owner, one named user, group, mask, others.
         let mut acl = 2u32.to_le_bytes().to_vec();
@@ -235,14 +210,12 @@ const STEPS: &[Step] = &[
         }
         xattr(d, "system.posix_acl_access", &acl)
     }),
-    (
-        "remove acl",
-        &[Op::Xattr],
-        |d| match rustix::fs::removexattr(d.join("a"), "system.posix_acl_access") {
+    ("remove acl", &[Op::Xattr], |d| {
+        match rustix::fs::removexattr(d.join("a"), "system.posix_acl_access") {
             Err(rustix::io::Errno::OPNOTSUPP) => skip(d),
             other => Ok(other?),
-        },
-    ),
+        }
+    }),
     ("chattr", &[Op::Attr], |d| {
         let file = File::open(d.join("a"))?;
         match rustix::fs::ioctl_getflags(&file)
@@ -255,9 +228,7 @@ const STEPS: &[Step] = &[
     ("unlink", &[Op::Unlink], |d| {
         Ok(std::fs::remove_file(d.join("a"))?)
     }),
-    ("rmdir", &[Op::Rmdir], |d| {
-        Ok(std::fs::remove_dir(d.join("dir"))?)
-    }),
+    ("rmdir", &[Op::Rmdir], |d| Ok(std::fs::remove_dir(d.join("dir"))?)),
     ("failures", &[], |d| {
         ensure!(std::fs::create_dir(d.join("from")).is_err());
         ensure!(std::fs::remove_file(d.join("nothing")).is_err());
@@ -354,14 +325,7 @@ fn aio_write(folder: &Path) -> Result<()> {
         );
         let null = std::ptr::null::<libc::timespec>();
         ensure!(
-            libc::syscall(
-                libc::SYS_io_getevents,
-                context,
-                1,
-                1,
-                events.as_mut_ptr(),
-                null
-            ) == 1,
+            libc::syscall(libc::SYS_io_getevents, context, 1, 1, events.as_mut_ptr(), null) == 1,
             "io_getevents"
         );
     }
@@ -387,15 +351,7 @@ fn uring_write(folder: &Path) -> Result<()> {
     // SAFETY: both areas are mapped with room to spare and the offsets are
     // those that the kernel gave (sq_off at word 10: tail 1, mask 2, array 6).
     unsafe {
-        let sq = libc::mmap(
-            std::ptr::null_mut(),
-            8192,
-            protection,
-            libc::MAP_SHARED,
-            ring,
-            0,
-        )
-        .cast::<u8>();
+        let sq = libc::mmap(std::ptr::null_mut(), 4096, protection, libc::MAP_SHARED, ring, 0).cast::<u8>();
         let entries = libc::mmap(
             std::ptr::null_mut(),
             4096,
@@ -416,9 +372,7 @@ fn uring_write(folder: &Path) -> Result<()> {
         sqe.add(2).write(data.as_ptr() as u64);
         sqe.add(3).write(data.len() as u64);
         sq.add(params[10 + 6] as usize).cast::<u32>().write(0);
-        sq.add(params[10 + 1] as usize)
-            .cast::<u32>()
-            .write_volatile(1);
+        sq.add(params[10 + 1] as usize).cast::<u32>().write_volatile(1);
         ensure!(
             libc::syscall(libc::SYS_io_uring_enter, ring, 1, 1, 1, 0, 0) == 1,
             "io_uring_enter"
@@ -432,8 +386,7 @@ fn uring_write(folder: &Path) -> Result<()> {
 }
 
 fn show(event: &Event) -> String {
-    let name =
-        |d: &omirr::source::Dirent| format!("{}:{}", d.dir, String::from_utf8_lossy(&d.name));
+    let name = |d: &omirr::source::Dirent| format!("{}:{}", d.dir, String::from_utf8_lossy(&d.name));
     format!(
         "{}{}{}{} ino={} pid={} {}",
         event.op.name(),
@@ -480,8 +433,7 @@ fn open(
         _ => Transport::Auto,
     };
     let (send, receive) = mpsc::channel();
-    let sink =
-        Box::new(move |batch: Vec<Signal>| batch.into_iter().for_each(|s| drop(send.send(s))));
+    let sink = Box::new(move |batch: Vec<Signal>| batch.into_iter().for_each(|s| drop(send.send(s))));
     let source = EbpfSource::open(
         &[watch],
         Options {
@@ -649,12 +601,7 @@ fn main() -> Result<()> {
         }
         "probe" => {
             for c in omirr::source::ebpf::probe::probe() {
-                println!(
-                    "{} {}: {}",
-                    if c.ok { "yes" } else { "no " },
-                    c.name,
-                    c.detail
-                );
+                println!("{} {}: {}", if c.ok { "yes" } else { "no " }, c.name, c.detail);
             }
             Ok(())
         }

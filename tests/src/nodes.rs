@@ -5,6 +5,7 @@
 
 use std::fmt::Write as _;
 use std::net::TcpListener;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -12,6 +13,31 @@ use std::time::{Duration, Instant};
 /// Runs `omirr` with these arguments to its end.
 pub fn omirr(args: &[&str]) -> Output {
     Command::new(crate::binary()).args(args).output().expect("omirr can be started")
+}
+
+/// Starts a daemon that must refuse to run, with exit code 1; returns what it
+/// says on standard error.
+pub fn refused(config: &Path) -> String {
+    let mut daemon = Command::new(crate::binary())
+        .args(["daemon", "-c"])
+        .arg(config)
+        .stdin(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("omirr can be started");
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while daemon.try_wait().expect("the daemon can be waited for").is_none() {
+        if Instant::now() > deadline {
+            // It is this function's own process, and the test fails anyhow.
+            let _ = daemon.kill();
+            panic!("the daemon runs with {}", config.display());
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let ended = daemon.wait_with_output().expect("the daemon has ended");
+    let said = String::from_utf8(ended.stderr).expect("omirr prints UTF-8");
+    assert_eq!(ended.status.code(), Some(1), "{said}");
+    said
 }
 
 /// A port that was free a moment ago.
@@ -41,6 +67,9 @@ pub struct Node {
     pub tracer: String,
     /// Lines for the share's table.
     pub share_options: String,
+    /// Whose process the daemon is, if not this one's user; see
+    /// [`Node::without_privileges`].
+    user: Option<u32>,
     child: Option<Child>,
 }
 
@@ -64,6 +93,7 @@ impl Node {
             peers: Vec::new(),
             tracer: String::new(),
             share_options: String::new(),
+            user: None,
             child: None,
         }
     }
@@ -99,12 +129,58 @@ impl Node {
         std::fs::write(self.config(), text).expect("the configuration can be written");
     }
 
+    /// Lets the daemon run as `user`, who gets the node's folder and all in it.
+    pub fn without_privileges(&mut self, user: u32) {
+        let chown = |path: &Path| std::os::unix::fs::lchown(path, Some(user), Some(user)).expect("root may chown");
+        let mut folders = vec![self.folder.clone()];
+        while let Some(folder) = folders.pop() {
+            chown(&folder);
+            for entry in std::fs::read_dir(&folder).expect("the node's folder can be read") {
+                let path = entry.expect("the node's folder can be read").path();
+                chown(&path);
+                if path.is_dir() && !path.is_symlink() {
+                    folders.push(path);
+                }
+            }
+        }
+        self.user = Some(user);
+    }
+
+    /// Writes a file into the share in one step, as the daemon's user, so that
+    /// a daemon without privileges may read it and give it to its own files.
+    pub fn put(&self, name: &str, content: &str) {
+        let made = self.folder.join("being-written");
+        std::fs::write(&made, content).expect("the test may write");
+        std::os::unix::fs::chown(&made, self.user, self.user).expect("root may chown");
+        std::fs::rename(made, self.share.join(name)).expect("the share is on the folder's filesystem");
+    }
+
+    /// Waits until the share has this file with this content.
+    pub fn wait_for_file(&self, name: &str, content: &str, timeout: Duration) {
+        let deadline = Instant::now() + timeout;
+        while !std::fs::read_to_string(self.share.join(name)).is_ok_and(|found| found == content) {
+            assert!(
+                Instant::now() < deadline,
+                "{name} does not arrive on {}\n{}\n{}",
+                self.name,
+                self.status_text(),
+                self.log_tail()
+            );
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     /// Starts the daemon; its log goes to [`Node::log`].
     pub fn start(&mut self) {
         assert!(self.child.is_none(), "{} is running", self.name);
         self.write_config();
         let log = std::fs::File::options().create(true).append(true).open(self.log()).expect("the log can be opened");
-        let child = Command::new(crate::binary())
+        let mut daemon = Command::new(crate::binary());
+        if let Some(user) = self.user {
+            // Other groups than the user's own are dropped as well.
+            daemon.uid(user).gid(user);
+        }
+        let child = daemon
             .args(["daemon", "-c"])
             .arg(self.config())
             .stdin(Stdio::null())
@@ -277,6 +353,19 @@ impl Pair {
         self.two.settle(timeout);
         // What two sent one may have made one change something of its own.
         self.one.settle(timeout);
+    }
+
+    /// Writes a file on each side and waits until it is on the other: what was
+    /// done to the daemons before has not kept them from their work. Other
+    /// peers than these two need not be there.
+    pub fn still_mirrors(&self) {
+        static TIMES: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+        let time = TIMES.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        for (from, to) in [(&self.one, &self.two), (&self.two, &self.one)] {
+            let name = format!("still-mirrors-{time}-from-{}", from.name);
+            from.put(&name, &name);
+            to.wait_for_file(&name, &name, Duration::from_secs(60));
+        }
     }
 
     /// Waits for both, then compares the trees by an independent walk.

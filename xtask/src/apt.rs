@@ -340,8 +340,18 @@ impl PrivateLists {
         let lists = Self {
             folder: folder.to_owned(),
         };
-        capture(lists.apt("apt-get").arg("update"))
-            .context("the package lists cannot be fetched or verified")?;
+        let result = output(lists.apt("apt-get").arg("update"))?;
+        if !result.status.success() {
+            let words = String::from_utf8_lossy(&result.stderr);
+            let errors: Vec<&str> = words
+                .lines()
+                .filter_map(|line| line.strip_prefix("E: "))
+                .collect();
+            bail!(
+                "apt cannot fetch or verify the package lists: {}",
+                errors.join("; ")
+            );
+        }
         Ok(lists)
     }
 
@@ -362,6 +372,9 @@ impl PrivateLists {
             "APT::Architectures=amd64".to_owned(),
             // The cache belongs to the user who runs this, not to `_apt`.
             "APT::Sandbox::User=root".to_owned(),
+            // A mirror may lag behind by weeks. The lists are still signed; that
+            // they are not the newest harms no kernel that only a guest boots.
+            "Acquire::Check-Valid-Until=false".to_owned(),
             "Acquire::Languages=none".to_owned(),
             "Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false".to_owned(),
             "APT::Get::List-Cleanup=false".to_owned(),

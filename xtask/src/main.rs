@@ -24,6 +24,10 @@ enum Command {
     /// Set up, build and run every test: unit, simulation, several nodes, guests
     Test(test::Options),
     /// Boot a distribution kernel under QEMU and run a command inside
+    ///
+    /// The guest has omirr, busybox, ip and tc in its PATH and an empty ext4 file
+    /// system on /mnt. Its shell, busybox's, prefers its own commands to those in
+    /// PATH: write /sbin/ip for the full one. The exit code is the command's.
     Vm(vm::Options),
     /// Check formatting and clippy, warnings being errors
     Lint(lint::Options),

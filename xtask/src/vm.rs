@@ -13,10 +13,7 @@ use crate::shell::say;
 use crate::workspace::{self, Profile};
 use crate::{build, setup};
 
-/// Boot a kernel under QEMU and run a command inside.
-///
-/// The guest has omirr, busybox, ip and tc in its PATH and an empty ext4 file
-/// system on /mnt. The exit code is the command's.
+/// What to boot, with what inside.
 #[derive(Args)]
 pub struct Options {
     /// 5.10, 6.1, 6.12, 7.2, all of them (`all`), a kernel image, or a folder with vmlinuz and modules/RELEASE

@@ -47,7 +47,12 @@ impl Hook for Notify {
         }
     }
 }
-exit_programs!(Notify, fexit_notify_change, kprobe_notify_change, kretprobe_notify_change);
+exit_programs!(
+    Notify,
+    fexit_notify_change,
+    kprobe_notify_change,
+    kretprobe_notify_change
+);
 
 macro_rules! of_dentry {
     ($hook:ident, $id:ident, $op:ident, $fexit:ident, $kprobe:ident, $kretprobe:ident) => {
@@ -71,8 +76,43 @@ macro_rules! of_dentry {
         exit_programs!($hook, $fexit, $kprobe, $kretprobe);
     };
 }
-of_dentry!(SetXattr, SETXATTR, XATTR, fexit_vfs_setxattr_noperm, kprobe_vfs_setxattr_noperm, kretprobe_vfs_setxattr_noperm);
-of_dentry!(RemoveXattr, REMOVEXATTR, XATTR, fexit_vfs_removexattr_locked, kprobe_vfs_removexattr_locked, kretprobe_vfs_removexattr_locked);
-of_dentry!(SetAcl, SET_ACL, XATTR, fexit_vfs_set_acl, kprobe_vfs_set_acl, kretprobe_vfs_set_acl);
-of_dentry!(RemoveAcl, REMOVE_ACL, XATTR, fexit_vfs_remove_acl, kprobe_vfs_remove_acl, kretprobe_vfs_remove_acl);
-of_dentry!(FileAttr, FILEATTR_SET, ATTR, fexit_vfs_fileattr_set, kprobe_vfs_fileattr_set, kretprobe_vfs_fileattr_set);
+of_dentry!(
+    SetXattr,
+    SETXATTR,
+    XATTR,
+    fexit_vfs_setxattr_noperm,
+    kprobe_vfs_setxattr_noperm,
+    kretprobe_vfs_setxattr_noperm
+);
+of_dentry!(
+    RemoveXattr,
+    REMOVEXATTR,
+    XATTR,
+    fexit_vfs_removexattr_locked,
+    kprobe_vfs_removexattr_locked,
+    kretprobe_vfs_removexattr_locked
+);
+of_dentry!(
+    SetAcl,
+    SET_ACL,
+    XATTR,
+    fexit_vfs_set_acl,
+    kprobe_vfs_set_acl,
+    kretprobe_vfs_set_acl
+);
+of_dentry!(
+    RemoveAcl,
+    REMOVE_ACL,
+    XATTR,
+    fexit_vfs_remove_acl,
+    kprobe_vfs_remove_acl,
+    kretprobe_vfs_remove_acl
+);
+of_dentry!(
+    FileAttr,
+    FILEATTR_SET,
+    ATTR,
+    fexit_vfs_fileattr_set,
+    kprobe_vfs_fileattr_set,
+    kretprobe_vfs_fileattr_set
+);

@@ -72,7 +72,13 @@ macro_rules! write_iter {
             #[inline(always)]
             fn change<S: Site>(site: &S, slots: Slots) -> Option<Change> {
                 let iocb = site.arg(slots.a);
-                Some(of_file(site, Self::ID, op::WRITE, kernel::kiocb_file(site, iocb), iocb))
+                Some(of_file(
+                    site,
+                    Self::ID,
+                    op::WRITE,
+                    kernel::kiocb_file(site, iocb),
+                    iocb,
+                ))
             }
             #[inline(always)]
             fn succeeded(ret: u64, _slots: Slots) -> bool {
@@ -89,11 +95,41 @@ macro_rules! write_iter {
         exit_programs!($hook, $fexit, $kprobe, $kretprobe);
     };
 }
-write_iter!(Ext4, EXT4_WRITE, fexit_ext4_file_write_iter, kprobe_ext4_file_write_iter, kretprobe_ext4_file_write_iter);
-write_iter!(Shmem, SHMEM_WRITE, fexit_shmem_file_write_iter, kprobe_shmem_file_write_iter, kretprobe_shmem_file_write_iter);
-write_iter!(Generic, GENERIC_WRITE, fexit_generic_file_write_iter, kprobe_generic_file_write_iter, kretprobe_generic_file_write_iter);
-write_iter!(Xfs, XFS_WRITE, fexit_xfs_file_write_iter, kprobe_xfs_file_write_iter, kretprobe_xfs_file_write_iter);
-write_iter!(Btrfs, BTRFS_WRITE, fexit_btrfs_file_write_iter, kprobe_btrfs_file_write_iter, kretprobe_btrfs_file_write_iter);
+write_iter!(
+    Ext4,
+    EXT4_WRITE,
+    fexit_ext4_file_write_iter,
+    kprobe_ext4_file_write_iter,
+    kretprobe_ext4_file_write_iter
+);
+write_iter!(
+    Shmem,
+    SHMEM_WRITE,
+    fexit_shmem_file_write_iter,
+    kprobe_shmem_file_write_iter,
+    kretprobe_shmem_file_write_iter
+);
+write_iter!(
+    Generic,
+    GENERIC_WRITE,
+    fexit_generic_file_write_iter,
+    kprobe_generic_file_write_iter,
+    kretprobe_generic_file_write_iter
+);
+write_iter!(
+    Xfs,
+    XFS_WRITE,
+    fexit_xfs_file_write_iter,
+    kprobe_xfs_file_write_iter,
+    kretprobe_xfs_file_write_iter
+);
+write_iter!(
+    Btrfs,
+    BTRFS_WRITE,
+    fexit_btrfs_file_write_iter,
+    kprobe_btrfs_file_write_iter,
+    kretprobe_btrfs_file_write_iter
+);
 
 /// A write above the filesystem, with the position behind a pointer.
 macro_rules! write_above {
@@ -103,8 +139,17 @@ macro_rules! write_above {
             const ID: u8 = hooks::$id;
             #[inline(always)]
             fn change<S: Site>(site: &S, slots: Slots) -> Option<Change> {
-                let change = of_file(site, Self::ID, op::WRITE, site.arg(slots.a), site.arg(slots.b));
-                Some(Change { above_funnel: true, ..change })
+                let change = of_file(
+                    site,
+                    Self::ID,
+                    op::WRITE,
+                    site.arg(slots.a),
+                    site.arg(slots.b),
+                );
+                Some(Change {
+                    above_funnel: true,
+                    ..change
+                })
             }
             #[inline(always)]
             fn succeeded(ret: u64, _slots: Slots) -> bool {
@@ -122,11 +167,41 @@ macro_rules! write_above {
         exit_programs!($hook, $fexit, $kprobe, $kretprobe);
     };
 }
-write_above!(Write, VFS_WRITE, fexit_vfs_write, kprobe_vfs_write, kretprobe_vfs_write);
-write_above!(Writev, VFS_WRITEV, fexit_vfs_writev, kprobe_vfs_writev, kretprobe_vfs_writev);
-write_above!(IterWrite, VFS_ITER_WRITE, fexit_vfs_iter_write, kprobe_vfs_iter_write, kretprobe_vfs_iter_write);
-write_above!(IocbWrite, VFS_IOCB_WRITE, fexit_vfs_iocb_iter_write, kprobe_vfs_iocb_iter_write, kretprobe_vfs_iocb_iter_write);
-write_above!(SpliceWrite, SPLICE_WRITE, fexit_iter_file_splice_write, kprobe_iter_file_splice_write, kretprobe_iter_file_splice_write);
+write_above!(
+    Write,
+    VFS_WRITE,
+    fexit_vfs_write,
+    kprobe_vfs_write,
+    kretprobe_vfs_write
+);
+write_above!(
+    Writev,
+    VFS_WRITEV,
+    fexit_vfs_writev,
+    kprobe_vfs_writev,
+    kretprobe_vfs_writev
+);
+write_above!(
+    IterWrite,
+    VFS_ITER_WRITE,
+    fexit_vfs_iter_write,
+    kprobe_vfs_iter_write,
+    kretprobe_vfs_iter_write
+);
+write_above!(
+    IocbWrite,
+    VFS_IOCB_WRITE,
+    fexit_vfs_iocb_iter_write,
+    kprobe_vfs_iocb_iter_write,
+    kretprobe_vfs_iocb_iter_write
+);
+write_above!(
+    SpliceWrite,
+    SPLICE_WRITE,
+    fexit_iter_file_splice_write,
+    kprobe_iter_file_splice_write,
+    kretprobe_iter_file_splice_write
+);
 
 /// `io_write`: what it returns says only that it was issued; 0 and more is
 /// taken for a write.
@@ -136,7 +211,10 @@ impl Hook for IoWrite {
     #[inline(always)]
     fn change<S: Site>(site: &S, slots: Slots) -> Option<Change> {
         let file = kernel::io_kiocb_file(site, site.arg(slots.a));
-        Some(Change { above_funnel: true, ..of_file(site, Self::ID, op::WRITE, file, 0) })
+        Some(Change {
+            above_funnel: true,
+            ..of_file(site, Self::ID, op::WRITE, file, 0)
+        })
     }
     #[inline(always)]
     fn succeeded(ret: u64, _slots: Slots) -> bool {
@@ -158,7 +236,13 @@ macro_rules! completion {
                 if !wrote(site.arg(slots.b)) || kernel::kiocb_flags(site, iocb) & IOCB_WRITE == 0 {
                     return None;
                 }
-                Some(of_file(site, Self::ID, op::WRITE, kernel::kiocb_file(site, iocb), iocb))
+                Some(of_file(
+                    site,
+                    Self::ID,
+                    op::WRITE,
+                    kernel::kiocb_file(site, iocb),
+                    iocb,
+                ))
             }
             #[inline(always)]
             fn note<S: Site>(site: &S, slots: Slots, frame: *mut Frame) {
@@ -169,8 +253,18 @@ macro_rules! completion {
         entry_programs!($hook, $fentry, $kprobe);
     };
 }
-completion!(AioComplete, AIO_COMPLETE, fentry_aio_complete_rw, kprobe_aio_complete_rw);
-completion!(IoComplete, IO_COMPLETE, fentry_io_complete_rw, kprobe_io_complete_rw);
+completion!(
+    AioComplete,
+    AIO_COMPLETE,
+    fentry_aio_complete_rw,
+    kprobe_aio_complete_rw
+);
+completion!(
+    IoComplete,
+    IO_COMPLETE,
+    fentry_io_complete_rw,
+    kprobe_io_complete_rw
+);
 
 /// Copies inside the kernel that may not pass `write_iter`: the position is
 /// an argument, the length is what was returned.
@@ -181,7 +275,13 @@ macro_rules! copy {
             const ID: u8 = hooks::$id;
             #[inline(always)]
             fn change<S: Site>(site: &S, slots: Slots) -> Option<Change> {
-                Some(of_file(site, Self::ID, op::WRITE, site.arg(slots.a), site.arg(slots.b)))
+                Some(of_file(
+                    site,
+                    Self::ID,
+                    op::WRITE,
+                    site.arg(slots.a),
+                    site.arg(slots.b),
+                ))
             }
             #[inline(always)]
             fn succeeded(ret: u64, _slots: Slots) -> bool {
@@ -197,8 +297,20 @@ macro_rules! copy {
         exit_programs!($hook, $fexit, $kprobe, $kretprobe);
     };
 }
-copy!(CopyRange, COPY_RANGE, fexit_vfs_copy_file_range, kprobe_vfs_copy_file_range, kretprobe_vfs_copy_file_range);
-copy!(CloneRange, CLONE_RANGE, fexit_vfs_clone_file_range, kprobe_vfs_clone_file_range, kretprobe_vfs_clone_file_range);
+copy!(
+    CopyRange,
+    COPY_RANGE,
+    fexit_vfs_copy_file_range,
+    kprobe_vfs_copy_file_range,
+    kretprobe_vfs_copy_file_range
+);
+copy!(
+    CloneRange,
+    CLONE_RANGE,
+    fexit_vfs_clone_file_range,
+    kprobe_vfs_clone_file_range,
+    kretprobe_vfs_clone_file_range
+);
 
 struct Fallocate;
 impl Hook for Fallocate {
@@ -211,10 +323,23 @@ impl Hook for Fallocate {
     fn note<S: Site>(site: &S, slots: Slots, frame: *mut Frame) {
         let start = site.arg(slots.b);
         let moves = site.arg(slots.d) & COLLAPSE_OR_INSERT != 0;
-        set_range(frame, start, if moves { u64::MAX } else { start + site.arg(slots.c) });
+        set_range(
+            frame,
+            start,
+            if moves {
+                u64::MAX
+            } else {
+                start + site.arg(slots.c)
+            },
+        );
     }
 }
-exit_programs!(Fallocate, fexit_vfs_fallocate, kprobe_vfs_fallocate, kretprobe_vfs_fallocate);
+exit_programs!(
+    Fallocate,
+    fexit_vfs_fallocate,
+    kprobe_vfs_fallocate,
+    kretprobe_vfs_fallocate
+);
 
 /// A page of a shared mapping becomes writable.
 struct PageDirty;
@@ -230,7 +355,11 @@ impl Hook for PageDirty {
         Some(of_file(site, Self::ID, op::WRITE, file, 0))
     }
 }
-entry_programs!(PageDirty, fentry_fault_dirty_shared_page, kprobe_fault_dirty_shared_page);
+entry_programs!(
+    PageDirty,
+    fentry_fault_dirty_shared_page,
+    kprobe_fault_dirty_shared_page
+);
 
 /// `__fput`: a mapping holds the file too, so this comes after its last store.
 struct Fput;

@@ -43,7 +43,9 @@ pub trait Hook {
 #[inline(always)]
 fn at_entry<H: Hook, S: Site>(site: &S) {
     let slots = kernel::slots(H::ID);
-    let Some(change) = H::change(site, slots) else { return };
+    let Some(change) = H::change(site, slots) else {
+        return;
+    };
     if let Some(frame) = emit::open(site, &change, Life::Program) {
         H::note(site, slots, frame);
         emit::send(site, frame);
@@ -59,7 +61,9 @@ fn at_exit<H: Hook, S: Site>(site: &S) {
     if !H::succeeded(ret, slots) {
         return;
     }
-    let Some(change) = H::change(site, slots) else { return };
+    let Some(change) = H::change(site, slots) else {
+        return;
+    };
     if let Some(frame) = emit::open(site, &change, Life::Program) {
         H::note(site, slots, frame);
         H::finish(frame, ret, slots);
@@ -72,7 +76,9 @@ fn at_exit<H: Hook, S: Site>(site: &S) {
 #[inline(always)]
 fn enter<H: Hook, S: Site>(site: &S) {
     let slots = kernel::slots(H::ID);
-    let Some(change) = H::change(site, slots) else { return };
+    let Some(change) = H::change(site, slots) else {
+        return;
+    };
     if let Some(frame) = emit::open(site, &change, Life::Operation) {
         H::note(site, slots, frame);
     }
@@ -81,7 +87,9 @@ fn enter<H: Hook, S: Site>(site: &S) {
 /// The second of two programs: sends what the first took down.
 #[inline(always)]
 fn leave<H: Hook, S: Site>(site: &S, ret: u64) {
-    let Some(frame) = FRAMES.get_ptr_mut(emit::key(H::ID, Life::Operation)) else { return };
+    let Some(frame) = FRAMES.get_ptr_mut(emit::key(H::ID, Life::Operation)) else {
+        return;
+    };
     let slots = kernel::slots(H::ID);
     if H::succeeded(ret, slots) {
         H::finish(frame, ret, slots);
@@ -155,7 +163,10 @@ macro_rules! around_programs {
 
         #[aya_ebpf::macros::fexit]
         fn $fexit(ctx: aya_ebpf::programs::FExitContext) -> i32 {
-            let ret = $crate::kernel::Site::arg(&ctx, $crate::kernel::slots(<$hook as $crate::hooks::Hook>::ID).ret);
+            let ret = $crate::kernel::Site::arg(
+                &ctx,
+                $crate::kernel::slots(<$hook as $crate::hooks::Hook>::ID).ret,
+            );
             $crate::hooks::leave::<$hook, _>(&ctx, ret);
             0
         }

@@ -27,7 +27,15 @@ const FIRST_ERROR: u64 = (-4095_i64) as u64;
 
 #[inline(always)]
 fn named(hook: u8, op: u8, dentry: Addr, inode: Addr) -> Change {
-    Change { hook, op, dentry, inode, to: 0, aux: 0, above_funnel: false }
+    Change {
+        hook,
+        op,
+        dentry,
+        inode,
+        to: 0,
+        aux: 0,
+        above_funnel: false,
+    }
 }
 
 /// Reads the inode that the new name got.
@@ -58,7 +66,12 @@ impl Hook for Open {
             return None;
         }
         let dentry = kernel::path_dentry(site, site.arg(slots.a));
-        Some(named(Self::ID, op::CREATE, dentry, kernel::dentry_inode(site, dentry)))
+        Some(named(
+            Self::ID,
+            op::CREATE,
+            dentry,
+            kernel::dentry_inode(site, dentry),
+        ))
     }
 }
 entry_programs!(Open, fentry_vfs_open, kprobe_vfs_open);
@@ -72,7 +85,10 @@ macro_rules! maker {
             #[inline(always)]
             fn change<S: Site>(site: &S, slots: Slots) -> Option<Change> {
                 let dentry = site.arg(slots.a);
-                Some(Change { aux: dentry, ..named(Self::ID, op::$op, dentry, 0) })
+                Some(Change {
+                    aux: dentry,
+                    ..named(Self::ID, op::$op, dentry, 0)
+                })
             }
             #[inline(always)]
             fn finish(frame: *mut Frame, _ret: u64, _slots: Slots) {
@@ -83,9 +99,30 @@ macro_rules! maker {
         exit_programs!($hook, $fexit, $kprobe, $kretprobe);
     };
 }
-maker!(Create, VFS_CREATE, CREATE, fexit_vfs_create, kprobe_vfs_create, kretprobe_vfs_create);
-maker!(Mknod, VFS_MKNOD, MKNOD, fexit_vfs_mknod, kprobe_vfs_mknod, kretprobe_vfs_mknod);
-maker!(Symlink, VFS_SYMLINK, SYMLINK, fexit_vfs_symlink, kprobe_vfs_symlink, kretprobe_vfs_symlink);
+maker!(
+    Create,
+    VFS_CREATE,
+    CREATE,
+    fexit_vfs_create,
+    kprobe_vfs_create,
+    kretprobe_vfs_create
+);
+maker!(
+    Mknod,
+    VFS_MKNOD,
+    MKNOD,
+    fexit_vfs_mknod,
+    kprobe_vfs_mknod,
+    kretprobe_vfs_mknod
+);
+maker!(
+    Symlink,
+    VFS_SYMLINK,
+    SYMLINK,
+    fexit_vfs_symlink,
+    kprobe_vfs_symlink,
+    kretprobe_vfs_symlink
+);
 
 /// `vfs_mkdir`: from 6.15 it returns the dentry, and an error is a pointer.
 struct Mkdir;
@@ -94,16 +131,27 @@ impl Hook for Mkdir {
     #[inline(always)]
     fn change<S: Site>(site: &S, slots: Slots) -> Option<Change> {
         let dentry = site.arg(slots.a);
-        Some(Change { aux: dentry, ..named(Self::ID, op::MKDIR, dentry, 0) })
+        Some(Change {
+            aux: dentry,
+            ..named(Self::ID, op::MKDIR, dentry, 0)
+        })
     }
     #[inline(always)]
     fn succeeded(ret: u64, slots: Slots) -> bool {
-        if slots.ret_is_pointer == 0 { ret as i32 == 0 } else { ret != 0 && ret < FIRST_ERROR }
+        if slots.ret_is_pointer == 0 {
+            ret as i32 == 0
+        } else {
+            ret != 0 && ret < FIRST_ERROR
+        }
     }
     #[inline(always)]
     fn finish(frame: *mut Frame, ret: u64, slots: Slots) {
         // SAFETY: a live map value that only this thread uses.
-        let dentry = if slots.ret_is_pointer == 0 { unsafe { (*frame).aux } } else { ret };
+        let dentry = if slots.ret_is_pointer == 0 {
+            unsafe { (*frame).aux }
+        } else {
+            ret
+        };
         fill_new_inode(frame, dentry);
         // SAFETY: as above.
         unsafe { (*frame).record.header.flags |= flag::DIR };
@@ -119,7 +167,10 @@ impl Hook for Link {
     fn change<S: Site>(site: &S, slots: Slots) -> Option<Change> {
         let dentry = site.arg(slots.a);
         let to = site.arg(slots.b);
-        Some(Change { to, ..named(Self::ID, op::LINK, dentry, kernel::dentry_inode(site, dentry)) })
+        Some(Change {
+            to,
+            ..named(Self::ID, op::LINK, dentry, kernel::dentry_inode(site, dentry))
+        })
     }
 }
 exit_programs!(Link, fexit_vfs_link, kprobe_vfs_link, kretprobe_vfs_link);
@@ -133,14 +184,35 @@ macro_rules! remover {
             #[inline(always)]
             fn change<S: Site>(site: &S, slots: Slots) -> Option<Change> {
                 let dentry = site.arg(slots.a);
-                Some(named(Self::ID, op::$op, dentry, kernel::dentry_inode(site, dentry)))
+                Some(named(
+                    Self::ID,
+                    op::$op,
+                    dentry,
+                    kernel::dentry_inode(site, dentry),
+                ))
             }
         }
         around_programs!($hook, $fentry, $fexit, $kprobe, $kretprobe);
     };
 }
-remover!(Unlink, VFS_UNLINK, UNLINK, fentry_vfs_unlink, fexit_vfs_unlink, kprobe_vfs_unlink, kretprobe_vfs_unlink);
-remover!(Rmdir, VFS_RMDIR, RMDIR, fentry_vfs_rmdir, fexit_vfs_rmdir, kprobe_vfs_rmdir, kretprobe_vfs_rmdir);
+remover!(
+    Unlink,
+    VFS_UNLINK,
+    UNLINK,
+    fentry_vfs_unlink,
+    fexit_vfs_unlink,
+    kprobe_vfs_unlink,
+    kretprobe_vfs_unlink
+);
+remover!(
+    Rmdir,
+    VFS_RMDIR,
+    RMDIR,
+    fentry_vfs_rmdir,
+    fexit_vfs_rmdir,
+    kprobe_vfs_rmdir,
+    kretprobe_vfs_rmdir
+);
 
 /// `vfs_rename`: reported if either end is beneath a share.
 struct Rename;
@@ -153,7 +225,16 @@ impl Hook for Rename {
         let to = kernel::rename_new_dentry(site, data);
         let exchange = kernel::rename_flags(site, data) & RENAME_EXCHANGE != 0;
         let op = if exchange { op::EXCHANGE } else { op::RENAME };
-        Some(Change { to, ..named(Self::ID, op, dentry, kernel::dentry_inode(site, dentry)) })
+        Some(Change {
+            to,
+            ..named(Self::ID, op, dentry, kernel::dentry_inode(site, dentry))
+        })
     }
 }
-around_programs!(Rename, fentry_vfs_rename, fexit_vfs_rename, kprobe_vfs_rename, kretprobe_vfs_rename);
+around_programs!(
+    Rename,
+    fentry_vfs_rename,
+    fexit_vfs_rename,
+    kprobe_vfs_rename,
+    kretprobe_vfs_rename
+);

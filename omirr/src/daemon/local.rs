@@ -50,10 +50,12 @@ impl Keeper {
         if taken.is_empty() {
             return Ok(false);
         }
+        let mut looks = self.look_at_all(taken)?;
+        // After looking: what a directory lost after it was moved away from the
+        // share's path is no deletion.
         if let Err(reason) = self.share.root.still_there() {
             anyhow::bail!(reason);
         }
-        let mut looks = self.look_at_all(taken)?;
         looks.retain(|look| !matches!(look.found, Observed::Foreign));
         self.write_rows(&looks)?;
         Ok(true)
@@ -180,7 +182,13 @@ impl Keeper {
         if self.share.is_excluded(&path, is_dir) {
             return Ok(None);
         }
-        Ok(Some(Look { path, dirt, record, found, moved_from: elsewhere.map(|other| other.path) }))
+        // Read or not, it must be the same content for the peers to look there.
+        let same = |other: &Elsewhere| match &found {
+            Observed::Present { entry, .. } => entry.kind == other.record.row.entry.kind,
+            _ => false,
+        };
+        let moved_from = elsewhere.filter(same).map(|other| other.path);
+        Ok(Some(Look { path, dirt, record, found, moved_from }))
     }
 
     /// Writes the rows of what was found, and tells the senders.
@@ -315,7 +323,7 @@ fn known_elsewhere(reader: &Reader, dirs: &Dirs<'_>, path: &RelPath) -> Result<O
     }
     let Some(other) = reader.path_of_ino(now.ino)?.filter(|other| other != path) else { return Ok(None) };
     let Some(record) = reader.get(&other)? else { return Ok(None) };
-    let Some(sig) = record.sig.filter(|sig| sig.same_content(&now) && !sig.racy) else { return Ok(None) };
+    let Some(sig) = record.sig.filter(|sig| sig.same_content(&now)) else { return Ok(None) };
     Ok((!record.row.deleted).then_some(Elsewhere { path: other, record, sig }))
 }
 

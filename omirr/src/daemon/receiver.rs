@@ -33,8 +33,11 @@ const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 const SILENCE_MAX: Duration = Duration::from_secs(20);
 
 /// Serves one accepted connection to its end.
-pub async fn serve(connection: Connection, key: PublicKey, shares: &[Arc<Share>], mut stop: watch::Receiver<bool>) {
+pub async fn serve(mut connection: Connection, key: PublicKey, shares: &[Arc<Share>], mut stop: watch::Receiver<bool>) {
     let address = connection.peer_addr();
+    if let Some(link) = shares.iter().find_map(|share| share.link_of(key.as_bytes())) {
+        connection.set_peer_name(&link.peer);
+    }
     let result = tokio::select! {
         _ = stop.wait_for(|stop| *stop) => return,
         result = session(connection, key, shares) => result,

@@ -55,8 +55,8 @@ struct Arrival {
 /// What has become of steps.
 struct Outcome {
     progress: Progress,
-    /// By path: what `stat` says after the last step.
-    sigs: FxHashMap<RelPath, StatSig>,
+    /// By path: what `stat` says after the last step; none if it is gone.
+    sigs: FxHashMap<RelPath, Option<StatSig>>,
     /// Why steps failed, by path.
     errors: FxHashMap<RelPath, ApplyError>,
     /// Someone has written to these since.
@@ -222,7 +222,10 @@ impl Keeper {
                 let old = w.get(&one.path)?;
                 let sig = match one.row.deleted {
                     true => None,
-                    false => outcome.sigs.get(&one.path).copied().or(old.and_then(|old| old.sig)),
+                    false => match outcome.sigs.get(&one.path) {
+                        Some(sig) => *sig,
+                        None => old.and_then(|old| old.sig),
+                    },
                 };
                 let record = Record {
                     row: one.row.clone(),
@@ -238,9 +241,9 @@ impl Keeper {
             for (path, sig) in &outcome.sigs {
                 if let Some(old) = w.get(path)?
                     && !old.row.deleted
-                    && old.sig != Some(*sig)
+                    && old.sig != *sig
                 {
-                    w.put(path, &Record { sig: Some(*sig), ..old })?;
+                    w.put(path, &Record { sig: *sig, ..old })?;
                 }
             }
             Ok(((), Durable::Later))
@@ -302,7 +305,7 @@ impl Keeper {
     fn learn(&self, decided: &[Decided], outcome: &Outcome) {
         let mut resolver = self.share.resolver.lock();
         for one in decided {
-            if let (Some(sig), true) = (outcome.sigs.get(&one.path), one.row.is_live_dir())
+            if let (Some(Some(sig)), true) = (outcome.sigs.get(&one.path), one.row.is_live_dir())
                 && let Some(parent) = one.path.parent().and_then(|parent| resolver.dir_at(&parent))
             {
                 resolver.learn_dir(sig.ino, parent, one.path.name());
@@ -358,17 +361,6 @@ fn missing_content(steps: &[Step], arrivals: &[Arrival]) -> FxHashSet<RelPath> {
         .map(|arrival| &arrival.row.path)
         .collect();
     wanted.filter(|path| !there.contains(path)).cloned().collect()
-}
-
-/// What the index says is at a path.
-fn expected(reader: &Reader, path: &RelPath) -> anyhow::Result<Result<Expect, ApplyError>> {
-    Ok(match reader.get(path)? {
-        Some(record) if !record.row.deleted => match record.sig {
-            Some(sig) => Ok(Expect::Sig(sig)),
-            None => Err(ApplyError::Changed { path: path.clone() }),
-        },
-        _ => Ok(Expect::Absent),
-    })
 }
 
 /// Makes all contents ready, several at a time.
@@ -468,7 +460,7 @@ fn execute(
             .into_par_iter()
             .with_min_len(4)
             .map(|(step, ready)| -> anyhow::Result<_> {
-                let done = match expected(reader, step.path())? {
+                let done = match outcome.expected(reader, step.path())? {
                     Ok(expect) => apply::install(dirs, ready, &expect).map(Some),
                     Err(error) => Err(error),
                 };
@@ -480,6 +472,16 @@ fn execute(
         }
         at += run;
     }
+    // What was to lose its name has kept it: one name is enough again.
+    for step in steps {
+        if let Step::Aside { path, to } = step
+            && !outcome.progress.is_done(path)
+            && let Some(Some(sig)) = outcome.sigs.remove(to)
+            && let Err(error) = apply::remove_file(dirs, to, &sig)
+        {
+            tracing::debug!("{to} stays beside {path}: {error}");
+        }
+    }
     Ok(())
 }
 
@@ -490,13 +492,47 @@ impl Outcome {
             step => step.path(),
         };
         match done {
-            Ok(Some(Applied::AsWritten(sig))) => {
-                self.sigs.insert(path.clone(), sig);
+            Ok(Some(applied)) => {
+                if applied == Applied::ChangedSince {
+                    self.touched.push(path.clone());
+                }
+                self.sigs.insert(path.clone(), applied.sig());
+                // The inode's other name has seen the same; a moved one is gone.
+                match step {
+                    Step::Aside { path: other, .. } | Step::Install { how: Install::Link { existing: other }, .. } => {
+                        self.sigs.insert(other.clone(), applied.sig());
+                    }
+                    Step::Install { how: Install::Moved { from }, .. } => {
+                        self.sigs.insert(from.clone(), None);
+                    }
+                    _ => {}
+                }
             }
-            Ok(Some(Applied::ChangedSince)) => self.touched.push(path.clone()),
+            Ok(None) if matches!(step, Step::Remove { .. }) => {
+                self.sigs.insert(path.clone(), None);
+            }
             Ok(None) => {}
             Err(error) => self.fail(step, error),
         }
+    }
+
+    /// What must be at a path: what the last step left there, else what the
+    /// index says.
+    fn expected(&self, reader: &Reader, path: &RelPath) -> anyhow::Result<Result<Expect, ApplyError>> {
+        let changed = || ApplyError::Changed { path: path.clone() };
+        let expect = match (self.sigs.get(path), self.touched.contains(path)) {
+            (_, true) => return Ok(Err(changed())),
+            (Some(Some(sig)), false) => Expect::Sig(*sig),
+            (Some(None), false) => Expect::Absent,
+            (None, false) => match reader.get(path)? {
+                Some(record) if !record.row.deleted => match record.sig {
+                    Some(sig) => Expect::Sig(sig),
+                    None => return Ok(Err(changed())),
+                },
+                _ => Expect::Absent,
+            },
+        };
+        Ok(Ok(expect))
     }
 
     fn fail(&mut self, step: &Step, error: ApplyError) {
@@ -512,19 +548,16 @@ fn step_once(
     step: &Step,
     outcome: &Outcome,
 ) -> anyhow::Result<Result<Option<Applied>, ApplyError>> {
-    let expect = match outcome.sigs.get(step.path()) {
-        Some(sig) => Expect::Sig(*sig),
-        None => match expected(reader, step.path())? {
-            Ok(expect) => expect,
-            Err(error) => return Ok(Err(error)),
-        },
+    let expect = match outcome.expected(reader, step.path())? {
+        Ok(expect) => expect,
+        Err(error) => return Ok(Err(error)),
     };
     let changed = |path: &RelPath| Err(ApplyError::Changed { path: path.clone() });
     let sig_of = |path: &RelPath| -> anyhow::Result<Option<StatSig>> {
-        match outcome.sigs.get(path) {
-            Some(sig) => Ok(Some(*sig)),
-            None => Ok(reader.get(path)?.and_then(|record| record.sig)),
-        }
+        Ok(match outcome.expected(reader, path)? {
+            Ok(Expect::Sig(sig)) => Some(sig),
+            _ => None,
+        })
     };
     Ok(match step {
         Step::Stage { .. } | Step::Install { how: Install::Staged, .. } => Ok(None),

@@ -5,7 +5,6 @@
 //! acknowledgements in its [`Link`]. Nothing here writes the index or the tree.
 //! One task per peer and share: a peer that is slow or gone delays nobody.
 
-use std::collections::VecDeque;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,8 +29,6 @@ const BATCH_ROWS: usize = 1024;
 const BATCH_BYTES: usize = 6 << 20;
 /// What a row takes without its content, about, bytes.
 const ROW_BYTES: usize = 200;
-/// So much may be on its way without an acknowledgement, bytes.
-const WINDOW_BYTES: usize = 64 << 20;
 const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
 const RETRY_MIN: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(5);
@@ -119,11 +116,13 @@ async fn session(share: &Arc<Share>, link: &Arc<Link>, identity: &Identity) -> a
     // One task prepares batches, one prepares contents, one reads what the peer
     // says, and this one writes: small changes before big contents. Reading
     // must not wait for writing, or two nodes could wait for one another.
-    let (batches, mut ready) = mpsc::channel::<(u64, usize, Message)>(2);
+    let (batches, mut ready) = mpsc::channel::<Message>(2);
     let (wants, wanted) = mpsc::channel::<WantJob>(1024);
     let (pieces, mut content) = mpsc::channel::<Message>(4);
     let (said, mut heard_of) = mpsc::channel::<Result<Message, NetError>>(1024);
-    let outgoing = Outgoing::new(link.place, cursor, 0);
+    // Of what is already here the peer gets its own rows, too: it lacks them if
+    // it has lost its index, or if that was restored from a copy.
+    let outgoing = Outgoing::new(link.place, cursor, durable);
     let _tasks = Tasks(vec![
         tokio::spawn(prepare_batches(Arc::clone(share), outgoing, cursor, batches)),
         tokio::spawn(prepare_contents(Arc::clone(share), wanted, pieces)),
@@ -137,8 +136,6 @@ async fn session(share: &Arc<Share>, link: &Arc<Link>, identity: &Identity) -> a
             }
         }),
     ]);
-    let mut in_flight: VecDeque<(u64, usize)> = VecDeque::new();
-    let mut in_flight_bytes = 0;
     let mut ping = tokio::time::interval(PING_EVERY);
     let mut heard = tokio::time::Instant::now();
     loop {
@@ -150,9 +147,6 @@ async fn session(share: &Arc<Share>, link: &Arc<Link>, identity: &Identity) -> a
                     Message::Ack { durable, pending, reason } => {
                         if durable > *share.head.borrow() {
                             bail!("{} acknowledges row {durable}, which it was never sent", link.peer);
-                        }
-                        while in_flight.front().is_some_and(|sent| sent.0 <= durable) {
-                            in_flight_bytes -= in_flight.pop_front().map_or(0, |sent| sent.1);
                         }
                         let mut state = link.state.lock();
                         state.pending = pending;
@@ -174,11 +168,10 @@ async fn session(share: &Arc<Share>, link: &Arc<Link>, identity: &Identity) -> a
                     other => bail!("{} sends a message of kind {}, which is not for this node to receive", link.peer, other.name()),
                 }
             }
-            Some((upto, bytes, batch)) = ready.recv(), if in_flight_bytes < WINDOW_BYTES => {
-                in_flight.push_back((upto, bytes));
-                in_flight_bytes += bytes;
-                writer.send(&batch).await?;
-            }
+            // No limit on what is not acknowledged: a row that cannot be applied
+            // yet may have to wait for one that comes after it. A peer that
+            // cannot keep up stops reading, and the connection holds back.
+            Some(batch) = ready.recv() => writer.send(&batch).await?,
             Some(piece) = content.recv() => writer.send(&piece).await?,
             _ = ping.tick() => {
                 if heard.elapsed() > SILENCE_MAX {
@@ -210,7 +203,7 @@ async fn prepare_batches(
     share: Arc<Share>,
     mut outgoing: Outgoing,
     mut sent: u64,
-    batches: mpsc::Sender<(u64, usize, Message)>,
+    batches: mpsc::Sender<Message>,
 ) {
     let mut head = share.head.subscribe();
     // What the peer was told; `sent` may be further, where nothing is due.
@@ -228,8 +221,8 @@ async fn prepare_batches(
             Ok(Some((upto, built))) => {
                 told = upto;
                 sent = sent.max(upto);
-                for (bytes, batch) in built {
-                    if batches.send((upto, bytes, batch)).await.is_err() {
+                for batch in built {
+                    if batches.send(batch).await.is_err() {
                         return;
                     }
                 }
@@ -244,15 +237,14 @@ async fn prepare_batches(
     }
 }
 
-/// The next batches, with their sizes in bytes, and up to which row the last of
-/// them tells everything. There are several where the contents are too much for
+/// The next batches, and up to which row the last of them tells everything. There are several where the contents are too much for
 /// one; only the last one moves the peer's cursor.
 fn build_batches(
     share: &Share,
     outgoing: &mut Outgoing,
     sent: u64,
     durable: u64,
-) -> anyhow::Result<Option<(u64, Vec<(usize, Message)>)>> {
+) -> anyhow::Result<Option<(u64, Vec<Message>)>> {
     let reader = share.index.read_upto(durable)?;
     let Some(outbound) = outgoing.next_batch(&reader, BATCH_ROWS)? else { return Ok(None) };
     let dirs = share.root.batch();
@@ -277,9 +269,8 @@ fn build_batches(
             .collect();
         let content: usize = rows.iter().filter_map(|row| row.inline.as_ref()).map(Bytes::len).sum();
         Figures::add(&share.figures.content_sent_bytes, content as u64);
-        let bytes = content + rows.len() * ROW_BYTES;
         let upto = if rest.is_empty() { upto } else { sent };
-        batches.push((bytes, Message::Batch { upto, rows }));
+        batches.push(Message::Batch { upto, rows });
         if rest.is_empty() {
             return Ok(Some((upto, batches)));
         }

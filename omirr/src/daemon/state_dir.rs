@@ -27,11 +27,11 @@ pub enum StateError {
     InUse { path: PathBuf, pid: Option<u32> },
     #[error("the state directory {path} is no directory: name another as state_dir in [node]")]
     NotADirectory { path: PathBuf },
-    #[error("cannot {action} {path}: {source}")]
+    #[error("cannot {action} {path}: {why}")]
     Io {
         action: &'static str,
         path: PathBuf,
-        source: io::Error,
+        why: io::Error,
     },
 }
 
@@ -97,7 +97,7 @@ impl StateDir {
 
 fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StateError {
     let path = path.to_owned();
-    move |source| StateError::Io { action, path, source }
+    move |why| StateError::Io { action, path, why }
 }
 
 /// Who holds the lock; none if that process has not written its number yet.

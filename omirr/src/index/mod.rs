@@ -46,14 +46,14 @@ const CACHE_BYTES: usize = 24 << 20;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum IndexError {
-    #[error("the index {path} cannot be used: {source}")]
-    Storage { path: PathBuf, source: Box<redb::Error> },
+    #[error("the index {path} cannot be used: {why}")]
+    Storage { path: PathBuf, why: Box<redb::Error> },
     #[error("the index {path} has format {found}, this omirr reads format {FORMAT}: use the omirr that wrote it, or remove the file and let the share be compared anew")]
     Format { path: PathBuf, found: u32 },
-    #[error("the index {path} holds a record that cannot be read ({what}): remove the file and let the share be compared anew")]
+    #[error("the index {path} cannot be read ({what}): remove the file and let the share be compared anew")]
     Corrupt { path: PathBuf, what: String },
-    #[error("cannot make {path}: {source}")]
-    Io { path: PathBuf, source: std::io::Error },
+    #[error("cannot make {path}: {why}")]
+    Io { path: PathBuf, why: std::io::Error },
 }
 
 /// What is known of one peer of this share.
@@ -101,9 +101,9 @@ impl Index {
     /// Opens the index at `path`, or makes an empty one for the node `node`.
     pub fn open(path: &Path, node: &str) -> Result<Index, IndexError> {
         if let Some(folder) = path.parent() {
-            std::fs::create_dir_all(folder).map_err(|source| IndexError::Io { path: folder.into(), source })?;
+            std::fs::create_dir_all(folder).map_err(|why| IndexError::Io { path: folder.into(), why })?;
         }
-        let fail = |error: redb::Error| IndexError::Storage { path: path.into(), source: Box::new(error) };
+        let fail = |error: redb::Error| storage(path, error);
         let db = redb::Database::builder()
             .set_cache_size(CACHE_BYTES)
             .create(path)
@@ -184,7 +184,23 @@ impl Index {
     }
 
     fn fail(&self, error: impl Into<redb::Error>) -> IndexError {
-        IndexError::Storage { path: self.path.clone(), source: Box::new(error.into()) }
+        storage(&self.path, error)
+    }
+}
+
+/// What an error of the store means: a file that is no index, or a damaged one,
+/// is of no more use; a full disk or a missing permission will pass.
+fn storage(path: &Path, error: impl Into<redb::Error>) -> IndexError {
+    let corrupt = |what: String| IndexError::Corrupt { path: path.into(), what };
+    match error.into() {
+        redb::Error::Io(why) if why.kind() == std::io::ErrorKind::InvalidData => corrupt(why.to_string()),
+        why @ (redb::Error::Corrupted(_)
+        | redb::Error::UpgradeRequired(_)
+        | redb::Error::TableTypeMismatch { .. }
+        | redb::Error::TypeDefinitionChanged { .. }
+        | redb::Error::TableIsMultimap(_)
+        | redb::Error::TableIsNotMultimap(_)) => corrupt(why.to_string()),
+        why => IndexError::Storage { path: path.into(), why: Box::new(why) },
     }
 }
 

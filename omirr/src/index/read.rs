@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use redb::{ReadOnlyMultimapTable, ReadOnlyTable, ReadTransaction, ReadableTable};
 
-use super::{GROUPS, INODES, INTENTS, IndexError, ROWS, SEQS};
+use super::{GROUPS, INODES, INTENTS, IndexError, ROWS, SEQS, storage};
 use crate::model::{LinkGroup, Record, RelPath, Row};
 
 /// A snapshot of the index. Long-lived ones keep old pages from being reused:
@@ -59,10 +59,6 @@ pub(super) fn beneath<'t, T: ReadableTable<&'static [u8], &'static [u8]>>(
         let (key, value) = pair.map_err(|error| storage(index, error))?;
         Ok((decode_path(index, key.value())?, decode(index, value.value())?))
     }))
-}
-
-pub(super) fn storage(index: &PathBuf, error: impl Into<redb::Error>) -> IndexError {
-    IndexError::Storage { path: index.clone(), source: Box::new(error.into()) }
 }
 
 impl Reader {

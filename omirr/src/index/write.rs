@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use redb::{Database, MultimapTable, ReadableTable, Table};
 use serde::Serialize;
 
-use super::read::{self, storage};
+use super::{read, storage};
 use super::{FORMAT, GROUPS, INODES, INTENTS, IndexError, META, Meta, PeerState, ROWS, SEQS};
 use crate::model::{LinkGroup, Record, RelPath, ReplicaId, Row};
 

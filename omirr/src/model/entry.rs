@@ -10,11 +10,7 @@ pub struct Hash(pub [u8; 32]);
 
 impl fmt::Debug for Hash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{:02x}{:02x}{:02x}{:02x}",
-            self.0[0], self.0[1], self.0[2], self.0[3]
-        )
+        write!(f, "{:02x}{:02x}{:02x}{:02x}", self.0[0], self.0[1], self.0[2], self.0[3])
     }
 }
 
@@ -29,8 +25,7 @@ pub struct Time {
 impl Time {
     /// Milliseconds since 1970; 0 for times before.
     pub fn millis(self) -> u64 {
-        u64::try_from(self.secs).unwrap_or(0).saturating_mul(1000)
-            + u64::from(self.nanos / 1_000_000)
+        u64::try_from(self.secs).unwrap_or(0).saturating_mul(1000) + u64::from(self.nanos / 1_000_000)
     }
 }
 
@@ -51,10 +46,7 @@ pub struct LinkGroup(pub u64);
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Kind {
     /// `size` in bytes; `hash` over the whole content.
-    File {
-        size: u64,
-        hash: Hash,
-    },
+    File { size: u64, hash: Hash },
     Directory,
     Symlink {
         #[serde(with = "serde_bytes_box")]
@@ -63,12 +55,8 @@ pub enum Kind {
     Fifo,
     Socket,
     /// The device number as `st_rdev` has it.
-    CharDevice {
-        rdev: u64,
-    },
-    BlockDevice {
-        rdev: u64,
-    },
+    CharDevice { rdev: u64 },
+    BlockDevice { rdev: u64 },
 }
 
 /// Everything about a path that is the same on every node.
@@ -122,9 +110,7 @@ mod serde_bytes_box {
         serializer.serialize_bytes(bytes)
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
-        deserializer: D,
-    ) -> Result<Box<[u8]>, D::Error> {
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Box<[u8]>, D::Error> {
         bytes::Bytes::deserialize(deserializer).map(|bytes| bytes.to_vec().into_boxed_slice())
     }
 }

@@ -160,11 +160,7 @@ impl RelPath {
 
     /// How many names the path has; 0 for the root.
     pub fn depth(&self) -> usize {
-        if self.is_root() {
-            0
-        } else {
-            self.0.iter().filter(|&&b| b == b'/').count() + 1
-        }
+        if self.is_root() { 0 } else { self.0.iter().filter(|&&b| b == b'/').count() + 1 }
     }
 
     /// The names from the root down.
@@ -233,8 +229,7 @@ impl<'de> Deserialize<'de> for RelPath {
             }
             fn visit_bytes<E: serde::de::Error>(self, bytes: &[u8]) -> Result<RelPath, E> {
                 RelPath::new(bytes).map_err(|why| {
-                    let shown =
-                        String::from_utf8_lossy(&bytes[..bytes.len().min(256)]).into_owned();
+                    let shown = String::from_utf8_lossy(&bytes[..bytes.len().min(256)]).into_owned();
                     E::custom(format!("{shown:?} is not a path beneath the share: {why}"))
                 })
             }
@@ -275,8 +270,7 @@ mod tests {
         assert!(ab.is_within(&a) && ab.is_within(&ab) && ab.is_within(&RelPath::root()));
         assert!(!a_b.is_within(&a) && !a.is_within(&ab));
         let (start, end) = a.beneath_range();
-        let beneath =
-            |p: &RelPath| p.as_bytes() >= &start[..] && p.as_bytes() < &end.as_ref().unwrap()[..];
+        let beneath = |p: &RelPath| p.as_bytes() >= &start[..] && p.as_bytes() < &end.as_ref().unwrap()[..];
         assert!(beneath(&ab) && !beneath(&a) && !beneath(&a_b));
         assert_eq!(ab.rebase(&a, &a_b).unwrap().as_bytes(), b"a-b/b");
         assert_eq!(ab.rebase(&a, &RelPath::root()).unwrap().as_bytes(), b"b");
@@ -284,9 +278,6 @@ mod tests {
 
     #[test]
     fn shows_names_that_are_not_utf8() {
-        assert_eq!(
-            RelPath::new(b"caf\xe9/\x1b[1m").unwrap().to_string(),
-            "caf\\xe9/\\x1b[1m"
-        );
+        assert_eq!(RelPath::new(b"caf\xe9/\x1b[1m").unwrap().to_string(), "caf\\xe9/\\x1b[1m");
     }
 }

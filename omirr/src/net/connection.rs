@@ -94,9 +94,9 @@ impl Reader {
     /// Cancel-safe: what was read of a message stays in the buffer.
     pub async fn recv(&mut self) -> Result<Message, NetError> {
         loop {
-            let received = |source| NetError::Received {
+            let received = |why| NetError::Received {
                 peer: self.peer.to_string(),
-                source,
+                why,
             };
             let missing = match frame::take(&mut self.buffer).map_err(received)? {
                 Progress::Whole(frame) => {
@@ -199,9 +199,9 @@ impl Writer {
     fn encode(&mut self, message: &Message) -> Result<(), NetError> {
         self.encoder
             .encode(message, &mut self.buffer)
-            .map_err(|source| NetError::Unsendable {
+            .map_err(|why| NetError::Unsendable {
                 peer: self.peer.to_string(),
-                source,
+                why,
             })
     }
 

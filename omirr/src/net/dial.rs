@@ -75,15 +75,15 @@ async fn resolve(address: &str, deadline: Instant, timeout: Duration) -> Result<
             doing: "while its name was resolved",
             after: timeout,
         })?
-        .map_err(|source| NetError::Resolve {
+        .map_err(|why| NetError::Resolve {
             peer: peer.clone(),
-            source,
+            why,
         })?;
     let found: Vec<SocketAddr> = found.collect();
     if found.is_empty() {
         return Err(NetError::Resolve {
             peer,
-            source: io::Error::other("it has no address"),
+            why: io::Error::other("it has no address"),
         });
     }
     Ok(found)
@@ -110,14 +110,14 @@ async fn dial_one(
     let tcp = tokio::time::timeout_at(deadline, TcpStream::connect(at))
         .await
         .map_err(|_elapsed| timed_out("when it was dialled"))?
-        .map_err(|source| match source.kind() {
+        .map_err(|why| match why.kind() {
             io::ErrorKind::ConnectionRefused => NetError::ConnectionRefused {
                 peer: peer.to_owned(),
             },
             io::ErrorKind::TimedOut => timed_out("when it was dialled"),
             _ => NetError::Unreachable {
                 peer: peer.to_owned(),
-                source,
+                why,
             },
         })?;
     tokio::time::timeout_at(deadline, shake_hands(tcp, at, peer, local, peer_key))
@@ -132,9 +132,9 @@ async fn shake_hands(
     local: &Identity,
     peer_key: &PublicKey,
 ) -> Result<Connection, NetError> {
-    tune(&tcp).map_err(|source| NetError::Unreachable {
+    tune(&tcp).map_err(|why| NetError::Unreachable {
         peer: peer.to_owned(),
-        source,
+        why,
     })?;
     let (config, gate) = tls::client(local, *peer_key).map_err(|why| NetError::Tls {
         peer: peer.to_owned(),

@@ -13,20 +13,20 @@ use crate::wire::{PROTOCOL, WireError};
 pub enum NetError {
     #[error("cannot listen on {address}: {why}")]
     Listen { address: String, why: String },
-    #[error("connections cannot be taken: {source}")]
-    Accept { source: io::Error },
+    #[error("connections cannot be taken: {why}")]
+    Accept { why: io::Error },
     #[error("{address:?} is no address to dial: {why}")]
     Address { address: String, why: String },
     #[error(
-        "the name in {peer} cannot be resolved: {source}: correct the peer's address, or the name service"
+        "the name in {peer} cannot be resolved: {why}: correct the peer's address, or the name service"
     )]
-    Resolve { peer: String, source: io::Error },
+    Resolve { peer: String, why: io::Error },
     #[error(
         "{peer} refused the connection: nothing listens there; is omirr running on that node, at that port?"
     )]
     ConnectionRefused { peer: String },
-    #[error("{peer} cannot be reached: {source}")]
-    Unreachable { peer: String, source: io::Error },
+    #[error("{peer} cannot be reached: {why}")]
+    Unreachable { peer: String, why: io::Error },
     #[error("{peer} did not answer within {} s {doing}", tenths(*after))]
     Timeout {
         peer: String,
@@ -65,10 +65,10 @@ pub enum NetError {
     #[error("{peer} had to give way: more than {limit} connections were being set up at once")]
     Crowded { peer: String, limit: usize },
 
-    #[error("{peer} sent {source}")]
-    Received { peer: String, source: WireError },
-    #[error("a message for {peer} cannot be sent: {source}")]
-    Unsendable { peer: String, source: WireError },
+    #[error("{peer} sent {why}")]
+    Received { peer: String, why: WireError },
+    #[error("a message for {peer} cannot be sent: {why}")]
+    Unsendable { peer: String, why: WireError },
     /// The peer ended the connection in order, between two messages.
     #[error("{peer} closed the connection")]
     Closed { peer: String },

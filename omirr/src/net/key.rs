@@ -34,12 +34,12 @@ pub enum KeyError {
         "{path} exists already, and a key is never overwritten: choose another file, or move that one away"
     )]
     Exists { path: PathBuf },
-    #[error("the key cannot be written to {path}: {source}")]
-    Write { path: PathBuf, source: io::Error },
+    #[error("the key cannot be written to {path}: {why}")]
+    Write { path: PathBuf, why: io::Error },
     #[error("there is no key file {path}: make one with `omirr key generate {path}`")]
     Missing { path: PathBuf },
-    #[error("the key file {path} cannot be read: {source}")]
-    Read { path: PathBuf, source: io::Error },
+    #[error("the key file {path} cannot be read: {why}")]
+    Read { path: PathBuf, why: io::Error },
     #[error("others may read the key file {path} (its mode is {mode:04o}): run `chmod 600 {path}`")]
     Exposed { path: PathBuf, mode: u32 },
     #[error(
@@ -130,9 +130,9 @@ impl Identity {
     /// Makes a key pair and writes it to `path`, which must not exist.
     pub fn generate(path: &Path) -> Result<Identity, KeyError> {
         let (identity, pem) = Identity::random()?;
-        let write = |source| KeyError::Write {
+        let write = |why| KeyError::Write {
             path: path.to_owned(),
-            source,
+            why,
         };
         let opened = OpenOptions::new()
             .write(true)
@@ -162,13 +162,13 @@ impl Identity {
 
     /// Reads the key pair that [`Identity::generate`] or another tool wrote.
     pub fn load(path: &Path) -> Result<Identity, KeyError> {
-        let read = |source: io::Error| match source.kind() {
+        let read = |why: io::Error| match why.kind() {
             io::ErrorKind::NotFound => KeyError::Missing {
                 path: path.to_owned(),
             },
             _ => KeyError::Read {
                 path: path.to_owned(),
-                source,
+                why,
             },
         };
         let not_a_key = |why: String| KeyError::NotAKey {

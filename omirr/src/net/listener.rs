@@ -115,7 +115,7 @@ impl Listener {
                     tracing::warn!(%error, "a connection could not be taken");
                     tokio::time::sleep(EXHAUSTED_PAUSE).await;
                 }
-                Err(source) => return Err(NetError::Accept { source }),
+                Err(why) => return Err(NetError::Accept { why }),
             }
         }
     }
@@ -218,7 +218,7 @@ async fn let_in(
 ) -> Result<(Connection, PublicKey), NetError> {
     let peer = from.to_string();
     let side = Side::Accepting(local.public_key());
-    let lost = |source: io::Error| handshake_error(&source, &peer, side);
+    let lost = |why: io::Error| handshake_error(&why, &peer, side);
     tune(&tcp).map_err(lost)?;
 
     // Something that is not TLS at all is told from its first bytes, which TLS

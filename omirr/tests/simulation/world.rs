@@ -170,14 +170,18 @@ impl World {
 
     /// A whole history; an error says what is wrong at its end.
     pub(crate) fn run(&mut self) -> Result<(), String> {
-        let steps = 40 + self.rng.below(160);
-        for _ in 0..steps {
-            self.something();
-            self.drain_logs();
-            self.check_whole()?;
+        let mut left = BTreeMap::new();
+        // The later chapters begin with equal trees.
+        let chapters = 1 + self.rng.below(3);
+        for _ in 0..chapters {
+            for _ in 0..20 + self.rng.below(180 / chapters) {
+                self.something();
+                self.drain_logs();
+                self.check_whole()?;
+            }
+            left = self.left(&self.homes);
+            self.heal()?;
         }
-        let left = self.left(&self.homes);
-        self.heal()?;
         self.check()?;
         self.check_left(&left)
     }
@@ -502,17 +506,18 @@ impl World {
             self.start(at);
             self.rescan(at);
         }
-        let limit = if self.rng.chance(50) {
-            1000
-        } else {
-            1 + self.rng.below(4) as usize
-        };
+        let small = self.rng.chance(50);
         let mut quiet = 0;
         for round in 0..ROUNDS {
             self.users.now_ns += 1_000_000_000;
             let mut moved = false;
             for (from, to) in self.links.clone() {
                 self.connect(from, to);
+                let limit = if small && self.rng.chance(70) {
+                    1 + self.rng.below(3) as usize
+                } else {
+                    1000
+                };
                 moved |= self.send(from, to, limit);
             }
             for at in 0..self.places.len() {

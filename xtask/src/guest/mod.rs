@@ -6,7 +6,8 @@
 //!
 //! The guest has busybox, `ip` and `tc`, the programs that were asked for with
 //! their libraries, and `guest-init` as its first process, which reads its orders
-//! from `/guest`; the layout of that folder is described there.
+//! from `/guest`; the layout of that folder is described there. busybox's shell
+//! prefers its own applets to programs in `PATH`: name those by their path.
 
 pub mod initramfs;
 pub mod modules;

@@ -35,8 +35,8 @@ pub enum CallError {
         "the answer from {socket} is not understood ({why}): the daemon may be of another version; restart it"
     )]
     Garbled { socket: PathBuf, why: String },
-    #[error("cannot talk to the daemon at {socket}: {source}")]
-    Io { socket: PathBuf, source: io::Error },
+    #[error("cannot talk to the daemon at {socket}: {why}")]
+    Io { socket: PathBuf, why: io::Error },
 }
 
 /// Where a daemon is asked.
@@ -104,9 +104,9 @@ impl Client {
         Ok(answer)
     }
 
-    fn cannot(&self, source: io::Error) -> CallError {
+    fn cannot(&self, why: io::Error) -> CallError {
         let socket = self.socket.clone();
-        match source.kind() {
+        match why.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused | io::ErrorKind::NotADirectory => {
                 CallError::NotRunning {
                     socket,
@@ -115,7 +115,7 @@ impl Client {
             }
             io::ErrorKind::PermissionDenied => CallError::Denied { socket },
             io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => CallError::Ended { socket },
-            _ => CallError::Io { socket, source },
+            _ => CallError::Io { socket, why },
         }
     }
 }

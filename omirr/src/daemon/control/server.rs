@@ -63,11 +63,11 @@ pub enum ControlError {
     Live { path: PathBuf },
     #[error("{path} is in the way of the control socket and is no socket: move it away")]
     NotASocket { path: PathBuf },
-    #[error("cannot {action} the control socket {path}: {source}")]
+    #[error("cannot {action} the control socket {path}: {why}")]
     Io {
         action: &'static str,
         path: PathBuf,
-        source: io::Error,
+        why: io::Error,
     },
 }
 
@@ -75,10 +75,10 @@ pub enum ControlError {
 /// left. To be called within a tokio runtime.
 pub fn bind(state: &StateDir) -> Result<UnixListener, ControlError> {
     let path = socket_path(state.path());
-    let failed = |action, source| ControlError::Io {
+    let failed = |action, why| ControlError::Io {
         action,
         path: path.clone(),
-        source,
+        why,
     };
     match fs::symlink_metadata(&path) {
         Err(why) if why.kind() == io::ErrorKind::NotFound => {}

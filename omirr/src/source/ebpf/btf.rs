@@ -17,10 +17,7 @@ const MAX_NESTING: u32 = 16;
 #[non_exhaustive]
 pub enum BtfError {
     #[error("this kernel does not describe its types: {path}: {source}")]
-    Unreadable {
-        path: String,
-        source: std::io::Error,
-    },
+    Unreadable { path: String, source: std::io::Error },
     #[error("the kernel's type description cannot be read: {0}")]
     Damaged(String),
     #[error("this kernel has no function {0}")]
@@ -123,12 +120,7 @@ impl KernelTypes {
             parameters: proto
                 .parameters
                 .iter()
-                .map(|p| {
-                    (
-                        self.btf.resolve_name(p).unwrap_or_default(),
-                        self.pointee(p),
-                    )
-                })
+                .map(|p| (self.btf.resolve_name(p).unwrap_or_default(), self.pointee(p)))
                 .collect(),
             returns_pointer: self.returns_pointer(&proto),
         })
@@ -152,10 +144,7 @@ impl KernelTypes {
                 if member.bitfield_size().is_some_and(|bits| bits != 0) {
                     return None;
                 }
-                return Some((
-                    member.bit_offset(),
-                    self.btf.resolve_chained_type(member).ok()?,
-                ));
+                return Some((member.bit_offset(), self.btf.resolve_chained_type(member).ok()?));
             }
             if own.is_empty() {
                 let inner = self
@@ -163,9 +152,7 @@ impl KernelTypes {
                     .resolve_chained_type(member)
                     .ok()
                     .and_then(|t| self.plain(t));
-                if let Some((offset, found)) =
-                    inner.and_then(|t| self.find_member(&t, name, depth + 1))
-                {
+                if let Some((offset, found)) = inner.and_then(|t| self.find_member(&t, name, depth + 1)) {
                     return Some((member.bit_offset().checked_add(offset)?, found));
                 }
             }
@@ -179,9 +166,7 @@ impl KernelTypes {
         for _ in 0..MAX_NESTING {
             let next = match &kind {
                 Type::Typedef(t) => self.btf.resolve_chained_type(t),
-                Type::Volatile(t) | Type::Const(t) | Type::Restrict(t) => {
-                    self.btf.resolve_chained_type(t)
-                }
+                Type::Volatile(t) | Type::Const(t) | Type::Restrict(t) => self.btf.resolve_chained_type(t),
                 Type::TypeTag(t) => self.btf.resolve_chained_type(t),
                 _ => return Some(kind),
             };
@@ -284,14 +269,7 @@ pub(super) mod tests {
             at
         }
 
-        fn add(
-            &mut self,
-            name: &str,
-            kind: u32,
-            vlen: u32,
-            size_or_type: u32,
-            rest: &[u32],
-        ) -> u32 {
+        fn add(&mut self, name: &str, kind: u32, vlen: u32, size_or_type: u32, rest: &[u32]) -> u32 {
             let name = self.string(name);
             for word in [name, kind << 24 | vlen, size_or_type].iter().chain(rest) {
                 self.types.extend_from_slice(&word.to_ne_bytes());
@@ -344,10 +322,7 @@ pub(super) mod tests {
     #[test]
     fn what_is_not_as_expected_is_an_error_that_names_it() {
         let types = KernelTypes::parse(&sample()).unwrap();
-        let said = types
-            .member_offset("thing", "c", 8)
-            .unwrap_err()
-            .to_string();
+        let said = types.member_offset("thing", "c", 8).unwrap_err().to_string();
         assert_eq!(said, "member thing.c is 4 bytes here, expected 8");
         let said = types
             .member_offset("thing", "nothing", 8)

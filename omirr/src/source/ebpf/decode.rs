@@ -20,27 +20,9 @@ pub struct Decoded {
 
 /// Reads one record.
 pub fn decode(bytes: &[u8]) -> Option<Decoded> {
-    let u64_at = |at: usize| {
-        bytes
-            .get(at..at + 8)?
-            .try_into()
-            .ok()
-            .map(u64::from_ne_bytes)
-    };
-    let u32_at = |at: usize| {
-        bytes
-            .get(at..at + 4)?
-            .try_into()
-            .ok()
-            .map(u32::from_ne_bytes)
-    };
-    let u16_at = |at: usize| {
-        bytes
-            .get(at..at + 2)?
-            .try_into()
-            .ok()
-            .map(u16::from_ne_bytes)
-    };
+    let u64_at = |at: usize| bytes.get(at..at + 8)?.try_into().ok().map(u64::from_ne_bytes);
+    let u32_at = |at: usize| bytes.get(at..at + 4)?.try_into().ok().map(u32::from_ne_bytes);
+    let u16_at = |at: usize| bytes.get(at..at + 2)?.try_into().ok().map(u16::from_ne_bytes);
     let comm: [u8; 16] = bytes.get(72..HEADER_BYTES)?.try_into().ok()?;
     let flags = bytes[65];
     let name = |at: usize, len: u16| -> Option<Box<[u8]>> {

@@ -16,10 +16,7 @@ use rustix::fs::{AtFlags, CWD, StatxFlags};
 #[non_exhaustive]
 pub enum DeviceError {
     #[error("{path}: cannot be looked at: {source}")]
-    Stat {
-        path: PathBuf,
-        source: std::io::Error,
-    },
+    Stat { path: PathBuf, source: std::io::Error },
     #[error("/proc/self/mountinfo cannot be read: {0}")]
     Mounts(std::io::Error),
     #[error("{path}: its mount {mount_id} is not in /proc/self/mountinfo")]
@@ -60,9 +57,7 @@ pub fn device_of(path: &Path, stat_dev: u64) -> Result<Device, DeviceError> {
         filesystem: mount.filesystem,
         // A filesystem whose files show another device has trees of its own
         // beneath: then each inode's place is looked up.
-        whole: mount.root == "/"
-            && Path::new(&mount.point) == real
-            && stat_dev == to_stat(kernel_dev),
+        whole: mount.root == "/" && Path::new(&mount.point) == real && stat_dev == to_stat(kernel_dev),
     })
 }
 
@@ -109,10 +104,7 @@ mod tests {
                      30 22 0:27 /@home /home rw master:1 - btrfs /dev/sdb rw,subvol=/@home\n";
         let mount = find_mount(table, 30).unwrap();
         assert_eq!((mount.major, mount.minor), (0, 27));
-        assert_eq!(
-            (mount.root.as_str(), mount.point.as_str()),
-            ("/@home", "/home")
-        );
+        assert_eq!((mount.root.as_str(), mount.point.as_str()), ("/@home", "/home"));
         assert_eq!(mount.filesystem, "btrfs");
         assert!(find_mount(table, 31).is_none());
     }

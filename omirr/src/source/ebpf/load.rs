@@ -5,15 +5,20 @@
 //! One call tries one way of attaching and one ring; it never falls back by
 //! itself, except that a single function which cannot be traced is probed.
 
-use std::{collections::HashSet, error::Error as _, io};
+use std::{
+    collections::HashSet,
+    error::Error as _,
+    io,
+    os::fd::{AsFd, OwnedFd},
+    sync::Arc,
+};
 
 use aya::{
     Btf, Ebpf, EbpfLoader,
-    maps::{HashMap, MapData, PerCpuArray, PerfEventArray, RingBuf},
+    maps::{HashMap, Map, MapData, PerfEventArray, RingBuf},
     programs::{FEntry, FExit, KProbe, Program, ProgramError},
 };
 use omirr_common::{
-    counters::Counters,
     event::{Frame, FrameKey},
     hooks::{self as id, Timing},
     identity::{RootKey, device as bit},
@@ -22,6 +27,7 @@ use omirr_common::{
 
 use super::{
     btf::KERNEL_BTF,
+    counts::{Counts, passed_over},
     device::Device,
     hooks::{Layout, Need, SPECS, Spec, funnels, write_iter_slots},
 };
@@ -68,10 +74,7 @@ pub enum LoadError {
     #[error("{what}: {why}")]
     Refused { what: String, why: String },
     #[error("the {transport} buffer cannot be made: {why}")]
-    Transport {
-        transport: &'static str,
-        why: String,
-    },
+    Transport { transport: &'static str, why: String },
     #[error("{function} is needed and cannot be hooked: {why}")]
     Hook { function: &'static str, why: String },
     #[error("the eBPF object in this omirr lacks {0}; build it again with `cargo xtask build`")]
@@ -113,33 +116,24 @@ pub struct HookState {
     pub note: Option<String>,
 }
 
-/// The maps that stay readable while the programs run.
+/// What stays readable while the programs run.
 pub struct Maps {
-    counters: PerCpuArray<MapData, Counters>,
-    hits: PerCpuArray<MapData, u64>,
+    pub counts: Counts,
     /// Operations between entry and exit.
     frames: HashMap<MapData, FrameKey, Frame>,
+    /// The attached programs.
+    programs: Vec<OwnedFd>,
 }
 
 impl Maps {
-    /// One value per possible processor.
-    pub fn counters(&self) -> Vec<Counters> {
-        self.counters
-            .get(&0, 0)
-            .map(|v| v.iter().copied().collect())
-            .unwrap_or_default()
-    }
-
-    /// By hook, over all processors.
-    pub fn hits(&self) -> Vec<u64> {
-        (0..id::HOOK_COUNT as u32)
-            .map(|hook| self.hits.get(&hook, 0).map(|v| v.iter().sum()).unwrap_or(0))
-            .collect()
-    }
-
     /// Operations that have begun and not ended.
     pub fn frames(&self) -> impl Iterator<Item = (FrameKey, Frame)> + '_ {
         self.frames.iter().filter_map(Result::ok)
+    }
+
+    /// How often the kernel passed over one of the programs.
+    pub fn passed_over(&self) -> u64 {
+        self.programs.iter().map(|p| passed_over(p.as_fd())).sum()
     }
 }
 
@@ -148,7 +142,7 @@ pub struct Loaded {
     pub attach: Attaching,
     pub transport: Carrier,
     pub hooks: Vec<HookState>,
-    pub maps: std::sync::Arc<Maps>,
+    pub maps: Arc<Maps>,
     pub buffer_bytes: u64,
     /// Taken by the reader.
     pub ring: Option<RingBuf<MapData>>,
@@ -188,12 +182,7 @@ fn load_once(plan: &Plan<'_>, types: &Btf, unusable: &HashSet<u8>) -> Result<Out
         !unusable.contains(&hook)
             && (plan.layout.missing[index].is_none() || modules.contains(id::HOOKS[index].0))
     };
-    let funnel_of = |d: &WatchedDevice| {
-        funnels(&d.device.filesystem)
-            .iter()
-            .copied()
-            .find(|&h| usable(h))
-    };
+    let funnel_of = |d: &WatchedDevice| funnels(&d.device.filesystem).iter().copied().find(|&h| usable(h));
     let used: HashSet<u8> = plan.devices.iter().filter_map(funnel_of).collect();
     let above = plan.devices.iter().any(|d| funnel_of(d).is_none());
     let bits = |d: &WatchedDevice| {
@@ -280,9 +269,7 @@ fn load_once(plan: &Plan<'_>, types: &Btf, unusable: &HashSet<u8>) -> Result<Out
                     id: spec.id,
                     function: spec.function(),
                     attached: false,
-                    note: Some(format!(
-                        "{why}; covered by __fput: seen when the file is closed"
-                    )),
+                    note: Some(format!("{why}; covered by __fput: seen when the file is closed")),
                 }),
             },
         }
@@ -294,23 +281,34 @@ fn load_once(plan: &Plan<'_>, types: &Btf, unusable: &HashSet<u8>) -> Result<Out
         });
     }
 
-    let maps = std::sync::Arc::new(Maps {
-        counters: PerCpuArray::try_from(take(&mut ebpf, "COUNTERS")?).map_err(map_error)?,
-        hits: PerCpuArray::try_from(take(&mut ebpf, "HITS")?).map_err(map_error)?,
+    let processors = possible_cpus();
+    let (counters, hits) = (take(&mut ebpf, "COUNTERS")?, take(&mut ebpf, "HITS")?);
+    let (Map::Array(counters), Map::Array(hits)) = (counters, hits) else {
+        return Err(LoadError::Object("the counters' arrays".into()));
+    };
+    let counts = Counts::new(counters.fd().as_fd(), hits.fd().as_fd(), processors).map_err(|e| {
+        LoadError::Refused {
+            what: "the programs' counters".to_owned(),
+            why: e.to_string(),
+        }
+    })?;
+    let programs = ebpf
+        .programs()
+        .filter_map(|(_, program)| program.fd().ok()?.as_fd().try_clone_to_owned().ok())
+        .collect();
+    let maps = Arc::new(Maps {
+        counts,
         frames: HashMap::try_from(take(&mut ebpf, "FRAMES")?).map_err(map_error)?,
+        programs,
     });
     let (mut ring, mut perf) = (None, None);
     match plan.transport {
         Carrier::Ring => {
-            ring = Some(
-                RingBuf::try_from(take(&mut ebpf, "RING")?)
-                    .map_err(|e| transport_error(plan, &e))?,
-            );
+            ring = Some(RingBuf::try_from(take(&mut ebpf, "RING")?).map_err(|e| transport_error(plan, &e))?);
         }
         Carrier::Perf => {
             perf = Some(
-                PerfEventArray::try_from(take(&mut ebpf, "PERF")?)
-                    .map_err(|e| transport_error(plan, &e))?,
+                PerfEventArray::try_from(take(&mut ebpf, "PERF")?).map_err(|e| transport_error(plan, &e))?,
             );
         }
     }
@@ -360,11 +358,14 @@ fn make_maps(
         Carrier::Ring => u32::try_from(ring_bytes).unwrap_or(1 << 31),
         Carrier::Perf => PAGE as u32,
     };
+    let processors = possible_cpus() as u32;
     let ebpf = EbpfLoader::new()
         .override_global("SETTINGS", &settings, true)
         .override_global("OFFSETS", &plan.layout.offsets, true)
         .override_global("SLOTS", &slots, true)
         .map_max_entries("RING", ring_map)
+        .map_max_entries("COUNTERS", processors)
+        .map_max_entries("HITS", processors * id::HOOK_COUNT as u32)
         .load(plan.object)
         .map_err(|e| {
             let what = "the kernel refuses the maps of the tracing programs".to_owned();
@@ -390,6 +391,10 @@ pub fn perf_pages(ring_bytes: usize) -> usize {
 
 fn online_cpus() -> usize {
     aya::util::online_cpus().map_or(1, |cpus| cpus.len().max(1))
+}
+
+fn possible_cpus() -> usize {
+    aya::util::nr_cpus().unwrap_or(1)
 }
 
 /// Loads and attaches one hook's programs; a note if it went another way.
@@ -456,8 +461,7 @@ fn probe_hook(ebpf: &mut Ebpf, spec: &Spec) -> Result<(), ProgramError> {
 }
 
 fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Program, ProgramError> {
-    ebpf.program_mut(name)
-        .ok_or(ProgramError::UnexpectedProgramType)
+    ebpf.program_mut(name).ok_or(ProgramError::UnexpectedProgramType)
 }
 
 /// Loads and attaches a single hook, to learn whether this way is open.
@@ -520,7 +524,7 @@ fn pid_space() -> (u64, u64) {
     }
 }
 
-fn take(ebpf: &mut Ebpf, name: &str) -> Result<aya::maps::Map, LoadError> {
+fn take(ebpf: &mut Ebpf, name: &str) -> Result<Map, LoadError> {
     ebpf.take_map(name)
         .ok_or_else(|| LoadError::Object(format!("map {name}")))
 }
@@ -593,14 +597,14 @@ fn program_error(error: &ProgramError) -> String {
 
 fn errno_words(error: io::Error) -> Option<String> {
     Some(match error.raw_os_error()? {
-        libc::EPERM => format!(
-            "the kernel refuses to load tracing programs (EPERM): {}",
-            super::probe::why_refused()
-        ),
-        ENOTSUPP => "this kernel cannot attach tracing programs to functions (ENOTSUPP)".to_owned(),
-        libc::ENOENT => {
-            "the kernel does not know this function as a place to attach to (ENOENT)".to_owned()
+        libc::EPERM => {
+            format!(
+                "the kernel refuses to load tracing programs (EPERM): {}",
+                super::probe::why_refused()
+            )
         }
+        ENOTSUPP => "this kernel cannot attach tracing programs to functions (ENOTSUPP)".to_owned(),
+        libc::ENOENT => "the kernel does not know this function as a place to attach to (ENOENT)".to_owned(),
         _ => return None,
     })
 }

@@ -8,13 +8,15 @@
 //!
 //! - [`btf`]: the running kernel's types; [`hooks`]: what each hook needs of them.
 //! - [`load`]: settings in, programs attached, one way or another.
-//! - [`ring`]: the thread that empties the ring; [`decode`]: bytes to events.
+//! - [`ring`]: the thread that empties the ring; [`decode`]: bytes to events;
+//!   [`counts`]: what the programs counted.
 //! - [`device`]: the kernel's device numbers; [`probe`]: what this host allows.
 //!
 //! A map of changed inodes that outlives a full ring, its pinning across
 //! restarts, and the self-test of every hook belong beside these files.
 
 pub mod btf;
+mod counts;
 pub mod decode;
 pub mod device;
 pub mod hooks;
@@ -192,11 +194,11 @@ impl Source for EbpfSource {
         let Some(loaded) = &self.loaded else {
             return SourceStats::default();
         };
-        let counters = loaded.maps.counters();
-        let hits = loaded.maps.hits();
+        let counters = loaded.maps.counts.counters();
+        let hits = loaded.maps.counts.hits();
         SourceStats {
             events: self.shared.events(),
-            dropped: counters.iter().map(|c| c.dropped + c.unframed).sum(),
+            dropped: loaded.maps.counts.lost() + loaded.maps.passed_over(),
             buffer_bytes: loaded.buffer_bytes,
             high_water_bytes: counters
                 .iter()
@@ -234,11 +236,7 @@ impl Source for EbpfSource {
         }
         let since = self.shared.begin_wait();
         let outcome = loop {
-            let marked = self
-                .roots
-                .iter()
-                .map(|root| Self::mark(root))
-                .find_or_last_ok();
+            let marked = self.roots.iter().map(|root| Self::mark(root)).find_or_last_ok();
             if let Err(error) = marked {
                 break Err(error);
             }
@@ -298,8 +296,10 @@ fn load_best(
     options: Options,
     own_pid: Option<u32>,
 ) -> Result<(Loaded, String), EbpfError> {
+    let preemption = probe::preemption();
     let attaches = match options.attach {
-        Attach::Auto => &[load::Attaching::Fentry, load::Attaching::Kprobe][..],
+        Attach::Auto if preemption.is_some() => &[load::Attaching::Kprobe, load::Attaching::Fentry][..],
+        Attach::Auto => &[load::Attaching::Fentry, load::Attaching::Kprobe],
         Attach::Fentry => &[load::Attaching::Fentry],
         Attach::Kprobe => &[load::Attaching::Kprobe],
     };
@@ -322,20 +322,19 @@ fn load_best(
             };
             match load::load(&plan) {
                 Ok(loaded) => {
-                    let chosen =
-                        options.attach != Attach::Auto && options.transport != Transport::Auto;
+                    let chosen = options.attach != Attach::Auto && options.transport != Transport::Auto;
                     let why = match (failures.is_empty(), chosen) {
+                        (true, _) if options.attach == Attach::Auto && preemption.is_some() => format!(
+                            "fentry programs may be passed over, because this kernel preempts itself ({})",
+                            preemption.unwrap_or_default()
+                        ),
                         (true, true) => "as configured".to_owned(),
                         (true, false) => "the best that this kernel offers".to_owned(),
                         (false, _) => failures.join("; "),
                     };
                     return Ok((
                         loaded,
-                        format!(
-                            "{} with the {} buffer: {why}",
-                            attach.name(),
-                            transport.name()
-                        ),
+                        format!("{} with the {} buffer: {why}", attach.name(), transport.name()),
                     ));
                 }
                 Err(error) => {

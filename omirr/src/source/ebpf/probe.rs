@@ -58,6 +58,13 @@ pub fn probe() -> Vec<Capability> {
         },
     );
     say(
+        "preemption",
+        preemption().is_none(),
+        preemption().map_or("the kernel is not known to interrupt itself".into(), |how| {
+            format!("{how}: fentry programs can be passed over, which costs a comparison of the trees; kprobe is used")
+        }),
+    );
+    say(
         "kprobes",
         kprobes(),
         if kprobes() {
@@ -84,26 +91,10 @@ pub fn probe() -> Vec<Capability> {
         },
     );
     for (name, attach, transport) in [
-        (
-            "fentry with the ring buffer",
-            Attaching::Fentry,
-            Carrier::Ring,
-        ),
-        (
-            "kprobe with the ring buffer",
-            Attaching::Kprobe,
-            Carrier::Ring,
-        ),
-        (
-            "fentry with the perf buffer",
-            Attaching::Fentry,
-            Carrier::Perf,
-        ),
-        (
-            "kprobe with the perf buffer",
-            Attaching::Kprobe,
-            Carrier::Perf,
-        ),
+        ("fentry with the ring buffer", Attaching::Fentry, Carrier::Ring),
+        ("kprobe with the ring buffer", Attaching::Kprobe, Carrier::Ring),
+        ("fentry with the perf buffer", Attaching::Fentry, Carrier::Perf),
+        ("kprobe with the perf buffer", Attaching::Kprobe, Carrier::Perf),
     ] {
         let plan = Plan {
             object,
@@ -138,6 +129,50 @@ pub(super) fn why_refused() -> String {
     }
 }
 
+/// Whether the kernel may interrupt its own code to run another thread, as far
+/// as it can be known: the word for how, or none. A tracing program that is
+/// interrupted so is passed over in the other thread, while a kprobe program
+/// cannot be interrupted.
+pub(super) fn preemption() -> Option<&'static str> {
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let release = read("/proc/sys/kernel/osrelease");
+    preemption_of(
+        &read("/sys/kernel/debug/sched/preempt"),
+        &read("/proc/cmdline"),
+        &read(&format!("/boot/config-{}", release.trim())),
+        &read("/proc/sys/kernel/version"),
+    )
+}
+
+/// From the scheduler's own word, else the command line's, else the build's.
+fn preemption_of(scheduler: &str, command_line: &str, config: &str, version: &str) -> Option<&'static str> {
+    if version.contains("PREEMPT_RT") {
+        return Some("real-time");
+    }
+    let now = scheduler
+        .split_once('(')
+        .and_then(|(_, from)| from.split_once(')'))
+        .map(|(mode, _)| mode);
+    let asked = command_line
+        .split_ascii_whitespace()
+        .filter_map(|w| w.strip_prefix("preempt="))
+        .next_back();
+    match now.or(asked) {
+        Some("full") => return Some("full"),
+        Some("lazy") => return Some("lazy"),
+        Some(_) => return None,
+        None => {}
+    }
+    let built = |option: &str| config.lines().any(|line| line == option);
+    if built("CONFIG_PREEMPT_LAZY=y") {
+        Some("lazy")
+    } else if built("CONFIG_PREEMPT=y") || version.split(' ').any(|word| word == "PREEMPT") {
+        Some("full")
+    } else {
+        None
+    }
+}
+
 fn kprobes() -> bool {
     std::path::Path::new("/sys/bus/event_source/devices/kprobe").exists()
 }
@@ -151,8 +186,8 @@ fn lockdown() -> Option<String> {
 
 /// The privileges for tracing; an error names what is missing.
 fn privileges() -> Result<String, String> {
-    let status = std::fs::read_to_string("/proc/self/status")
-        .map_err(|e| format!("/proc/self/status: {e}"))?;
+    let status =
+        std::fs::read_to_string("/proc/self/status").map_err(|e| format!("/proc/self/status: {e}"))?;
     judge_privileges(&status)
 }
 
@@ -183,11 +218,29 @@ mod tests {
         let with = |bits: u64| judge_privileges(&format!("Name:\tx\nCapEff:\t{bits:016x}\n"));
         assert_eq!(with(0), Err("CAP_BPF and CAP_PERFMON are missing".into()));
         assert_eq!(with(1 << 39), Err("CAP_PERFMON is missing".into()));
-        assert_eq!(
-            with(1 << 39 | 1 << 38),
-            Ok("CAP_BPF and CAP_PERFMON".into())
-        );
+        assert_eq!(with(1 << 39 | 1 << 38), Ok("CAP_BPF and CAP_PERFMON".into()));
         assert_eq!(with(1 << 21), Ok("CAP_SYS_ADMIN".into()));
+    }
+
+    #[test]
+    fn how_the_kernel_preempts_itself_is_taken_from_the_best_witness() {
+        let dynamic = "#1 SMP PREEMPT_DYNAMIC Debian";
+        assert_eq!(
+            preemption_of("none (voluntary) full\n", "preempt=full", "", dynamic),
+            None
+        );
+        assert_eq!(preemption_of("full (lazy) \n", "", "", dynamic), Some("lazy"));
+        assert_eq!(preemption_of("", "quiet preempt=full", "", dynamic), Some("full"));
+        assert_eq!(
+            preemption_of("", "quiet", "CONFIG_PREEMPT_LAZY=y\n", dynamic),
+            Some("lazy")
+        );
+        assert_eq!(
+            preemption_of("", "quiet", "# CONFIG_PREEMPT is not set\n", dynamic),
+            None
+        );
+        assert_eq!(preemption_of("", "", "", "#1 SMP PREEMPT Arch"), Some("full"));
+        assert_eq!(preemption_of("", "", "", "#1 SMP PREEMPT_RT"), Some("real-time"));
     }
 
     #[test]

@@ -97,10 +97,7 @@ impl Shared {
     /// Whether everything sent before `time_ns` was handed over by `deadline`.
     pub(super) fn wait_until(&self, time_ns: u64, deadline: Instant) -> bool {
         self.kick();
-        let mut handed_over = self
-            .handed_over
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut handed_over = self.handed_over.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
             if *handed_over >= time_ns {
                 return true;
@@ -118,10 +115,7 @@ impl Shared {
     }
 
     fn publish(&self, time_ns: u64) {
-        let mut handed_over = self
-            .handed_over
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut handed_over = self.handed_over.lock().unwrap_or_else(PoisonError::into_inner);
         if time_ns > *handed_over {
             *handed_over = time_ns;
             self.moved.notify_all();
@@ -156,6 +150,9 @@ pub(super) struct Reader {
     lost: u64,
     overdue: HashSet<(FrameKey, u64)>,
     next_overdue_look: Instant,
+    /// Programs that the kernel did not run.
+    passed_over: u64,
+    next_missed_look: Instant,
 }
 
 impl Reader {
@@ -173,8 +170,8 @@ impl Reader {
             (Some(ring), _) => Buffers::Ring(ring),
             (None, Some(mut perf)) => {
                 let pages = perf_pages(usize::try_from(loaded.buffer_bytes).unwrap_or(usize::MAX));
-                let cpus = aya::util::online_cpus()
-                    .map_err(|(path, e)| transport_error(format!("{path}: {e}")))?;
+                let cpus =
+                    aya::util::online_cpus().map_err(|(path, e)| transport_error(format!("{path}: {e}")))?;
                 let open = |cpu| {
                     perf.open(cpu, Some(pages))
                         .map_err(|e| transport_error(chain(&e)))
@@ -206,6 +203,8 @@ impl Reader {
             lost: 0,
             overdue: HashSet::new(),
             next_overdue_look: Instant::now() + OVERDUE,
+            passed_over: 0,
+            next_missed_look: Instant::now() + IDLE,
         })
     }
 
@@ -240,7 +239,7 @@ impl Reader {
             }
         };
         let mut batch = self.release(horizon);
-        self.tell_losses(&mut batch);
+        self.tell_losses(waiting, &mut batch);
         if waiting || Instant::now() >= self.next_overdue_look {
             let before = if waiting {
                 complete
@@ -266,10 +265,12 @@ impl Reader {
                 newest = newest.max(decoded.event.time_ns);
                 pending.push(decoded);
             }
-            None => tracing::error!(
-                bytes = record.len(),
-                "a record in the kernel's ring is not one of omirr's"
-            ),
+            None => {
+                tracing::error!(
+                    bytes = record.len(),
+                    "a record in the kernel's ring is not one of omirr's"
+                )
+            }
         };
         match &mut self.buffers {
             Buffers::Ring(ring) => {
@@ -329,13 +330,13 @@ impl Reader {
         batch
     }
 
-    fn tell_losses(&mut self, batch: &mut Vec<Signal>) {
-        let lost: u64 = self
-            .maps
-            .counters()
-            .iter()
-            .map(|c| c.dropped + c.unframed)
-            .sum();
+    fn tell_losses(&mut self, waiting: bool, batch: &mut Vec<Signal>) {
+        let mut lost = self.maps.counts.lost();
+        if Instant::now() >= self.next_missed_look || waiting {
+            self.next_missed_look = Instant::now() + IDLE;
+            self.passed_over = self.maps.passed_over();
+        }
+        lost += self.passed_over;
         if lost != self.lost {
             batch.push(Signal::Lost {
                 dev: None,
@@ -404,9 +405,7 @@ fn translate(
         // The marker of a barrier.
         return;
     }
-    let known = devices
-        .get(&decoded.kernel_dev)
-        .map_or(&[][..], Vec::as_slice);
+    let known = devices.get(&decoded.kernel_dev).map_or(&[][..], Vec::as_slice);
     for (index, &dev) in known.iter().enumerate() {
         if index + 1 == known.len() {
             let mut event = event;
