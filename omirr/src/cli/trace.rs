@@ -21,6 +21,7 @@ use std::{
 
 use anyhow::Context;
 use clap::Args;
+use rustc_hash::FxHashSet;
 
 use self::{
     compare::Snapshot,
@@ -30,7 +31,7 @@ use self::{
 use crate::{
     model::RelPath,
     resolve::{
-        self, Resolver,
+        self, Resolver, Unknown,
         fallback::{Located, Locator},
     },
     source::{
@@ -41,6 +42,8 @@ use crate::{
 
 /// How often a folder is compared where there are no events.
 const COMPARE_EVERY: Duration = Duration::from_secs(1);
+/// Directories of others that are remembered.
+const OUTSIDE_LIMIT: usize = 1 << 16;
 /// How long the end waits for changes that are still queued.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
@@ -180,6 +183,12 @@ struct View {
     locator: Locator,
     printer: Printer<BufWriter<io::Stdout>>,
     clock: Clock,
+    /// The source tells of the whole filesystem.
+    is_unfiltered: bool,
+    /// Directories that are not beneath the folder.
+    outside: FxHashSet<u64>,
+    /// Directories that came from outside and have not been looked at.
+    unread: FxHashSet<u64>,
     /// The last comparison, if the source knows no events.
     snapshot: Option<Snapshot>,
 }
@@ -209,6 +218,9 @@ impl View {
             locator,
             printer,
             clock: Clock::new(),
+            is_unfiltered: source.about().kind == "fanotify",
+            outside: FxHashSet::default(),
+            unread: FxHashSet::default(),
             snapshot,
         })
     }
@@ -226,15 +238,20 @@ impl View {
     }
 
     fn event(&mut self, event: &Event) -> io::Result<()> {
+        if event.is_dir {
+            // A new directory may have the number of one that is gone, and one
+            // that crosses the border takes others along.
+            self.outside.remove(&event.ino);
+            if matches!(event.op, Op::Rename | Op::Exchange) && self.resolver.knows(event) {
+                self.outside.clear();
+            }
+        }
         let changes = self.resolver.apply(event);
         let Some((path, to)) = self.paths(event, &changes) else {
             return Ok(());
         };
-        // A directory that came brings others with it.
         if event.is_dir && matches!(event.op, Op::Rename | Op::Exchange) {
-            for path in to.iter().chain([&path]) {
-                self.tree.learn(path, &mut self.resolver);
-            }
+            self.learn_arrival(event, &path, to.as_ref(), &changes);
         }
         let moved = match (event.op, &to, changes.first()) {
             (Op::Rename | Op::Exchange, None, Some(resolve::Change::Gone { .. })) => Some(Border::Out),
@@ -270,11 +287,51 @@ impl View {
                 _ => (path.clone(), None),
             },
             Change::Gone { path } => (path.clone(), None),
-            Change::Unknown(unknown) => match self.locator.locate(unknown, &mut self.resolver) {
-                Located::Path(path) => (path, None),
-                Located::Nameless | Located::Outside | Located::Gone | Located::Rescan(_) => return None,
-            },
+            Change::Unknown(unknown) => (self.locate(unknown)?, None),
         })
+    }
+
+    /// A directory that came from outside brings others with it. If it has moved
+    /// on before it could be looked at, that is done where it is next.
+    fn learn_arrival(
+        &mut self,
+        event: &Event,
+        path: &RelPath,
+        to: Option<&RelPath>,
+        changes: &[resolve::Change],
+    ) {
+        let came = matches!(changes.first(), Some(resolve::Change::Touched { .. }));
+        if (came || self.unread.contains(&event.ino))
+            && self.tree.learn(to.unwrap_or(path), &mut self.resolver)
+        {
+            self.unread.remove(&event.ino);
+        } else if came {
+            self.unread.insert(event.ino);
+        }
+    }
+
+    /// Where an unknown change is, unless its directory is known to be none of
+    /// this folder's.
+    fn locate(&mut self, unknown: &Unknown) -> Option<RelPath> {
+        let dir = unknown.at.as_ref().map_or(0, |at| at.dir);
+        // The scan and the events have told every directory of the folder, but
+        // for those that came from outside and moved on at once. So where the
+        // source tells of the whole filesystem, this one is another's; to ask
+        // for its number could only find a directory that took it over.
+        let is_foreign = self.is_unfiltered && dir != 0 && self.unread.is_empty();
+        if is_foreign || self.outside.contains(&dir) {
+            return None;
+        }
+        if let Located::Path(path) = self.locator.locate(unknown, &mut self.resolver) {
+            return Some(path);
+        }
+        if dir != 0 {
+            if self.outside.len() >= OUTSIDE_LIMIT {
+                self.outside.clear();
+            }
+            self.outside.insert(dir);
+        }
+        None
     }
 
     /// Events were lost; with the scan source that is all it ever says.

@@ -78,13 +78,16 @@ impl Locator {
     }
 
     /// Finds where `unknown` is now, and tells `resolver` the directories that
-    /// lead there.
+    /// lead there. A directory of which only the number is known may since have
+    /// given it to another one, whose path is then told: good as a hint.
     pub fn locate(&self, unknown: &Unknown, resolver: &mut Resolver) -> Located {
         let everything = || Located::Rescan(RelPath::root());
         // The directory says more than the inode: a name that is gone still has
         // a path to look at.
         if let Some(at) = &unknown.at {
             match self.open_any(at.dir) {
+                // A number that now names a file: the directory is gone.
+                Some(Ok(dir)) if !is_directory(&dir) => return Located::Gone,
                 Some(Ok(dir)) => return self.path_in(dir, at, resolver),
                 Some(Err(error)) if is_gone(&error) => return Located::Gone,
                 Some(Err(_)) | None => {}
@@ -218,6 +221,10 @@ impl Locator {
     }
 }
 
+fn is_directory(fd: &OwnedFd) -> bool {
+    fstat(fd).is_ok_and(|stat| stat.st_mode & libc::S_IFMT == libc::S_IFDIR)
+}
+
 fn is_gone(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ESTALE | libc::ENOENT))
 }
@@ -306,6 +313,14 @@ mod tests {
         let mut locate = |unknown: &Unknown| locator.locate(unknown, &mut resolver);
         assert_eq!(locate(&unknown(b, "file", 0, 0)), Located::Path(path("a/b/file")));
         assert_eq!(locate(&unknown(x, "file", 0, 0)), Located::Outside);
+        let file = share.join("a/file");
+        fs::write(&file, b"x").expect("write");
+        let number = fs::metadata(&file).expect("it is there").ino();
+        assert_eq!(
+            locate(&unknown(number, "file", 0, 0)),
+            Located::Gone,
+            "a file holds nothing"
+        );
         fs::remove_dir(share.join("a/b")).expect("rmdir");
         assert_eq!(locate(&unknown(b, "file", 0, 0)), Located::Gone);
         assert_eq!(

@@ -92,7 +92,14 @@ fn open_ebpf(
     match EbpfSource::open(watches, options, own_pid, sink) {
         Ok(source) => Ok(Box::new(source)),
         Err(EbpfError::NotEmbedded) => Err("this omirr was built without eBPF".into()),
-        Err(error) => Err(error.to_string()),
+        Err(error) => {
+            let text = error.to_string();
+            // The way out is said by whoever asked, for the whole choice.
+            Err(text
+                .split_once("; `omirr doctor`")
+                .map_or(&*text, |(what, _)| what)
+                .to_owned())
+        }
     }
 }
 

@@ -60,7 +60,8 @@ pub enum Detail {
     #[default]
     Lean,
     /// For a person who watches: also who did it, and changes in directories
-    /// that are gone by the time their event is read.
+    /// that have left or are gone by the time their event is read. fanotify then
+    /// tells of the whole filesystem, and the listener picks what it knows.
     Full,
 }
 

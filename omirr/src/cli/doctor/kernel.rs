@@ -78,23 +78,23 @@ fn lockdown() -> Check {
         .as_deref()
         .map(mode_in_brackets)
     {
-        Ok(Some("none")) => Check::yes("no lockdown", "the kernel is not locked down"),
+        Ok(Some("none")) => Check::yes("unlocked kernel", "the kernel is not locked down"),
         Ok(Some("confidentiality")) => {
             let detail =
                 "the kernel is locked down for confidentiality: eBPF programs may not read its memory";
-            Check::no("no lockdown", detail, Some(LOCKED))
+            Check::no("unlocked kernel", detail, Some(LOCKED))
         }
         Ok(Some(mode)) => Check::yes(
-            "no lockdown",
+            "unlocked kernel",
             format!("locked down for {mode}, which leaves tracing alone"),
         ),
         // A kernel that does not tell is judged by what it does.
         Ok(None) | Err(_) if capabilities().ok && is_tracing_refused() => {
             let detail = "the kernel does not tell, but refuses tracing programs to the privileged, as a locked down one does";
-            Check::no("no lockdown", detail, Some(LOCKED))
+            Check::no("unlocked kernel", detail, Some(LOCKED))
         }
         Ok(None) | Err(_) => Check::yes(
-            "no lockdown",
+            "unlocked kernel",
             "the kernel does not tell, and nothing points to it",
         ),
     }

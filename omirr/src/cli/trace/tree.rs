@@ -31,18 +31,19 @@ impl Tree {
 
     /// Tells the resolver the directory at `top`, if there is one, and all that
     /// lie beneath it. Each is told before its entries are read: what is made in
-    /// it later comes as an event in a directory that is known.
-    pub(super) fn learn(&self, top: &RelPath, resolver: &mut Resolver) {
-        let Some(parent) = top.parent().map(|parent| self.directory(&parent)) else {
-            self.learn_beneath(RelPath::root(), resolver);
-            return;
+    /// it later comes as an event in a directory that is known. False if there
+    /// is none, or the one above is not known.
+    pub(super) fn learn(&self, top: &RelPath, resolver: &mut Resolver) -> bool {
+        let parent = top.parent().map(|parent| self.directory(&parent));
+        let is_known = match (parent, self.directory(top)) {
+            (None, Some(_)) => true,
+            (Some(Some(parent)), Some(ino)) => resolver.learn_dir(ino, parent, top.name()),
+            _ => false,
         };
-        let (Some(parent), Some(ino)) = (parent, self.directory(top)) else {
-            return;
-        };
-        if resolver.learn_dir(ino, parent, top.name()) {
+        if is_known {
             self.learn_beneath(top.clone(), resolver);
         }
+        is_known
     }
 
     fn learn_beneath(&self, top: RelPath, resolver: &mut Resolver) {

@@ -25,6 +25,8 @@ use crate::source::Watch;
 const KNOWN_LIMIT: usize = 1 << 18;
 /// Names on the way up, before the walk is given up; `PATH_MAX` allows half.
 const DEPTH_LIMIT: usize = 4096;
+/// How often an inode's path is read again because it was moved meanwhile.
+const ATTEMPTS: usize = 3;
 
 /// Where a directory lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -200,44 +202,43 @@ impl Filesystem {
     /// Where the inode behind `handle` is now, and none if it is gone.
     pub(crate) fn whereabouts(&mut self, handle: HandleRef<'_>) -> Option<Whereabouts> {
         let fd = sys::open_handle(self.mount.as_fd(), handle, 0).ok()?;
-        let stat = fstat(&fd).ok()?;
-        if stat.st_nlink == 0 {
-            return None;
+        for _ in 0..ATTEMPTS {
+            if fstat(&fd).ok()?.st_nlink == 0 {
+                return None;
+            }
+            // The path may lose its truth before its folder is open.
+            let Some((parent, name)) = parent_and_name(&fd) else {
+                continue;
+            };
+            let Ok(stat) = fstat(&parent) else { continue };
+            if stat.st_dev == self.dev {
+                let place = self.walk_up(parent);
+                return Some(Whereabouts::Named {
+                    dir: stat.st_ino,
+                    name,
+                    place,
+                });
+            }
         }
-        let unnamed = Some(Whereabouts::Unnamed);
-        let Some((parent, name)) = self.parent_and_name(&fd) else {
-            return unnamed;
-        };
-        let Ok(parent_stat) = fstat(&parent) else {
-            return unnamed;
-        };
-        if parent_stat.st_dev != self.dev {
-            return unnamed;
-        }
-        let place = self.walk_up(parent);
-        Some(Whereabouts::Named {
-            dir: parent_stat.st_ino,
-            name,
-            place,
-        })
+        Some(Whereabouts::Unnamed)
     }
+}
 
-    /// The directory that holds what `fd` is open on, and its name there, as
-    /// the kernel's own path of it tells.
-    fn parent_and_name(&self, fd: &OwnedFd) -> Option<(OwnedFd, Box<[u8]>)> {
-        use std::os::fd::AsRawFd;
-        let link = format!("/proc/self/fd/{}", fd.as_raw_fd());
-        let path = readlinkat(rustix::fs::CWD, link, Vec::new()).ok()?.into_bytes();
-        let slash = path.iter().rposition(|&byte| byte == b'/')?;
-        let name = &path[slash + 1..];
-        // A path of "/" is how the kernel writes that it knows no name.
-        if path.first() != Some(&b'/') || name.is_empty() {
-            return None;
-        }
-        let parent: &[u8] = if slash == 0 { b"/" } else { &path[..slash] };
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        Some((rustix::fs::open(parent, flags, Mode::empty()).ok()?, name.into()))
+/// The directory that holds what `fd` is open on, and its name there, as
+/// the kernel's own path of it tells.
+fn parent_and_name(fd: &OwnedFd) -> Option<(OwnedFd, Box<[u8]>)> {
+    use std::os::fd::AsRawFd;
+    let link = format!("/proc/self/fd/{}", fd.as_raw_fd());
+    let path = readlinkat(rustix::fs::CWD, link, Vec::new()).ok()?.into_bytes();
+    let slash = path.iter().rposition(|&byte| byte == b'/')?;
+    let name = &path[slash + 1..];
+    // A path of "/" is how the kernel writes that it knows no name.
+    if path.first() != Some(&b'/') || name.is_empty() {
+        return None;
     }
+    let parent: &[u8] = if slash == 0 { b"/" } else { &path[..slash] };
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    Some((rustix::fs::open(parent, flags, Mode::empty()).ok()?, name.into()))
 }
 
 /// Where an inode is now.

@@ -11,6 +11,14 @@ use std::sync::mpsc::{Receiver, channel};
 use super::*;
 use crate::source::{Dirent, Event, Op};
 
+const LEAN: Filter = Filter {
+    own_pid: None,
+    detail: Detail::Lean,
+};
+const FULL: Filter = Filter {
+    own_pid: None,
+    detail: Detail::Full,
+};
 const TIMEOUT: Duration = Duration::from_secs(20);
 
 struct Running {
@@ -45,11 +53,19 @@ fn watch(path: &Path) -> Watch {
 
 /// Watches `root`; none, with the reason printed, where that is not permitted.
 fn start(root: &Path, format: Format, own_pid: Option<u32>) -> Option<Running> {
-    start_gated(root, format, own_pid, Arc::default())
+    start_gated(
+        root,
+        format,
+        Filter {
+            own_pid,
+            detail: Detail::Lean,
+        },
+        Arc::default(),
+    )
 }
 
 /// The same with a sink that waits while somebody holds `gate`.
-fn start_gated(root: &Path, format: Format, own_pid: Option<u32>, gate: Arc<Mutex<()>>) -> Option<Running> {
+fn start_gated(root: &Path, format: Format, filter: Filter, gate: Arc<Mutex<()>>) -> Option<Running> {
     let (tell, events) = channel();
     let waiting = Arc::new(AtomicU64::new(0));
     let counter = Arc::clone(&waiting);
@@ -59,10 +75,6 @@ fn start_gated(root: &Path, format: Format, own_pid: Option<u32>, gate: Arc<Mute
         // The test may have ended.
         drop(tell.send(batch));
     });
-    let filter = Filter {
-        own_pid,
-        detail: Detail::Full,
-    };
     let source = FanotifySource::open_as(format, &[watch(root)], filter)
         .and_then(|(group, translator)| FanotifySource::start(group, translator, format, sink));
     match source {
@@ -230,7 +242,7 @@ fn renames_that_the_kernel_merged_still_end_at_the_right_name() {
         let dir = ino(&a);
         // The reader stands still in its sink while the renames pile up.
         let gate = Arc::new(Mutex::new(()));
-        let Some(running) = start_gated(root, Format::Rename, None, Arc::clone(&gate)) else {
+        let Some(running) = start_gated(root, Format::Rename, LEAN, Arc::clone(&gate)) else {
             return;
         };
         let closed = gate.lock();
@@ -291,7 +303,7 @@ fn an_exchange_is_one_event() {
 fn removing_a_whole_tree_names_every_entry() {
     for folder in folders() {
         let root = folder.path();
-        let Some(running) = start(root, Format::Rename, None) else {
+        let Some(running) = start_gated(root, Format::Rename, FULL, Arc::default()) else {
             return;
         };
         let mut expected = vec![dirent(root, "t")];

@@ -37,10 +37,22 @@ pub(crate) struct Filter {
     pub(crate) detail: Detail,
 }
 
-/// One end of a change, judged.
+/// The directory of one end of a change, judged.
 struct End {
-    dirent: Dirent,
+    dir: u64,
     place: Place,
+}
+
+impl End {
+    /// The entry in this directory, as events name it.
+    fn dirent(&self, entry: Entry<'_>) -> Dirent {
+        // The kernel calls the directory itself ".".
+        let name = if entry.name == b"." { &b""[..] } else { entry.name };
+        Dirent {
+            dir: self.dir,
+            name: name.into(),
+        }
+    }
 }
 
 /// A directory that was renamed in this drain.
@@ -145,31 +157,17 @@ impl Translator {
         self.filesystems.iter().position(|fs| fs.has_fsid(fsid))
     }
 
-    /// Judges an entry. The second part is the entry's directory.
-    fn end(&mut self, fs: usize, entry: Entry<'_>) -> End {
+    /// Judges the directory of an entry.
+    fn judge(&mut self, fs: usize, entry: Entry<'_>) -> End {
         let fs = &mut self.filesystems[fs];
         let id = fs.id_of(entry.dir);
-        let place = fs.place_of(id, entry.dir);
-        // The kernel calls the directory itself ".".
-        let name = if entry.name == b"." { &b""[..] } else { entry.name };
-        End {
-            dirent: Dirent {
-                dir: id.ino,
-                name: name.into(),
-            },
-            place,
-        }
-    }
-
-    /// Whether a change there is told.
-    fn is_told(&self, place: Place) -> bool {
-        match place {
-            Place::Inside => true,
-            Place::Outside => false,
-            // Its removal is told where it was: nothing to mirror any more. A
-            // person may still want to see it; the resolver may know where.
-            Place::Gone => self.filter.detail == Detail::Full,
-        }
+        // Where it is now need not be where it was: to those who want
+        // everything everything is told, and their resolver judges.
+        let place = match self.filter.detail {
+            Detail::Full => Place::Inside,
+            Detail::Lean => fs.place_of(id, entry.dir),
+        };
+        End { dir: id.ino, place }
     }
 
     fn event(&mut self, fs: usize, record: &Record<'_>, op: Op, id: Id, at: Option<Dirent>) -> Event {
@@ -197,7 +195,7 @@ impl Translator {
     /// A record that names directory, name and inode.
     fn at_name(&mut self, fs: usize, record: &Record<'_>, at: Entry<'_>, told: &mut Vec<Event>) {
         let is_dir = record.has(libc::FAN_ONDIR);
-        let end = self.end(fs, at);
+        let end = self.judge(fs, at);
         if is_dir && let Some(target) = record.target {
             let id = self.filesystems[fs].id_of(target);
             if record.has(libc::FAN_CREATE) {
@@ -206,10 +204,11 @@ impl Translator {
                 self.filesystems[fs].forget(id.ino);
             }
         }
-        if !self.is_told(end.place) {
+        if end.place != Place::Inside {
             return;
         }
-        let id = self.target_of(fs, record, &end.dirent);
+        let dirent = end.dirent(at);
+        let id = self.target_of(fs, record, &dirent);
         for &(bit, file, dir) in ORDER {
             if !record.has(bit) {
                 continue;
@@ -218,7 +217,7 @@ impl Translator {
             if told.last().is_some_and(|event| event.op == op) {
                 continue;
             }
-            let event = self.event(fs, record, op, id, Some(end.dirent.clone()));
+            let event = self.event(fs, record, op, id, Some(dirent.clone()));
             if op == Op::Rmdir && record.has(libc::FAN_CREATE) {
                 self.late.push(Signal::Event(event));
             } else {
@@ -242,20 +241,23 @@ impl Translator {
     fn rename(&mut self, fs: usize, record: &Record<'_>, at: Entry<'_>, told: &mut Vec<Event>) {
         let Some(to) = record.to else { return };
         let is_dir = record.has(libc::FAN_ONDIR);
-        let (from, to) = (self.end(fs, at), self.end(fs, to));
-        let id = self.target_of(fs, record, &from.dirent);
-        if is_dir {
-            self.moved_borders(fs, id.ino, from.place, to.place);
+        let (from_end, to_end) = (self.judge(fs, at), self.judge(fs, to));
+        if is_dir && let Some(target) = record.target {
+            let ino = self.filesystems[fs].id_of(target).ino;
+            self.moved_borders(fs, ino, from_end.place, to_end.place);
         }
-        let (told_from, told_to) = (self.is_told(from.place), self.is_told(to.place));
+        // A directory that is gone needs no word: its removal is told elsewhere.
+        let (told_from, told_to) = (from_end.place == Place::Inside, to_end.place == Place::Inside);
         if !told_from && !told_to {
             return;
         }
-        let to = told_to.then_some(to.dirent);
+        let from = from_end.dirent(at);
+        let id = self.target_of(fs, record, &from);
+        let to = told_to.then(|| to_end.dirent(to));
         if is_dir && let Some(target) = record.target {
             self.note_moved(fs, id.ino, target, record.pid, to.clone());
         }
-        let mut event = self.event(fs, record, Op::Rename, id, told_from.then_some(from.dirent));
+        let mut event = self.event(fs, record, Op::Rename, id, told_from.then_some(from));
         event.to = to;
         told.push(event);
     }
@@ -292,7 +294,8 @@ impl Translator {
             let Some(Whereabouts::Named { dir, name, place }) = now else {
                 continue;
             };
-            let now = (place == Place::Inside).then_some(Dirent { dir, name });
+            let is_told = place == Place::Inside || self.filter.detail == Detail::Full;
+            let now = is_told.then_some(Dirent { dir, name });
             if now == moved.last {
                 continue;
             }
@@ -315,7 +318,7 @@ impl Translator {
         let id = self.filesystems[fs].id_of(target);
         if record.has(libc::FAN_ONDIR) {
             let place = self.filesystems[fs].place_of(id, target);
-            if self.is_told(place) && record.has(libc::FAN_ATTRIB) {
+            if place == Place::Inside && record.has(libc::FAN_ATTRIB) {
                 let at = Dirent {
                     dir: id.ino,
                     name: Box::default(),
@@ -352,8 +355,9 @@ impl Translator {
     ) {
         const ENTRY: u64 = libc::FAN_CREATE | libc::FAN_DELETE | libc::FAN_MOVE;
         let is_dir = record.has(libc::FAN_ONDIR);
-        let end = self.end(fs, at);
-        let mut id = self.target_of(fs, record, &end.dirent);
+        let end = self.judge(fs, at);
+        let dirent = end.dirent(at);
+        let mut id = self.target_of(fs, record, &dirent);
         let mut bits = record.mask;
         if is_dir && record.has(ENTRY) {
             let filesystem = &mut self.filesystems[fs];
@@ -375,7 +379,7 @@ impl Translator {
                 filesystem.forget_all();
             }
         }
-        if !self.is_told(end.place) {
+        if end.place != Place::Inside {
             return;
         }
         for &(bit, file, dir) in ORDER_WITHOUT_TARGET {
@@ -383,7 +387,7 @@ impl Translator {
                 continue;
             }
             let op = if is_dir { dir } else { file };
-            let dirent = Some(end.dirent.clone());
+            let dirent = Some(dirent.clone());
             let leaves = bit == libc::FAN_MOVED_FROM;
             let arrives = bit == libc::FAN_MOVED_TO;
             let id = if leaves { Id::default() } else { id };
