@@ -576,6 +576,18 @@ fn hard_links_are_made_and_broken_as_the_rows_say() {
         "{alone:?}"
     );
 
+    let parted = apply(&index, &[("a", new(file(1)), None), ("b", new(file(1)), None)]);
+    let copies = parted.iter().filter(|step| {
+        matches!(
+            step,
+            Step::Stage {
+                content: Content::Copy { .. },
+                ..
+            }
+        )
+    });
+    assert_eq!(copies.count(), 2, "each has its own inode then: {parted:?}");
+
     let write = apply(
         &index,
         &[("a", new(linked(2)), None), ("b", new(linked(2)), None)],

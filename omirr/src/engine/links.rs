@@ -4,7 +4,12 @@
 //! group, the same for all of them. A group stands for one inode; a file that
 //! has left its inode leaves the group. Only regular files have groups.
 
-use crate::model::{Entry, LinkGroup, Record};
+use std::collections::BTreeSet;
+
+use crate::model::{Entry, LinkGroup, Record, RelPath, Row};
+
+use super::plan::{Install, Step};
+use super::rows::Rows;
 
 /// One of the names of an inode.
 pub struct Name<'a> {
@@ -55,4 +60,42 @@ pub fn link_group(
         _ if names.len() > 1 => Some(fresh()),
         _ => None,
     }
+}
+
+/// The steps that make one inode of those `members` of one group that are to be
+/// one and are not. That happens where a part of a plan had to be left out, so
+/// it is to be looked for in the groups of rows that have just been applied.
+pub fn relink<R: Rows>(rows: &R, members: &[(RelPath, Record)]) -> Result<Vec<Step>, R::Error> {
+    let mut steps = Vec::new();
+    let mut touched = BTreeSet::new();
+    for (nth, (path, record)) in members.iter().enumerate() {
+        let Some(entry) = record.row.live() else { continue };
+        let like = members[..nth]
+            .iter()
+            .find(|(_, other)| other.row.live() == Some(entry));
+        let Some((existing, other)) = like else { continue };
+        let (Some(here), Some(there)) = (record.sig, other.sig) else {
+            continue;
+        };
+        if here.ino != there.ino {
+            let how = Install::Link {
+                existing: existing.clone(),
+            };
+            steps.push(Step::Install {
+                path: path.clone(),
+                entry: entry.clone(),
+                how,
+            });
+            touched.extend(path.parent());
+        }
+    }
+    for path in touched {
+        if let Some(row) = rows.row(&path)?.filter(Row::is_live_dir) {
+            steps.push(Step::Times {
+                path,
+                entry: row.entry,
+            });
+        }
+    }
+    Ok(steps)
 }

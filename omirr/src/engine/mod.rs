@@ -9,7 +9,8 @@
 //!    files their [`link_group`]; [`decide_local`]; write the rows.
 //! 2. Rows came: first do 1 for whatever is dirty; [`decide_remote`]; [`plan`];
 //!    make the intents durable; do the steps; write the rows whose steps went
-//!    well; keep the others for another try; move the cursor up to them.
+//!    well; keep the others for another try; move the cursor up to them; then
+//!    [`relink`] the groups of the rows written.
 //! 3. A peer is behind: [`Outgoing::next_batch`].
 //! 4. After a crash: [`recover`] for paths with intents, the rest as in 1.
 
@@ -31,7 +32,7 @@ pub use clock::{Author, Clock, Reserve};
 pub use closure::observe_also;
 pub use conflict::{conflict_path, is_conflict_path};
 pub use decide::{Arrived, Context, Observed, decide_local, decide_remote};
-pub use links::{Name, link_group};
+pub use links::{Name, link_group, relink};
 pub use merge::{Loser, Policy, Verdict, precedence, remote_row};
 pub use outgoing::{Outbound, Outgoing, Sequence, goes_inline};
 pub use plan::{Content, Install, Step, plan};

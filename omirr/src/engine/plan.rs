@@ -262,12 +262,13 @@ impl<'a, R: Rows> Planner<'a, R> {
         }
         let own_content = self.base(path).is_some_and(|base| base.kind == entry.kind);
         if own_content {
-            // In place, if that is right for every name of the inode.
+            // In place, if that is right for every name of the inode. Names
+            // that leave it earlier in the plan count, too: they may fail to.
             let together = |at: &RelPath| {
                 self.after.get(at).is_some_and(|row| row.live() == Some(entry))
                     && self.done.get(at) != Some(&Renewed::NewInode)
             };
-            if same.iter().all(together) {
+            if same.is_empty() || (entry.link.is_some() && same.iter().all(together)) {
                 return Ok((Install::Attributes, Renewed::SameInode));
             }
         }

@@ -18,20 +18,23 @@ pub struct Progress {
     /// Paths that become directories: until they are, nothing may be put
     /// beneath them, even if there should be another directory at the path.
     new_dirs: BTreeSet<RelPath>,
+    /// Directories that become something else or nothing: not before all that
+    /// is beneath them has.
+    old_dirs: BTreeSet<RelPath>,
 }
 
 impl Progress {
     pub fn new<R: Rows>(rows: &R, decided: &[Decided]) -> Result<Progress, R::Error> {
-        let mut new_dirs = BTreeSet::new();
-        for one in decided.iter().filter(|one| one.row.is_live_dir()) {
-            if !rows.row(&one.path)?.as_ref().is_some_and(Row::is_live_dir) {
-                new_dirs.insert(one.path.clone());
+        let mut progress = Progress::default();
+        for one in decided {
+            let was_dir = rows.row(&one.path)?.as_ref().is_some_and(Row::is_live_dir);
+            match (was_dir, one.row.is_live_dir()) {
+                (false, true) => drop(progress.new_dirs.insert(one.path.clone())),
+                (true, false) => drop(progress.old_dirs.insert(one.path.clone())),
+                _ => {}
             }
         }
-        Ok(Progress {
-            failed: BTreeSet::new(),
-            new_dirs,
-        })
+        Ok(progress)
     }
 
     /// Whether `step` may be tried. If not, what it serves counts as failed.
@@ -70,6 +73,13 @@ impl Progress {
 
     /// Whether the row for `path` may go into the index.
     pub fn is_done(&self, path: &RelPath) -> bool {
-        !self.failed.contains(path)
+        // Someone may have taken a directory away together with something that
+        // was to be removed from it; the index must not lose the parent first.
+        let lost_child = || {
+            self.failed
+                .iter()
+                .any(|failed| failed != path && failed.is_within(path))
+        };
+        !self.failed.contains(path) && !(self.old_dirs.contains(path) && lost_child())
     }
 }

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use omirr::engine::{
     Arrived, Author, Content, Context, Decided, Found, Install, Name, Observed, Outgoing, Policy, Progress,
     Rows, Seen, Step, Work, decide_local, decide_remote, goes_inline, link_group, observe_also, plan,
-    recover,
+    recover, relink,
 };
 use omirr::model::{Entry, Hash, LinkGroup, Record, RelPath, ReplicaId, Row, StatSig, Time};
 
@@ -490,7 +490,35 @@ impl Node {
                 );
             }
         }
+        self.relink(decided);
         Ok(progress)
+    }
+
+    /// Joins what the rows say is one inode and is not.
+    fn relink(&mut self, decided: &[Decided]) {
+        let groups: BTreeSet<LinkGroup> = decided.iter().filter_map(|one| one.row.live()?.link).collect();
+        for group in groups {
+            let members = sure(self.index.linked(group)).into_iter();
+            let members: Vec<(RelPath, Record)> = members
+                .filter_map(|path| Some((path.clone(), self.index.get(&path)?.clone())))
+                .collect();
+            let mut applier = Applier {
+                content: HashSet::new(),
+                expected: HashMap::new(),
+                wants: Vec::new(),
+            };
+            for step in sure(relink(&self.index, &members)) {
+                let done = applier.step(&mut self.disk, &self.index, &step);
+                self.log
+                    .push(format!("{} again {step:?}", if done { "done" } else { "FAIL" }));
+                let path = step.path();
+                let sig = self.sig(path);
+                match self.index.records.get_mut(path) {
+                    Some(record) if done => record.sig = sig,
+                    _ => drop(self.dirty.insert(path.clone())),
+                }
+            }
+        }
     }
 
     fn put(&mut self, path: &RelPath, seq: u64, row: Row, via: Option<u32>, moved_from: Option<RelPath>) {

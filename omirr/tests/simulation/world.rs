@@ -433,6 +433,9 @@ impl World {
         let heard = place.heard.entry(peer as u32).or_insert((boot, head));
         if heard.0 != boot {
             *heard = (boot, head);
+            // Rows of the peer's last life that still wait would get numbers
+            // after that head, as if the present life had sent them.
+            place.node.pending.retain(|(from, _), _| *from != peer as u32);
         }
     }
 
