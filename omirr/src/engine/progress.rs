@@ -114,6 +114,7 @@ impl Progress {
             .iter()
             .any(|(from, to)| to == path && self.failed.contains(from));
         let waits = self.failed.contains(path) || taken_back;
-        !waits && !(self.old_dirs.contains(path) && lost_child())
+        let waits = waits || (self.old_dirs.contains(path) && lost_child());
+        !waits
     }
 }
