@@ -6,8 +6,8 @@ use std::convert::Infallible;
 use std::ops::ControlFlow;
 
 use omirr::engine::{
-    Arrived, Author, Content, Context, Decided, Install, Loser, Observed, Outgoing, Policy, Rows, Seen,
-    Sequence, Step, Verdict, Work, decide_local, decide_remote, plan, precedence, remote_row,
+    Arrived, Author, Content, Context, Decided, Install, Loser, Observed, Outgoing, Policy, Progress, Rows,
+    Seen, Sequence, Step, Verdict, Work, decide_local, decide_remote, plan, precedence, remote_row,
 };
 use omirr::model::{
     Entry, Hash, Kind, LinkGroup, Record, RelPath, ReplicaId, Row, Stamp, StatSig, Time, Vector, Version,
@@ -659,6 +659,41 @@ fn a_directory_that_becomes_a_file_is_emptied_first() {
             entry: dir()
         }
     );
+}
+
+#[test]
+fn failures_take_with_them_what_depends_on_them() {
+    let mut index = Index::default();
+    index.put("a", 1, row(file(1), &[(1, 1)], 10));
+    index.put("old", 2, row(dir(), &[(1, 2)], 10));
+    index.put("old/x", 3, row(file(3), &[(1, 3)], 10));
+    let decided = decide(
+        &index,
+        &[
+            ("a", row(file(2), &[(2, 5)], 20)),
+            ("new", row(dir(), &[(2, 6)], 20)),
+            ("new/y", row(entry(Kind::Fifo), &[(2, 7)], 20)),
+            ("old", gone(row(dir(), &[(1, 2), (2, 8)], 20))),
+            ("old/x", gone(row(file(3), &[(1, 3), (2, 9)], 20))),
+        ],
+    );
+    let all: Vec<Decided> = decided.values().cloned().collect();
+    let Ok(mut progress) = Progress::new(&index, &all);
+    let fails = ["a", "new", "old/x"].map(at);
+    for step in steps(&index, &decided) {
+        let tried = progress.admits(&step);
+        let is_change = matches!(step, Step::Install { .. } | Step::Remove { .. });
+        assert!(
+            !(tried && *step.path() == at("new/y")),
+            "nothing goes beneath what is not there"
+        );
+        if tried && is_change && fails.contains(step.path()) {
+            progress.fail(&step);
+        }
+    }
+    assert!(all.iter().all(|one| !progress.is_done(&one.path)), "{progress:?}");
+    let copy = at("a.omirr-conflict-19700101-000000-n1");
+    assert_eq!(progress.take_back(&index), Ok(vec![Step::Remove { path: copy }]));
 }
 
 fn sent(outgoing: &mut Outgoing, index: &Index, limit: usize) -> Vec<(u64, Vec<String>)> {

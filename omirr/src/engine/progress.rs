@@ -4,7 +4,7 @@
 //! next one may be tried, and in the end the paths whose rows must not go into
 //! the index yet.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::model::{RelPath, Row};
 
@@ -21,6 +21,8 @@ pub struct Progress {
     /// Directories that become something else or nothing: not before all that
     /// is beneath them has.
     old_dirs: BTreeSet<RelPath>,
+    /// Second names that have been given, by the first.
+    asides: BTreeMap<RelPath, RelPath>,
 }
 
 impl Progress {
@@ -51,6 +53,9 @@ impl Progress {
             self.fail(step);
             return false;
         }
+        if let Step::Aside { path, to } = step {
+            self.asides.insert(path.clone(), to.clone());
+        }
         true
     }
 
@@ -69,6 +74,30 @@ impl Progress {
             _ => {}
         }
         self.failed.insert(step.path().clone());
+        if let Step::Aside { path, .. } = step {
+            self.asides.remove(path);
+        }
+    }
+
+    /// What is to be done after all steps, once the rows that are done are in
+    /// the index, which `rows` shows: content that kept its first name after
+    /// all loses the second again. Otherwise the two would pass for hard links.
+    pub fn take_back<R: Rows>(&self, rows: &R) -> Result<Vec<Step>, R::Error> {
+        let mut steps = Vec::new();
+        let kept = self.asides.iter().filter(|(path, _)| self.failed.contains(*path));
+        for (_, to) in kept {
+            steps.push(Step::Remove { path: to.clone() });
+        }
+        let parents: BTreeSet<RelPath> = steps.iter().filter_map(|step| step.path().parent()).collect();
+        for path in parents {
+            if let Some(row) = rows.row(&path)?.filter(Row::is_live_dir) {
+                steps.push(Step::Times {
+                    path,
+                    entry: row.entry,
+                });
+            }
+        }
+        Ok(steps)
     }
 
     /// Whether the row for `path` may go into the index.
@@ -80,6 +109,12 @@ impl Progress {
                 .iter()
                 .any(|failed| failed != path && failed.is_within(path))
         };
-        !self.failed.contains(path) && !(self.old_dirs.contains(path) && lost_child())
+        let taken_back = self
+            .asides
+            .iter()
+            .any(|(from, to)| to == path && self.failed.contains(from));
+        let waits = self.failed.contains(path) || taken_back;
+        let waits = waits || (self.old_dirs.contains(path) && lost_child());
+        !waits
     }
 }

@@ -476,9 +476,6 @@ impl Node {
             }
         }
         self.index.intents.clear();
-        for want in applier.wants {
-            self.wants.push((peer, want));
-        }
         for one in decided {
             if progress.is_done(&one.path) {
                 self.put(
@@ -489,6 +486,17 @@ impl Node {
                     one.moved_from.clone(),
                 );
             }
+        }
+        for step in sure(progress.take_back(&self.index)) {
+            let done = applier.step(&mut self.disk, &self.index, &step);
+            self.log
+                .push(format!("{} back {step:?}", if done { "done" } else { "FAIL" }));
+            if !done {
+                self.dirty.insert(step.path().clone());
+            }
+        }
+        for want in applier.wants {
+            self.wants.push((peer, want));
         }
         self.relink(decided);
         Ok(progress)
