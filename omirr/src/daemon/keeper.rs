@@ -40,8 +40,8 @@ pub struct Keeper {
     pub(super) unflushed: Option<Instant>,
     /// What each connection has delivered.
     pub(super) inbounds: Vec<Delivered>,
-    /// Rows that could not be applied yet, by path.
-    pub(super) pending: FxHashMap<RelPath, Pending>,
+    /// Rows that could not be applied yet, by the peer's place and path.
+    pub(super) pending: FxHashMap<(u32, RelPath), Pending>,
     /// Who waits for everything dirty to be looked at.
     barriers: VecDeque<oneshot::Sender<u64>>,
     idle_since: Instant,

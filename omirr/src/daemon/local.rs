@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use rayon::prelude::*;
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::dirty::Dirt;
 use super::keeper::Keeper;
@@ -66,9 +66,13 @@ impl Keeper {
     fn look_at_all(&mut self, taken: Vec<(RelPath, Dirt)>) -> anyhow::Result<Vec<Look>> {
         let reader = self.share.index.read()?;
         let mut done: BTreeMap<RelPath, Look> = BTreeMap::new();
+        // Everything that was looked at, if only to be put back: what happens to
+        // it from then on is for the next pass.
+        let mut looked: FxHashSet<RelPath> = FxHashSet::default();
         let mut todo = taken;
         while !todo.is_empty() {
             let started = Instant::now();
+            looked.extend(todo.iter().map(|(path, _)| path.clone()));
             let looks = self.look_at(&reader, std::mem::take(&mut todo))?;
             let cost = started.elapsed();
             let mut more: FxHashMap<RelPath, Dirt> = FxHashMap::default();
@@ -81,11 +85,11 @@ impl Keeper {
                     Observed::Present { entry, sig, .. } if entry.is_dir() => {
                         let is_new = !look.record.as_ref().is_some_and(|record| record.row.is_live_dir());
                         if is_new || look.dirt.subtree || look.record.as_ref().and_then(|r| r.sig).is_none_or(|s| s.ino != sig.ino) {
-                            self.walk(&look.path, look.dirt, &mut more)?;
+                            self.walk(&look.path, look.dirt, &looked, &mut more)?;
                         }
                     }
                     Observed::Unchanged { sig } if look.dirt.subtree && is_dir(sig) => {
-                        self.walk(&look.path, look.dirt, &mut more)?;
+                        self.walk(&look.path, look.dirt, &looked, &mut more)?;
                     }
                     Observed::Present { sig, .. } if sig.nlink > 1 => {
                         let group = look.record.as_ref().and_then(|record| record.row.live()?.link);
@@ -101,7 +105,7 @@ impl Keeper {
                 }
                 done.insert(look.path.clone(), look);
             }
-            todo = more.into_iter().filter(|(path, _)| !done.contains_key(path)).collect();
+            todo = more.into_iter().filter(|(path, _)| !looked.contains(path)).collect();
             todo.sort_unstable_by(|a, b| a.0.cmp(&b.0));
         }
         Ok(done.into_values().collect())
@@ -109,7 +113,13 @@ impl Keeper {
 
     /// Adds everything beneath a directory, and its directories to the
     /// resolver.
-    fn walk(&self, start: &RelPath, dirt: Dirt, found: &mut FxHashMap<RelPath, Dirt>) -> anyhow::Result<()> {
+    fn walk(
+        &self,
+        start: &RelPath,
+        dirt: Dirt,
+        looked: &FxHashSet<RelPath>,
+        found: &mut FxHashMap<RelPath, Dirt>,
+    ) -> anyhow::Result<()> {
         let share = &self.share;
         let skip = |path: &RelPath, is_dir: bool| share.is_excluded(path, is_dir);
         let mut names = Vec::new();
@@ -128,7 +138,7 @@ impl Keeper {
         }
         // What is looked at now need not be looked at for older events.
         let mut dirty = share.dirty();
-        for name in names {
+        for name in names.into_iter().filter(|name| !looked.contains(name)) {
             let content = dirty.remove(&name).is_some_and(|dirt| dirt.content);
             found.entry(name).or_insert(Dirt { content, subtree: false, ..dirt });
         }
@@ -198,6 +208,8 @@ impl Keeper {
         let mut groups: FxHashMap<u64, LinkGroup> = FxHashMap::default();
         let mut sigs: FxHashMap<&RelPath, StatSig> = FxHashMap::default();
         let mut observed = Vec::with_capacity(looks.len());
+        let dirs = share.root.batch();
+        let mut parents = FxHashMap::default();
         for look in looks {
             let was_dir = look.record.as_ref().is_some_and(|record| record.row.is_live_dir());
             let seen = match &look.found {
@@ -217,13 +229,17 @@ impl Keeper {
                 for pair in reader.beneath(&look.path)? {
                     let (path, record) = pair?;
                     if !record.row.deleted {
-                        observed.push(engine::Observed { path, seen: Seen::Absent, when_ms: None, moved_from: None });
+                        let when_ms = gone_since(&dirs, &path, &mut parents);
+                        observed.push(engine::Observed { path, seen: Seen::Absent, when_ms, moved_from: None });
                     }
                 }
             }
             // When the change was made, not when it was seen: what a scan finds
             // after a long absence must not win over what peers did since.
-            let when_ms = sigs.get(&look.path).map(|sig| sig.ctime.millis());
+            let when_ms = match &seen {
+                Seen::Present(_) => sigs.get(&look.path).map(|sig| sig.ctime.millis()),
+                Seen::Absent => gone_since(&dirs, &look.path, &mut parents),
+            };
             observed.push(engine::Observed {
                 path: look.path.clone(),
                 seen,
@@ -274,6 +290,22 @@ impl Keeper {
         }
         Ok(())
     }
+}
+
+/// When a path that is not there went, at the latest: the change time of the
+/// nearest directory above that is there, ms since 1970.
+fn gone_since(dirs: &Dirs<'_>, path: &RelPath, known: &mut FxHashMap<RelPath, Option<u64>>) -> Option<u64> {
+    let parent = path.parent()?;
+    if let Some(known) = known.get(&parent) {
+        return *known;
+    }
+    let when = match observe::stat(dirs, &parent) {
+        Ok(Some(sig)) => Some(sig.ctime.millis()),
+        Ok(None) => gone_since(dirs, &parent, known),
+        Err(_) => None,
+    };
+    known.insert(parent, when);
+    when
 }
 
 /// `entry` with its hard-link group: the inode's, as this pass or the index

@@ -72,9 +72,7 @@ impl Keeper {
         let mut arrivals = Vec::with_capacity(rows.len());
         for row in rows {
             // A newer row of the same peer takes the place of one that waits.
-            if self.pending.get(&row.path).is_some_and(|old| Arc::ptr_eq(&old.inbound, &inbound)) {
-                self.pending.remove(&row.path);
-            }
+            self.pending.remove(&(inbound.place, row.path.clone()));
             if !self.share.is_excluded(&row.path, row.row.entry.is_dir()) {
                 arrivals.push(Arrival { row, staged: None, tries: 0 });
             }
@@ -94,18 +92,19 @@ impl Keeper {
         outcome: Result<Staged, String>,
     ) -> anyhow::Result<()> {
         let current = |pending: &Pending| pending.row.seq == seq && Arc::ptr_eq(&pending.inbound, inbound);
-        if !self.pending.get(path).is_some_and(current) {
+        let key = (inbound.place, path.clone());
+        if !self.pending.get(&key).is_some_and(current) {
             return Ok(());
         }
         match outcome {
             Ok(staged) => {
-                if let Some(Pending { row, tries, .. }) = self.pending.remove(path) {
+                if let Some(Pending { row, tries, .. }) = self.pending.remove(&key) {
                     self.apply(inbound, vec![Arrival { row, staged: Some(staged), tries }])?;
                     self.unflushed.get_or_insert_with(Instant::now);
                 }
             }
             Err(reason) => {
-                if let Some(pending) = self.pending.get_mut(path) {
+                if let Some(pending) = self.pending.get_mut(&key) {
                     pending.reason = Some(reason);
                     pending.again = Some(Instant::now() + RETRY_AFTER);
                 }
@@ -117,15 +116,15 @@ impl Keeper {
     /// Tries rows again whose time has come. Returns whether there were any.
     pub(super) fn retry(&mut self) -> anyhow::Result<bool> {
         let now = Instant::now();
-        let due: Vec<RelPath> = self
+        let due: Vec<(u32, RelPath)> = self
             .pending
             .iter()
             .filter(|(_, pending)| pending.again.is_some_and(|again| again <= now))
-            .map(|(path, _)| path.clone())
+            .map(|(key, _)| key.clone())
             .collect();
         let mut by_inbound: Vec<(Arc<Inbound>, Vec<Arrival>)> = Vec::new();
-        for path in &due {
-            let Some(Pending { row, inbound, tries, .. }) = self.pending.remove(path) else { continue };
+        for key in &due {
+            let Some(Pending { row, inbound, tries, .. }) = self.pending.remove(key) else { continue };
             let arrival = Arrival { row, staged: None, tries };
             match by_inbound.iter_mut().find(|(other, _)| Arc::ptr_eq(other, &inbound)) {
                 Some((_, arrivals)) => arrivals.push(arrival),
@@ -201,6 +200,16 @@ impl Keeper {
             for one in decided.iter().filter(|one| one.work != Work::Nothing) {
                 w.intend(&one.path, &one.row)?;
             }
+            // Of directories in which something is done, only the times change.
+            let decided_paths: FxHashSet<&RelPath> = decided.iter().map(|one| &one.path).collect();
+            for step in &steps {
+                if let Step::Times { path, .. } | Step::Restore { path, .. } = step
+                    && !decided_paths.contains(path)
+                    && let Some(record) = w.get(path)?
+                {
+                    w.intend(path, &record.row)?;
+                }
+            }
             for (place, replica, cursor) in cursors {
                 let peer = &mut w.meta().peers[place as usize];
                 peer.replica = replica;
@@ -236,6 +245,9 @@ impl Keeper {
                 };
                 w.put(&one.path, &record)?;
             }
+            for step in &steps {
+                w.settle(step.path())?;
+            }
             // Directories whose times were set again, and other names of an
             // inode: only what `stat` says has changed.
             for (path, sig) in &outcome.sigs {
@@ -249,8 +261,53 @@ impl Keeper {
             Ok(((), Durable::Later))
         })?;
         Figures::add(&share.figures.rows_applied, applied);
+        self.tidy_up(&dirs, &decided, &mut outcome)?;
         self.learn(&decided, &outcome);
         self.keep_failed(inbound, arrivals, outcome);
+        Ok(())
+    }
+
+    /// Second names of what has kept its first are removed again, and what the
+    /// rows say is one inode is joined.
+    fn tidy_up(&self, dirs: &Dirs<'_>, decided: &[Decided], outcome: &mut Outcome) -> anyhow::Result<()> {
+        let reader = self.share.index.read()?;
+        let mut steps = outcome.progress.take_back(&reader)?;
+        let mut groups: Vec<_> = decided.iter().filter_map(|one| one.row.live()?.link).collect();
+        groups.sort_unstable();
+        groups.dedup();
+        for group in groups {
+            let mut members = Vec::new();
+            for path in reader.group(group)? {
+                members.extend(reader.get(&path)?.map(|record| (path, record)));
+            }
+            steps.extend(engine::relink(&reader, &members)?);
+        }
+        if steps.is_empty() {
+            return Ok(());
+        }
+        let mut after = Outcome {
+            progress: Progress::default(),
+            sigs: outcome.sigs.clone(),
+            errors: FxHashMap::default(),
+            touched: Vec::new(),
+        };
+        for step in &steps {
+            let done = step_once(dirs, &reader, step, &after)?;
+            after.note(step, done);
+        }
+        self.share.index.write(|w| {
+            for (path, sig) in &after.sigs {
+                if let Some(old) = w.get(path)?
+                    && !old.row.deleted
+                    && old.sig != *sig
+                {
+                    w.put(path, &Record { sig: *sig, ..old })?;
+                }
+            }
+            Ok(((), Durable::Later))
+        })?;
+        outcome.touched.extend(after.touched);
+        outcome.touched.extend(after.errors.into_keys());
         Ok(())
     }
 
@@ -287,7 +344,7 @@ impl Keeper {
         }
         let row = WireRow { inline: None, ..row };
         let pending = Pending { row, inbound: Arc::clone(inbound), reason: None, again: None, tries };
-        self.pending.insert(pending.row.path.clone(), pending);
+        self.pending.insert((inbound.place, pending.row.path.clone()), pending);
     }
 
     /// Cursors as of before the batch that is being applied for `inbound`.
@@ -337,7 +394,7 @@ impl Keeper {
                 tracing::warn!(share = %self.share.name, peer = %inbound.peer, "cannot apply yet: {reason}");
             }
             let pending = Pending { row, inbound: Arc::clone(inbound), reason, again: Some(now + wait), tries };
-            self.pending.insert(pending.row.path.clone(), pending);
+            self.pending.insert((inbound.place, pending.row.path.clone()), pending);
         }
         // Directories that are not as expected, in which something was done.
         look.extend(outcome.errors.into_keys().map(|path| (path, Hint::default())));
@@ -471,16 +528,6 @@ fn execute(
             outcome.note(step, done);
         }
         at += run;
-    }
-    // What was to lose its name has kept it: one name is enough again.
-    for step in steps {
-        if let Step::Aside { path, to } = step
-            && !outcome.progress.is_done(path)
-            && let Some(Some(sig)) = outcome.sigs.remove(to)
-            && let Err(error) = apply::remove_file(dirs, to, &sig)
-        {
-            tracing::debug!("{to} stays beside {path}: {error}");
-        }
     }
     Ok(())
 }
@@ -648,7 +695,7 @@ pub(super) fn recover(share: &Share) -> anyhow::Result<()> {
     // A name at which something was to be kept aside, while the old one still
     // has the same inode: that half is taken back.
     done.retain(|(path, row, sig): &(RelPath, Row, Option<StatSig>)| {
-        let Some(sig) = sig.filter(|sig| sig.nlink > 1 && row.entry.link.is_none()) else { return true };
+        let Some(sig) = sig.filter(|sig| sig.nlink > 1 && !row.deleted) else { return true };
         if !untouched.contains(&sig.ino) {
             return true;
         }
