@@ -214,13 +214,16 @@ fn without_privileges_the_tree_is_compared_at_intervals() {
     pair.one.without_privileges(NOBODY);
     pair.two.without_privileges(NOBODY);
     pair.start();
-    pair.one.wait_for_log("the tree is compared at intervals", SOON);
+    pair.one.wait_for_log("so the tree is compared every 10s", SOON);
     pair.still_mirrors();
     let status = pair.one.status().unwrap();
     assert_eq!(status["source"]["kind"], "scan", "{status}");
     let reason = status["source"]["reason"].as_str().unwrap();
     assert!(reason.contains("so the tree is compared every 10s"), "{reason}");
     println!("{reason}");
+    // It misses nothing, so it must not complain at every comparison.
+    assert!(!pair.one.log_text().contains("events were lost"), "{}", pair.one.log_tail());
+    assert_eq!(pair.one.stats()["overflow"]["count"], 0);
     // A source that is asked for by name is not replaced by a worse one.
     pair.one.stop();
     pair.one.tracer = "source = \"fanotify\"".to_owned();

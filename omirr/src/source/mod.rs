@@ -117,6 +117,9 @@ pub enum Signal {
     /// Events were lost on this device (all devices if none): what lies there
     /// must be compared with the index. `count` of them, if known.
     Lost { dev: Option<u64>, count: u64 },
+    /// Nothing is known of any device, as ever: all must be compared with the
+    /// index. Only a source without events says so.
+    Compare,
 }
 
 /// Takes what the source reports; called on the source's own thread, must not

@@ -68,7 +68,7 @@ fn tick(shared: &Shared, interval: Duration, mut sink: Sink) {
         }
         let asked = state.asked;
         drop(state);
-        sink(vec![Signal::Lost { dev: None, count: 0 }]);
+        sink(vec![Signal::Compare]);
         next = Instant::now() + interval;
         state = shared.state.lock();
         state.answered = asked;
@@ -130,7 +130,7 @@ mod tests {
         let source = ScanSource::open(Duration::from_millis(20), "test".into(), sink).expect("a thread");
         for _ in 0..2 {
             let batch = told.recv_timeout(Duration::from_secs(10)).expect("a tick");
-            assert_eq!(batch, vec![Signal::Lost { dev: None, count: 0 }]);
+            assert_eq!(batch, vec![Signal::Compare]);
         }
         drop(source);
         assert!(told.recv_timeout(Duration::from_secs(10)).is_ok() || told.recv().is_err());

@@ -36,7 +36,7 @@ impl Running {
         signals
             .map(|signal| match signal {
                 Signal::Event(event) => event,
-                Signal::Lost { .. } => panic!("events were lost"),
+                Signal::Lost { .. } | Signal::Compare => panic!("events were lost"),
             })
             .collect()
     }
