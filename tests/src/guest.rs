@@ -63,9 +63,7 @@ pub fn output(guest: Guest, command: &[&str]) -> String {
 /// The guest cannot be put together or QEMU not be started.
 #[must_use]
 pub fn run(guest: Guest, command: &[&str]) -> Outcome {
-    guest
-        .run(command)
-        .unwrap_or_else(|error| panic!("{error:#}"))
+    guest.run(command).unwrap_or_else(|error| panic!("{error:#}"))
 }
 
 /// Why guests cannot be booted here, if `cargo xtask test` found so.
@@ -98,9 +96,7 @@ pub fn inside<B: FnOnce()>(kernel: &str, fit: impl FnOnce(Guest) -> Guest, body:
         .to_string_lossy()
         .into_owned();
     // Without the hash that cargo appends.
-    let file = file
-        .rsplit_once('-')
-        .map_or(file.as_str(), |(name, _)| name);
+    let file = file.rsplit_once('-').map_or(file.as_str(), |(name, _)| name);
     let guest = new(kernel)
         .name(&format!("{file}-{}-{kernel}", test.replace("::", "-")))
         .program_at(&program, TEST)
@@ -122,9 +118,7 @@ pub fn inside<B: FnOnce()>(kernel: &str, fit: impl FnOnce(Guest) -> Guest, body:
 /// `binary::module::test::{{closure}}` without its ends.
 fn test_name<B>() -> &'static str {
     let path = std::any::type_name::<B>();
-    let path = path
-        .split_once("::{{closure}}")
-        .map_or(path, |(test, _)| test);
+    let path = path.split_once("::{{closure}}").map_or(path, |(test, _)| test);
     path.split_once("::").map_or(path, |(_, test)| test)
 }
 

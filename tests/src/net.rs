@@ -46,16 +46,14 @@ impl Cable {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         // Tests of one machine do not meet: a namespace per process and call.
         let cable = Self {
-            names: ["one", "two"]
-                .map(|side| format!("omirr-{}-{number}-{side}", std::process::id())),
+            names: ["one", "two"].map(|side| format!("omirr-{}-{number}-{side}", std::process::id())),
         };
         for name in &cable.names {
             ip(&["netns", "add", name]);
         }
         let [one, two] = &cable.names;
         ip(&[
-            "link", "add", "cable", "netns", one, "type", "veth", "peer", "name", "cable", "netns",
-            two,
+            "link", "add", "cable", "netns", one, "type", "veth", "peer", "name", "cable", "netns", two,
         ]);
         for side in [Side::One, Side::Two] {
             let name = cable.name(side);
@@ -108,8 +106,7 @@ impl Cable {
     #[must_use]
     pub fn command(&self, side: Side, program: impl AsRef<Path>) -> Command {
         let path: PathBuf = Path::new("/run/netns").join(self.name(side));
-        let namespace =
-            File::open(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        let namespace = File::open(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         let mut command = Command::new(program.as_ref());
         // SAFETY: setns is a plain system call, allowed after fork; the closure
         // owns the descriptor, so it is open.

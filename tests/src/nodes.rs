@@ -12,7 +12,10 @@ use std::time::{Duration, Instant};
 
 /// Runs `omirr` with these arguments to its end.
 pub fn omirr(args: &[&str]) -> Output {
-    Command::new(crate::binary()).args(args).output().expect("omirr can be started")
+    Command::new(crate::binary())
+        .args(args)
+        .output()
+        .expect("omirr can be started")
 }
 
 /// Starts a daemon that must refuse to run, with exit code 1; returns what it
@@ -42,7 +45,10 @@ pub fn refused(config: &Path) -> String {
 
 /// A port that was free a moment ago.
 pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("loopback has free ports").port()
+    TcpListener::bind("127.0.0.1:0")
+        .and_then(|socket| socket.local_addr())
+        .expect("loopback has free ports")
+        .port()
 }
 
 /// Whether this process may use fanotify on a whole filesystem, as the daemon
@@ -80,10 +86,18 @@ impl Node {
         let share = folder.join("share");
         std::fs::create_dir_all(&share).expect("the test's folder can be made");
         let key_file = folder.join("node.key");
-        let made = omirr(&["key", "generate", key_file.to_str().expect("test paths are UTF-8")]);
+        let made = omirr(&[
+            "key",
+            "generate",
+            key_file.to_str().expect("test paths are UTF-8"),
+        ]);
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
         let printed = String::from_utf8(made.stdout).expect("omirr prints UTF-8");
-        let key = printed.split_whitespace().last().expect("the key is the last word").to_owned();
+        let key = printed
+            .split_whitespace()
+            .last()
+            .expect("the key is the last word")
+            .to_owned();
         Node {
             name: name.to_owned(),
             folder,
@@ -99,7 +113,11 @@ impl Node {
     }
 
     pub fn knows(&mut self, other: &Node) {
-        self.peers.push((other.name.clone(), format!("127.0.0.1:{}", other.port), other.key.clone()));
+        self.peers.push((
+            other.name.clone(),
+            format!("127.0.0.1:{}", other.port),
+            other.key.clone(),
+        ));
     }
 
     pub fn config(&self) -> PathBuf {
@@ -117,7 +135,9 @@ impl Node {
     pub fn write_config(&self) {
         let mut text = String::new();
         let folder = self.folder.display();
-        let Node { name, port, tracer, .. } = self;
+        let Node {
+            name, port, tracer, ..
+        } = self;
         let _ = write!(
             text,
             "[node]\nname = {name:?}\nlisten = [\"127.0.0.1:{port}\"]\nkey = \"{folder}/node.key\"\nstate_dir = \"{folder}/state\"\n\n[tracer]\n{tracer}\n"
@@ -125,13 +145,18 @@ impl Node {
         for (name, address, key) in &self.peers {
             let _ = write!(text, "\n[peers.{name}]\naddress = {address:?}\nkey = {key:?}\n");
         }
-        let _ = write!(text, "\n[shares.tree]\npath = {:?}\n{}\n", self.share, self.share_options);
+        let _ = write!(
+            text,
+            "\n[shares.tree]\npath = {:?}\n{}\n",
+            self.share, self.share_options
+        );
         std::fs::write(self.config(), text).expect("the configuration can be written");
     }
 
     /// Lets the daemon run as `user`, who gets the node's folder and all in it.
     pub fn without_privileges(&mut self, user: u32) {
-        let chown = |path: &Path| std::os::unix::fs::lchown(path, Some(user), Some(user)).expect("root may chown");
+        let chown =
+            |path: &Path| std::os::unix::fs::lchown(path, Some(user), Some(user)).expect("root may chown");
         let mut folders = vec![self.folder.clone()];
         while let Some(folder) = folders.pop() {
             chown(&folder);
@@ -174,7 +199,11 @@ impl Node {
     pub fn start(&mut self) {
         assert!(self.child.is_none(), "{} is running", self.name);
         self.write_config();
-        let log = std::fs::File::options().create(true).append(true).open(self.log()).expect("the log can be opened");
+        let log = std::fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.log())
+            .expect("the log can be opened");
         let mut daemon = Command::new(crate::binary());
         if let Some(user) = self.user {
             // Other groups than the user's own are dropped as well.
@@ -196,7 +225,9 @@ impl Node {
     }
 
     pub fn is_running(&mut self) -> bool {
-        self.child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)))
+        self.child
+            .as_mut()
+            .is_some_and(|child| matches!(child.try_wait(), Ok(None)))
     }
 
     fn signal(&self, signal: rustix::process::Signal) {
@@ -211,10 +242,20 @@ impl Node {
         let deadline = Instant::now() + Duration::from_secs(30);
         loop {
             if let Some(status) = child.try_wait().expect("the daemon can be waited for") {
-                assert!(status.success(), "{} ended with {status}\n{}", self.name, self.log_tail());
+                assert!(
+                    status.success(),
+                    "{} ended with {status}\n{}",
+                    self.name,
+                    self.log_tail()
+                );
                 return;
             }
-            assert!(Instant::now() < deadline, "{} does not end\n{}", self.name, self.log_tail());
+            assert!(
+                Instant::now() < deadline,
+                "{} does not end\n{}",
+                self.name,
+                self.log_tail()
+            );
             std::thread::sleep(Duration::from_millis(5));
         }
     }
@@ -240,7 +281,13 @@ impl Node {
 
     /// `omirr wait` on this node.
     pub fn wait(&self, timeout: &str) -> Output {
-        omirr(&["wait", "-c", self.config().to_str().expect("test paths are UTF-8"), "--timeout", timeout])
+        omirr(&[
+            "wait",
+            "-c",
+            self.config().to_str().expect("test paths are UTF-8"),
+            "--timeout",
+            timeout,
+        ])
     }
 
     /// Waits until the daemon answers and everything before has reached every peer.
@@ -267,16 +314,31 @@ impl Node {
 
     pub fn status(&self) -> Option<serde_json::Value> {
         let out = omirr(&["status", "--json", "-c", self.config().to_str()?]);
-        out.status.success().then(|| serde_json::from_slice(&out.stdout).expect("status --json prints JSON"))
+        out.status
+            .success()
+            .then(|| serde_json::from_slice(&out.stdout).expect("status --json prints JSON"))
     }
 
     pub fn status_text(&self) -> String {
-        let out = omirr(&["status", "-c", self.config().to_str().expect("test paths are UTF-8")]);
-        format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr))
+        let out = omirr(&[
+            "status",
+            "-c",
+            self.config().to_str().expect("test paths are UTF-8"),
+        ]);
+        format!(
+            "{}{}",
+            String::from_utf8_lossy(&out.stdout),
+            String::from_utf8_lossy(&out.stderr)
+        )
     }
 
     pub fn stats(&self) -> serde_json::Value {
-        let out = omirr(&["stats", "--json", "-c", self.config().to_str().expect("test paths are UTF-8")]);
+        let out = omirr(&[
+            "stats",
+            "--json",
+            "-c",
+            self.config().to_str().expect("test paths are UTF-8"),
+        ]);
         assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
         serde_json::from_slice(&out.stdout).expect("stats --json prints JSON")
     }
@@ -289,14 +351,22 @@ impl Node {
     pub fn log_tail(&self) -> String {
         let text = self.log_text();
         let lines: Vec<_> = text.lines().collect();
-        format!("--- log of {}:\n{}", self.name, lines[lines.len().saturating_sub(30)..].join("\n"))
+        format!(
+            "--- log of {}:\n{}",
+            self.name,
+            lines[lines.len().saturating_sub(30)..].join("\n")
+        )
     }
 
     /// Waits until the log has `text` in it.
     pub fn wait_for_log(&self, text: &str, timeout: Duration) {
         let deadline = Instant::now() + timeout;
         while !self.log_text().contains(text) {
-            assert!(Instant::now() < deadline, "the log never says {text:?}\n{}", self.log_tail());
+            assert!(
+                Instant::now() < deadline,
+                "the log never says {text:?}\n{}",
+                self.log_tail()
+            );
             std::thread::sleep(Duration::from_millis(5));
         }
     }
@@ -304,7 +374,11 @@ impl Node {
     /// Resident memory of the daemon, bytes.
     pub fn resident_bytes(&self) -> u64 {
         let statm = std::fs::read_to_string(format!("/proc/{}/statm", self.pid())).expect("the daemon runs");
-        let pages: u64 = statm.split_whitespace().nth(1).and_then(|n| n.parse().ok()).expect("statm has two numbers");
+        let pages: u64 = statm
+            .split_whitespace()
+            .nth(1)
+            .and_then(|n| n.parse().ok())
+            .expect("statm has two numbers");
         pages * 4096
     }
 }
@@ -339,7 +413,11 @@ impl Pair {
         let mut two = Node::new(base.path(), "two");
         one.knows(&two);
         two.knows(&one);
-        Pair { one, two, base: Some(base) }
+        Pair {
+            one,
+            two,
+            base: Some(base),
+        }
     }
 
     pub fn start(&mut self) {
@@ -387,7 +465,10 @@ impl Pair {
     }
 
     pub fn base(&self) -> &Path {
-        self.base.as_ref().expect("the folder lives as long as the pair").path()
+        self.base
+            .as_ref()
+            .expect("the folder lives as long as the pair")
+            .path()
     }
 }
 

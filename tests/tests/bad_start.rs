@@ -222,7 +222,11 @@ fn without_privileges_the_tree_is_compared_at_intervals() {
     assert!(reason.contains("so the tree is compared every 10s"), "{reason}");
     println!("{reason}");
     // It misses nothing, so it must not complain at every comparison.
-    assert!(!pair.one.log_text().contains("events were lost"), "{}", pair.one.log_tail());
+    assert!(
+        !pair.one.log_text().contains("events were lost"),
+        "{}",
+        pair.one.log_tail()
+    );
     assert_eq!(pair.one.stats()["overflow"]["count"], 0);
     // A source that is asked for by name is not replaced by a worse one.
     pair.one.stop();

@@ -54,11 +54,7 @@ fn bytes_pass_the_cable() {
     server.wait().unwrap();
     // The first namespace, this process's own, has no such address.
     assert!(
-        TcpStream::connect_timeout(
-            &"10.77.0.2:8080".parse().unwrap(),
-            Duration::from_millis(500)
-        )
-        .is_err()
+        TcpStream::connect_timeout(&"10.77.0.2:8080".parse().unwrap(), Duration::from_millis(500)).is_err()
     );
 }
 
@@ -104,10 +100,7 @@ fn a_failure_comes_out_with_its_code_and_its_words() {
         return skip("a_failure_comes_out_with_its_code_and_its_words", &reason);
     }
     let guest = guest::new("6.1").name("guest_boot-failure");
-    let outcome = guest::run(
-        guest,
-        &["sh", "-c", "echo to stdout; echo to stderr >&2; exit 7"],
-    );
+    let outcome = guest::run(guest, &["sh", "-c", "echo to stdout; echo to stderr >&2; exit 7"]);
     assert_eq!(outcome.code(), Some(7), "{}", outcome.describe());
     assert_eq!(outcome.output, "to stdout\nto stderr\n");
     assert!(
@@ -125,10 +118,7 @@ fn a_panic_of_the_kernel_ends_the_guest_at_once() {
     let guest = guest::new("6.1")
         .name("guest_boot-panic")
         .kernel_arguments("panic=0");
-    let outcome = guest::run(
-        guest,
-        &["sh", "-c", "echo c > /proc/sysrq-trigger; sleep 100"],
-    );
+    let outcome = guest::run(guest, &["sh", "-c", "echo c > /proc/sysrq-trigger; sleep 100"]);
     assert_eq!(outcome.code(), None);
     assert!(outcome.time < Duration::from_secs(60), "{:?}", outcome.time);
     assert!(

@@ -33,7 +33,9 @@ fn a_file_arrives_without_being_asked_for() {
     let Some(pair) = pair() else { return };
     fs::write(pair.one.share.join("hello"), "world").unwrap();
     let there = pair.two.share.join("hello");
-    until("the file is there", || fs::read_to_string(&there).is_ok_and(|text| text == "world"));
+    until("the file is there", || {
+        fs::read_to_string(&there).is_ok_and(|text| text == "world")
+    });
 }
 
 #[test]
@@ -72,7 +74,10 @@ fn every_kind_of_entry_is_the_same_on_the_other_side() {
     drop(sparse);
     pair.settle_equal(SOON);
     let blocks = fs::metadata(pair.two.share.join("sparse")).unwrap().blocks();
-    assert!(blocks < 2048, "the sparse file takes {blocks} blocks of 512 bytes");
+    assert!(
+        blocks < 2048,
+        "the sparse file takes {blocks} blocks of 512 bytes"
+    );
 }
 
 #[test]
@@ -85,7 +90,11 @@ fn a_renamed_file_sends_no_content() {
         fs::write(pair.one.share.join(format!("old/{n}")), format!("small {n}")).unwrap();
     }
     pair.settle_equal(SOON);
-    let sent = |pair: &Pair| pair.one.stats()["shares"][0]["content_sent_bytes"].as_u64().unwrap();
+    let sent = |pair: &Pair| {
+        pair.one.stats()["shares"][0]["content_sent_bytes"]
+            .as_u64()
+            .unwrap()
+    };
     let before = sent(&pair);
     fs::rename(pair.one.share.join("big"), pair.one.share.join("renamed")).unwrap();
     fs::rename(pair.one.share.join("old"), pair.one.share.join("new")).unwrap();
@@ -106,9 +115,16 @@ fn a_small_change_in_a_big_file_sends_little() {
         .collect();
     fs::write(pair.one.share.join("image"), &content).unwrap();
     pair.settle_equal(SOON);
-    let sent = |pair: &Pair| pair.one.stats()["shares"][0]["content_sent_bytes"].as_u64().unwrap();
+    let sent = |pair: &Pair| {
+        pair.one.stats()["shares"][0]["content_sent_bytes"]
+            .as_u64()
+            .unwrap()
+    };
     let before = sent(&pair);
-    let file = fs::File::options().write(true).open(pair.one.share.join("image")).unwrap();
+    let file = fs::File::options()
+        .write(true)
+        .open(pair.one.share.join("image"))
+        .unwrap();
     file.write_all_at(b"a few other bytes", 9 << 20).unwrap();
     drop(file);
     pair.settle_equal(SOON);
@@ -131,8 +147,13 @@ fn changes_on_both_sides_meet() {
         }
     });
     pair.settle_equal(SOON);
-    let files: usize =
-        (0..7).map(|n| fs::read_dir(pair.two.share.join(format!("shared-{n}"))).unwrap().count()).sum();
+    let files: usize = (0..7)
+        .map(|n| {
+            fs::read_dir(pair.two.share.join(format!("shared-{n}")))
+                .unwrap()
+                .count()
+        })
+        .sum();
     assert_eq!(files, 600);
 }
 
@@ -153,9 +174,15 @@ fn the_loser_of_a_conflict_is_kept() {
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
         .collect();
     assert_eq!(names.len(), 2, "{names:?}");
-    let copy = names.iter().find(|name| name.contains(".omirr-conflict-")).expect("a conflict copy");
+    let copy = names
+        .iter()
+        .find(|name| name.contains(".omirr-conflict-"))
+        .expect("a conflict copy");
     assert!(copy.starts_with("page.") && copy.ends_with(".html"), "{copy}");
-    assert_eq!(fs::read_to_string(pair.two.share.join("page.html")).unwrap(), "from two, later");
+    assert_eq!(
+        fs::read_to_string(pair.two.share.join("page.html")).unwrap(),
+        "from two, later"
+    );
     assert_eq!(fs::read_to_string(pair.two.share.join(copy)).unwrap(), "from one");
 }
 
@@ -205,7 +232,9 @@ fn rows_travel_through_a_node_in_the_middle() {
     three.start();
     fs::write(pair.one.share.join("far"), "travelled").unwrap();
     let there = three.share.join("far");
-    until("the file has come through", || fs::read_to_string(&there).is_ok_and(|text| text == "travelled"));
+    until("the file has come through", || {
+        fs::read_to_string(&there).is_ok_and(|text| text == "travelled")
+    });
     fs::remove_file(&there).unwrap();
     let here = pair.one.share.join("far");
     until("the deletion has come back", || !here.exists());

@@ -18,13 +18,23 @@ fn archive() -> Option<PathBuf> {
     if archive.exists() {
         return Some(archive);
     }
-    omirr_tests::skip("mirror_tree", &format!("{} is missing; `cargo xtask setup` installs it", archive.display()));
+    omirr_tests::skip(
+        "mirror_tree",
+        &format!(
+            "{} is missing; `cargo xtask setup` installs it",
+            archive.display()
+        ),
+    );
     None
 }
 
 fn run(command: &mut Command) {
     let out = command.output().expect("the command can be started");
-    assert!(out.status.success(), "{command:?}: {}", String::from_utf8_lossy(&out.stderr));
+    assert!(
+        out.status.success(),
+        "{command:?}: {}",
+        String::from_utf8_lossy(&out.stderr)
+    );
 }
 
 /// Changes of every kind beneath `tree`, in folders of `side` alone, so that
@@ -61,8 +71,11 @@ fn change(tree: &Path, side: &str, round: usize) {
             }
         }
         // A whole directory gets another name, and one goes.
-        let mut inner: Vec<_> =
-            fs::read_dir(&folder).unwrap().map(|e| e.unwrap().path()).filter(|p| p.is_dir()).collect();
+        let mut inner: Vec<_> = fs::read_dir(&folder)
+            .unwrap()
+            .map(|e| e.unwrap().path())
+            .filter(|p| p.is_dir())
+            .collect();
         inner.sort();
         if inner.len() >= 4 {
             fs::rename(&inner[0], folder.join(format!("renamed-by-{side}-{round}"))).unwrap();
@@ -105,13 +118,26 @@ fn a_real_tree_is_mirrored_through_changes_kill_and_restart() {
     pair.start();
 
     println!("unpacking {} into one share", archive.display());
-    run(Command::new("tar").arg("-xJf").arg(&archive).arg("-C").arg(&pair.one.share));
-    let tree = fs::read_dir(&pair.one.share).unwrap().next().unwrap().unwrap().path();
+    run(Command::new("tar")
+        .arg("-xJf")
+        .arg(&archive)
+        .arg("-C")
+        .arg(&pair.one.share));
+    let tree = fs::read_dir(&pair.one.share)
+        .unwrap()
+        .next()
+        .unwrap()
+        .unwrap()
+        .path();
     let tree = PathBuf::from(tree.file_name().unwrap());
     // What the archive has none of: extended attributes and times of their own.
     let marked = pair.one.share.join(&tree).join("Makefile");
-    run(Command::new("setfattr").args(["-n", "user.omirr.test", "-v", "value"]).arg(&marked));
-    run(Command::new("touch").args(["-d", "2001-02-03 04:05:06.123456789"]).arg(&marked));
+    run(Command::new("setfattr")
+        .args(["-n", "user.omirr.test", "-v", "value"])
+        .arg(&marked));
+    run(Command::new("touch")
+        .args(["-d", "2001-02-03 04:05:06.123456789"])
+        .arg(&marked));
     run(Command::new("setfacl").args(["-m", "u:12345:rw"]).arg(&marked));
     run(Command::new("chown").args(["1234:4321"]).arg(&marked));
     pair.settle_equal(LONG);
@@ -140,8 +166,17 @@ fn a_real_tree_is_mirrored_through_changes_kill_and_restart() {
     pair.settle_equal(LONG);
     for node in [&pair.one, &pair.two] {
         let stats = node.stats();
-        for figure in ["content_sent_bytes", "content_received_bytes", "rows_applied", "rows_made"] {
-            assert_eq!(stats["shares"][0][figure], 0, "{}: {figure} in {stats:#}", node.name);
+        for figure in [
+            "content_sent_bytes",
+            "content_received_bytes",
+            "rows_applied",
+            "rows_made",
+        ] {
+            assert_eq!(
+                stats["shares"][0][figure], 0,
+                "{}: {figure} in {stats:#}",
+                node.name
+            );
         }
     }
 }

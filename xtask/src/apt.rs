@@ -51,9 +51,7 @@ pub fn install(packages: &[&str], why: &str) -> Result<()> {
         update()?;
     }
     if let Some(package) = packages.iter().find(|package| candidate(package).is_none()) {
-        bail!(
-            "apt knows no package {package}, needed for {why}; is bookworm-security among its sources?"
-        );
+        bail!("apt knows no package {package}, needed for {why}; is bookworm-security among its sources?");
     }
     refuse_removals(packages)?;
     if run(&mut apt_install(packages)).is_err() {
@@ -106,8 +104,7 @@ fn refuse_removals(packages: &[&str]) -> Result<()> {
         .collect();
     // What busybox-static takes the place of, and what belongs to another QEMU.
     let replaced = |package: &&str| *package == "busybox" || package.starts_with("qemu-");
-    let (ours, others): (Vec<&str>, Vec<&str>) =
-        removed.iter().partition(|package| replaced(package));
+    let (ours, others): (Vec<&str>, Vec<&str>) = removed.iter().partition(|package| replaced(package));
     if !others.is_empty() {
         bail!(
             "installing {} would remove {}; decide that by hand",
@@ -196,34 +193,27 @@ impl Mirrors {
             .into_iter()
             .flatten()
             .filter_map(Result::ok);
-        for path in std::iter::once(PathBuf::from("/etc/apt/sources.list"))
-            .chain(parts.map(|entry| entry.path()))
+        for path in
+            std::iter::once(PathBuf::from("/etc/apt/sources.list")).chain(parts.map(|entry| entry.path()))
         {
             if let Ok(text) = fs::read_to_string(&path) {
                 texts.push((path, text));
             }
         }
-        let sources =
-            texts.iter().flat_map(
-                |(path, text)| match path.extension().and_then(|e| e.to_str()) {
-                    Some("list") => one_line_sources(text),
-                    Some("sources") => stanza_sources(text),
-                    _ => Vec::new(),
-                },
-            );
-        Self::among(sources, &codename).context(
-            "apt's sources here name no Debian mirror to fetch kernels from; use `--kernel PATH`",
-        )
+        let sources = texts
+            .iter()
+            .flat_map(|(path, text)| match path.extension().and_then(|e| e.to_str()) {
+                Some("list") => one_line_sources(text),
+                Some("sources") => stanza_sources(text),
+                _ => Vec::new(),
+            });
+        Self::among(sources, &codename)
+            .context("apt's sources here name no Debian mirror to fetch kernels from; use `--kernel PATH`")
     }
 
     fn among(sources: impl Iterator<Item = Source>, codename: &str) -> Option<Self> {
         let (mut main, mut security) = (None, None);
-        for source in sources.filter(|source| {
-            source
-                .components
-                .iter()
-                .any(|component| component == "main")
-        }) {
+        for source in sources.filter(|source| source.components.iter().any(|component| component == "main")) {
             for suite in &source.suites {
                 if suite.ends_with("-security") || suite.ends_with("/updates") {
                     security.get_or_insert_with(|| source.uri.clone());
@@ -236,8 +226,7 @@ impl Mirrors {
         }
         let main = main?;
         // The two archives lie side by side on every full mirror.
-        let security =
-            security.unwrap_or_else(|| format!("{}-security", main.trim_end_matches('/')));
+        let security = security.unwrap_or_else(|| format!("{}-security", main.trim_end_matches('/')));
         Some(Self { main, security })
     }
 }
@@ -324,8 +313,7 @@ impl PrivateLists {
     pub fn update(folder: &Path, mirror: &str, suite: &str) -> Result<Self> {
         for inner in ["lists/partial", "cache/archives/partial", "preferences.d"] {
             let inner = folder.join(inner);
-            fs::create_dir_all(&inner)
-                .with_context(|| format!("{} cannot be made", inner.display()))?;
+            fs::create_dir_all(&inner).with_context(|| format!("{} cannot be made", inner.display()))?;
         }
         let signed = if Path::new(KEYRING).exists() {
             format!("[signed-by={KEYRING}] ")
@@ -395,10 +383,7 @@ impl PrivateLists {
     /// # Errors
     /// There is no such package, or it has no such field.
     pub fn field(&self, package: &str, field: &str) -> Result<String> {
-        let text = capture(
-            self.apt("apt-cache")
-                .args(["show", "--no-all-versions", package]),
-        )?;
+        let text = capture(self.apt("apt-cache").args(["show", "--no-all-versions", package]))?;
         text.lines()
             .filter_map(|line| line.split_once(": "))
             .find(|(name, _)| *name == field)

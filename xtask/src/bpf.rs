@@ -61,8 +61,7 @@ pub fn find() -> Option<Toolchain> {
 /// The compilers with library sources, the preferred first.
 #[must_use]
 pub fn compilers() -> Vec<Compiler> {
-    let rustup =
-        env::var_os("RUSTUP_HOME").map_or_else(|| workspace::home().join(".rustup"), PathBuf::from);
+    let rustup = env::var_os("RUSTUP_HOME").map_or_else(|| workspace::home().join(".rustup"), PathBuf::from);
     let mut roots: Vec<PathBuf> = fs::read_dir(rustup.join("toolchains"))
         .into_iter()
         .flatten()
@@ -79,11 +78,7 @@ pub fn compilers() -> Vec<Compiler> {
 
 fn compiler_in(root: &Path) -> Option<Compiler> {
     let (rustc, cargo) = (root.join("bin/rustc"), root.join("bin/cargo"));
-    if !root
-        .join("lib/rustlib/src/rust/library/Cargo.lock")
-        .exists()
-        || !cargo.exists()
-    {
+    if !root.join("lib/rustlib/src/rust/library/Cargo.lock").exists() || !cargo.exists() {
         return None;
     }
     let mut ask = Command::new(&rustc);
@@ -146,8 +141,7 @@ impl Linker {
 }
 
 fn linkers() -> Vec<Linker> {
-    let home =
-        env::var_os("CARGO_HOME").map_or_else(|| workspace::home().join(".cargo"), PathBuf::from);
+    let home = env::var_os("CARGO_HOME").map_or_else(|| workspace::home().join(".cargo"), PathBuf::from);
     let mut paths = vec![home.join("bin/bpf-linker"), own_linker()];
     paths.extend(workspace::which("bpf-linker"));
     paths.into_iter().filter_map(linker_at).collect()

@@ -114,13 +114,7 @@ impl Kernel {
     /// The release as `uname -r` prints it, where the modules tell.
     #[must_use]
     pub fn release(&self) -> Option<String> {
-        Some(
-            self.modules
-                .as_ref()?
-                .file_name()?
-                .to_string_lossy()
-                .into_owned(),
-        )
+        Some(self.modules.as_ref()?.file_name()?.to_string_lossy().into_owned())
     }
 }
 
@@ -163,8 +157,7 @@ pub fn fetch(name: &str) -> Result<Kernel> {
 
 /// One fetch at a time, across processes.
 fn lock(path: &Path) -> Result<fs::File> {
-    let file =
-        fs::File::create(path).with_context(|| format!("{} cannot be made", path.display()))?;
+    let file = fs::File::create(path).with_context(|| format!("{} cannot be made", path.display()))?;
     // SAFETY: the descriptor is open for as long as `file` lives.
     if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX) } != 0 {
         return Err(std::io::Error::last_os_error())
@@ -185,9 +178,7 @@ fn fetch_missing(name: &str, parent: &Path) -> Result<Kernel> {
         };
         say(format!("looking for kernel {name} in {suite} at {mirror}"));
         let lists = workspace::cache().join("apt").join(suite);
-        match PrivateLists::update(&lists, mirror, suite)
-            .and_then(|lists| Ok((release_in(&lists)?, lists)))
-        {
+        match PrivateLists::update(&lists, mirror, suite).and_then(|lists| Ok((release_in(&lists)?, lists))) {
             Ok((release, lists)) if is_version(&release, name) => {
                 return install(name, parent, &lists, &release);
             }
@@ -226,9 +217,7 @@ fn release_in(lists: &PrivateLists) -> Result<String> {
         .filter_map(|word| word.split_whitespace().next()?.strip_prefix("linux-image-"))
         .find(|release| release.ends_with("-cloud-amd64"))
         .map(str::to_owned)
-        .with_context(|| {
-            format!("linux-image-cloud-amd64 depends on no image, only on `{depends}`")
-        })
+        .with_context(|| format!("linux-image-cloud-amd64 depends on no image, only on `{depends}`"))
 }
 
 fn install(name: &str, parent: &Path, lists: &PrivateLists, release: &str) -> Result<Kernel> {
@@ -260,8 +249,7 @@ fn unpack(
 ) -> Result<Kernel> {
     let (downloads, tree, ready) = (work.join("deb"), work.join("tree"), work.join("ready"));
     for folder in [&downloads, &tree, &ready.join("modules")] {
-        fs::create_dir_all(folder)
-            .with_context(|| format!("{} cannot be made", folder.display()))?;
+        fs::create_dir_all(folder).with_context(|| format!("{} cannot be made", folder.display()))?;
     }
     say(format!("fetching kernel {name}: {}", packages.join(", ")));
     lists.download(packages, &downloads)?;

@@ -65,7 +65,10 @@ fn privileged(program: &Path) -> Result<Command> {
         return Ok(Command::new(program));
     }
     let sudo = which("sudo").with_context(|| {
-        format!("omirr needs root's privileges to watch file systems, and there is no sudo; run {} as root", program.display())
+        format!(
+            "omirr needs root's privileges to watch file systems, and there is no sudo; run {} as root",
+            program.display()
+        )
     })?;
     let mut command = Command::new(sudo);
     command.arg("--").arg(program);
@@ -236,11 +239,7 @@ fn follow(
             Err(RecvTimeoutError::Disconnected) => thread::sleep(Duration::from_millis(50)),
         }
         for node in running.iter_mut() {
-            if let Some(status) = node
-                .child
-                .try_wait()
-                .context("a node cannot be waited for")?
-            {
+            if let Some(status) = node.child.try_wait().context("a node cannot be waited for")? {
                 bail!("{}", node.last_words(&status.to_string()));
             }
         }
@@ -341,11 +340,7 @@ impl Drop for Running {
     }
 }
 
-fn send_lines(
-    name: &'static str,
-    stream: impl Read + Send + 'static,
-    lines: Sender<(&'static str, String)>,
-) {
+fn send_lines(name: &'static str, stream: impl Read + Send + 'static, lines: Sender<(&'static str, String)>) {
     thread::spawn(move || {
         for line in BufReader::new(stream).split(b'\n') {
             let Ok(line) = line else { break };
@@ -394,8 +389,7 @@ impl Place {
                 Ok(()) => return Ok(Self(path)),
                 Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => number += 1,
                 Err(error) => {
-                    return Err(error)
-                        .with_context(|| format!("{} cannot be made", path.display()));
+                    return Err(error).with_context(|| format!("{} cannot be made", path.display()));
                 }
             }
         }
@@ -408,11 +402,8 @@ impl Drop for Place {
             return;
         }
         // What a privileged node wrote belongs to root.
-        let removed = !is_root()
-            && run(Command::new("sudo")
-                .args(["--", "rm", "-rf", "--"])
-                .arg(&self.0))
-            .is_ok();
+        let removed =
+            !is_root() && run(Command::new("sudo").args(["--", "rm", "-rf", "--"]).arg(&self.0)).is_ok();
         if !removed {
             say(format!("{} could not be removed", self.0.display()));
         }

@@ -102,9 +102,7 @@ fn install_compiler() -> Result<bpf::Compiler> {
     }
     let (major, minor) = bpf::OLDEST_RUSTC;
     if apt::candidate_at_least("rustc-web", bpf::OLDEST_RUSTC).is_none() {
-        bail!(
-            "{BY_HAND} (Debian's rustc-web would do from {major}.{minor} on, but apt knows none)"
-        );
+        bail!("{BY_HAND} (Debian's rustc-web would do from {major}.{minor} on, but apt knows none)");
     }
     apt::install(
         &["rustc-web", "cargo-web", "rust-web-src"],

@@ -83,11 +83,7 @@ pub fn capture(command: &mut Command) -> Result<String> {
         let errors = String::from_utf8_lossy(&output.stderr);
         let errors = errors.trim();
         let gap = if errors.is_empty() { "" } else { ": " };
-        bail!(
-            "`{}` failed ({}){gap}{errors}",
-            describe(command),
-            output.status
-        );
+        bail!("`{}` failed ({}){gap}{errors}", describe(command), output.status);
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
@@ -108,8 +104,7 @@ pub fn output(command: &mut Command) -> Result<Output> {
     let started = Instant::now();
     let ticker = thread::spawn(move || {
         // Wakes at once when the sender is dropped.
-        while waiting.recv_timeout(Duration::from_secs(10))
-            == Err(std::sync::mpsc::RecvTimeoutError::Timeout)
+        while waiting.recv_timeout(Duration::from_secs(10)) == Err(std::sync::mpsc::RecvTimeoutError::Timeout)
         {
             say(format!(
                 "still running after {} s: {line}",

@@ -123,9 +123,7 @@ impl Count {
                 let before = result
                     .split([';', '.'])
                     .find_map(|part| part.trim().strip_suffix(what));
-                before
-                    .and_then(|number| number.trim().parse().ok())
-                    .unwrap_or(0)
+                before.and_then(|number| number.trim().parse().ok()).unwrap_or(0)
             };
             self.passed += number("passed");
             self.failed += number("failed");

@@ -137,9 +137,7 @@ fn guest(options: &Options, kernel: Kernel, init: &Path, omirr: &Path) -> Result
 
 fn words(command: &[String]) -> Vec<String> {
     match command {
-        [line] if line.contains(char::is_whitespace) => {
-            ["sh", "-c", line].map(str::to_owned).to_vec()
-        }
+        [line] if line.contains(char::is_whitespace) => ["sh", "-c", line].map(str::to_owned).to_vec(),
         words => words.to_vec(),
     }
 }
@@ -150,12 +148,7 @@ mod tests {
 
     #[test]
     fn only_a_single_word_with_spaces_goes_through_the_shell() {
-        let own = |words: &[&str]| {
-            words
-                .iter()
-                .map(|word| (*word).to_owned())
-                .collect::<Vec<_>>()
-        };
+        let own = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
         assert_eq!(words(&own(&["uname"])), ["uname"]);
         assert_eq!(words(&own(&["echo", "a b"])), ["echo", "a b"]);
         assert_eq!(words(&own(&["uname -r; id"])), ["sh", "-c", "uname -r; id"]);

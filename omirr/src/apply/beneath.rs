@@ -112,7 +112,10 @@ impl ShareRoot {
             .map_err(|errno| ApplyError::system("look at", &RelPath::root(), errno))?;
         let sig = crate::observe::sig_of(&stat);
         let secs = u64::try_from(sig.btime.secs).unwrap_or(0);
-        Ok((sig.ino, secs.wrapping_mul(1_000_000_000) + u64::from(sig.btime.nanos)))
+        Ok((
+            sig.ino,
+            secs.wrapping_mul(1_000_000_000) + u64::from(sig.btime.nanos),
+        ))
     }
 
     pub fn fd(&self) -> BorrowedFd<'_> {

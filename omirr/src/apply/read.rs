@@ -16,7 +16,9 @@ pub fn open_file(dirs: &Dirs<'_>, path: &RelPath) -> Result<File, ApplyError> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let fd = match openat(&dir, name, flags, Mode::empty()) {
         Ok(fd) => fd,
-        Err(Errno::NOENT | Errno::LOOP | Errno::NXIO | Errno::ISDIR) => return Err(ApplyError::changed(path)),
+        Err(Errno::NOENT | Errno::LOOP | Errno::NXIO | Errno::ISDIR) => {
+            return Err(ApplyError::changed(path));
+        }
         Err(errno) => return Err(ApplyError::system("read", path, errno)),
     };
     let stat = fstat(&fd).map_err(|errno| ApplyError::system("read", path, errno))?;

@@ -27,7 +27,6 @@ use std::{
     path::{Path, PathBuf},
 };
 
-
 use self::mistake::Mistakes;
 pub use crate::engine::Policy;
 

@@ -10,7 +10,6 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-
 use crate::model::RelPath;
 
 /// How long a change waits for its companions.
@@ -78,7 +77,11 @@ impl DirtySet {
     pub fn put_back(&mut self, path: RelPath, dirt: Dirt, cost: Duration, now: Instant) {
         let pause = (cost * 4).clamp(Duration::from_millis(20), HOLD_MAX) * (dirt.unstable + 1).min(8);
         let due = now + pause.min(HOLD_MAX);
-        let kept = self.paths.entry(path).or_insert(Dirt { due, unstable: dirt.unstable + 1, ..dirt });
+        let kept = self.paths.entry(path).or_insert(Dirt {
+            due,
+            unstable: dirt.unstable + 1,
+            ..dirt
+        });
         kept.content |= dirt.content;
         kept.subtree |= dirt.subtree;
         kept.since = kept.since.min(dirt.since);
@@ -125,8 +128,22 @@ mod tests {
     fn many_changes_of_a_path_are_one() {
         let mut set = DirtySet::default();
         let now = Instant::now();
-        set.add(path("a"), Hint { content: true, ..Hint::default() }, now);
-        set.add(path("a"), Hint { at_rest: true, ..Hint::default() }, now);
+        set.add(
+            path("a"),
+            Hint {
+                content: true,
+                ..Hint::default()
+            },
+            now,
+        );
+        set.add(
+            path("a"),
+            Hint {
+                at_rest: true,
+                ..Hint::default()
+            },
+            now,
+        );
         assert!(set.take(now, false, 10).is_empty(), "it settles first");
         let taken = set.take(now + SETTLE, false, 10);
         assert_eq!(taken.len(), 1);
@@ -151,7 +168,14 @@ mod tests {
         set.add(path("a"), Hint::default(), now);
         let (name, dirt) = set.take(now, true, 10).remove(0);
         set.put_back(name, dirt, Duration::from_secs(1), now);
-        set.add(path("a"), Hint { at_rest: true, ..Hint::default() }, now);
+        set.add(
+            path("a"),
+            Hint {
+                at_rest: true,
+                ..Hint::default()
+            },
+            now,
+        );
         assert_eq!(set.take(now + SETTLE, false, 10).len(), 1);
     }
 

@@ -18,7 +18,11 @@ use crate::source::{Event, Signal, Sink, Source, Watch, auto};
 
 /// Attaches the source for all shares that take part.
 pub(super) fn open(tracer: &Tracer, shares: &Arc<[Arc<Share>]>) -> anyhow::Result<Arc<dyn Source>> {
-    let taking_part: Vec<_> = shares.iter().filter(|share| share.stopped().is_none()).cloned().collect();
+    let taking_part: Vec<_> = shares
+        .iter()
+        .filter(|share| share.stopped().is_none())
+        .cloned()
+        .collect();
     let watches: Vec<Watch> = taking_part
         .iter()
         .map(|share| Watch {
@@ -39,14 +43,25 @@ pub(super) fn open(tracer: &Tracer, shares: &Arc<[Arc<Share>]>) -> anyhow::Resul
         .zip(&watches)
         .map(|(share, watch)| Ok((Arc::clone(share), Arc::new(Locator::open(watch)?))))
         .collect::<std::io::Result<Vec<_>>>()?;
-    let source = auto::open(&config, &watches, || sink(locators.clone()), Some(std::process::id()))?;
+    let source = auto::open(
+        &config,
+        &watches,
+        || sink(locators.clone()),
+        Some(std::process::id()),
+    )?;
     Ok(source.into())
 }
 
 fn sink(shares: Vec<(Arc<Share>, Arc<Locator>)>) -> Sink {
     let alone: Vec<bool> = shares
         .iter()
-        .map(|(share, _)| shares.iter().filter(|(other, _)| other.root.dev() == share.root.dev()).count() == 1)
+        .map(|(share, _)| {
+            shares
+                .iter()
+                .filter(|(other, _)| other.root.dev() == share.root.dev())
+                .count()
+                == 1
+        })
         .collect();
     Box::new(move |signals| {
         for ((share, locator), alone) in shares.iter().zip(&alone) {
@@ -73,7 +88,9 @@ fn take(share: &Share, locator: &Locator, alone: bool, signals: &[Signal]) {
                     share.rescan.notify_one();
                 }
                 Signal::Compare => share.rescan.notify_one(),
-                Signal::Event(event) if event.dev == dev && (alone || resolver.knows(event) || event.at.is_none()) => {
+                Signal::Event(event)
+                    if event.dev == dev && (alone || resolver.knows(event) || event.at.is_none()) =>
+                {
                     for change in resolver.apply(event) {
                         resolved += 1;
                         note(change, event, &mut touched, &mut unknown);
@@ -94,18 +111,52 @@ fn take(share: &Share, locator: &Locator, alone: bool, signals: &[Signal]) {
 
 fn note(change: Change, event: &Event, touched: &mut Vec<(RelPath, Hint)>, unknown: &mut Vec<Unknown>) {
     match change {
-        Change::Touched { path, content, at_rest } => {
-            touched.push((path, Hint { content, at_rest, subtree: false }));
+        Change::Touched {
+            path,
+            content,
+            at_rest,
+        } => {
+            touched.push((
+                path,
+                Hint {
+                    content,
+                    at_rest,
+                    subtree: false,
+                },
+            ));
         }
         Change::Moved { from, to, is_dir } => {
-            touched.push((from, Hint { at_rest: true, ..Hint::default() }));
-            touched.push((to, Hint { at_rest: true, subtree: is_dir, ..Hint::default() }));
+            touched.push((
+                from,
+                Hint {
+                    at_rest: true,
+                    ..Hint::default()
+                },
+            ));
+            touched.push((
+                to,
+                Hint {
+                    at_rest: true,
+                    subtree: is_dir,
+                    ..Hint::default()
+                },
+            ));
         }
         Change::Exchanged { a, b } => {
-            let hint = Hint { at_rest: true, subtree: event.is_dir, content: true };
+            let hint = Hint {
+                at_rest: true,
+                subtree: event.is_dir,
+                content: true,
+            };
             touched.extend([(a, hint), (b, hint)]);
         }
-        Change::Gone { path } => touched.push((path, Hint { at_rest: true, ..Hint::default() })),
+        Change::Gone { path } => touched.push((
+            path,
+            Hint {
+                at_rest: true,
+                ..Hint::default()
+            },
+        )),
         Change::Unknown(what) => unknown.push(what),
     }
 }
@@ -115,19 +166,32 @@ fn note(change: Change, event: &Event, touched: &mut Vec<(RelPath, Hint)>, unkno
 /// tree is compared.
 fn find(share: &Share, locator: &Locator, unknown: &Unknown, touched: &mut Vec<(RelPath, Hint)>) {
     Figures::add(&share.figures.unresolved, 1);
-    let hint = Hint { content: unknown.content, subtree: false, at_rest: false };
+    let hint = Hint {
+        content: unknown.content,
+        subtree: false,
+        at_rest: false,
+    };
     let located = locator.locate(unknown, &mut share.resolver.lock());
     match located {
         Located::Path(path) => touched.push((path, hint)),
         Located::Outside | Located::Gone => {}
         Located::Nameless => {
-            let known = share.index.read().and_then(|reader| reader.path_of_ino(unknown.ino));
+            let known = share
+                .index
+                .read()
+                .and_then(|reader| reader.path_of_ino(unknown.ino));
             match known {
                 Ok(Some(path)) => touched.push((path, hint)),
                 _ => share.rescan.notify_one(),
             }
         }
         Located::Rescan(beneath) if beneath.is_root() => share.rescan.notify_one(),
-        Located::Rescan(beneath) => touched.push((beneath, Hint { subtree: true, ..hint })),
+        Located::Rescan(beneath) => touched.push((
+            beneath,
+            Hint {
+                subtree: true,
+                ..hint
+            },
+        )),
     }
 }

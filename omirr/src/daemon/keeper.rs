@@ -117,7 +117,10 @@ impl Keeper {
             }
         }
         busy |= self.retry()?;
-        if self.unflushed.is_some_and(|since| !busy || since.elapsed() > FLUSH_AFTER) {
+        if self
+            .unflushed
+            .is_some_and(|since| !busy || since.elapsed() > FLUSH_AFTER)
+        {
             self.flush()?;
             busy = true;
         }
@@ -133,10 +136,17 @@ impl Keeper {
     fn take(&mut self, input: Input) -> anyhow::Result<()> {
         match input {
             Input::Batch { inbound, upto, rows } => self.receive(inbound, upto, rows)?,
-            Input::Content { inbound, path, seq, outcome } => self.fetched(&inbound, &path, seq, outcome)?,
+            Input::Content {
+                inbound,
+                path,
+                seq,
+                outcome,
+            } => self.fetched(&inbound, &path, seq, outcome)?,
             Input::Closed { inbound } => {
-                self.inbounds.retain(|delivered| !Arc::ptr_eq(&delivered.inbound, &inbound));
-                self.pending.retain(|_, pending| !Arc::ptr_eq(&pending.inbound, &inbound));
+                self.inbounds
+                    .retain(|delivered| !Arc::ptr_eq(&delivered.inbound, &inbound));
+                self.pending
+                    .retain(|_, pending| !Arc::ptr_eq(&pending.inbound, &inbound));
             }
             Input::Barrier(done) => self.barriers.push_back(done),
             Input::Renew => {
@@ -154,7 +164,10 @@ impl Keeper {
             }
             Input::Names(names) => {
                 let known = self.share.index.meta().names;
-                let new: Vec<_> = names.into_iter().filter(|name| !known.iter().any(|k| k.0 == name.0)).collect();
+                let new: Vec<_> = names
+                    .into_iter()
+                    .filter(|name| !known.iter().any(|k| k.0 == name.0))
+                    .collect();
                 if !new.is_empty() {
                     self.share.index.write(|w| {
                         w.meta().names.extend(new);
@@ -188,7 +201,13 @@ impl Keeper {
     pub(super) fn cursors(&self) -> Vec<(u32, ReplicaId, u64)> {
         self.inbounds
             .iter()
-            .map(|delivered| (delivered.inbound.place, delivered.inbound.replica, self.applied(delivered)))
+            .map(|delivered| {
+                (
+                    delivered.inbound.place,
+                    delivered.inbound.replica,
+                    self.applied(delivered),
+                )
+            })
             .collect()
     }
 
@@ -216,9 +235,16 @@ impl Keeper {
     }
 
     fn acknowledge(&mut self) {
-        let applied: Vec<u64> = self.inbounds.iter().map(|delivered| self.applied(delivered)).collect();
+        let applied: Vec<u64> = self
+            .inbounds
+            .iter()
+            .map(|delivered| self.applied(delivered))
+            .collect();
         for (delivered, durable) in self.inbounds.iter_mut().zip(applied) {
-            let mine = self.pending.values().filter(|p| Arc::ptr_eq(&p.inbound, &delivered.inbound));
+            let mine = self
+                .pending
+                .values()
+                .filter(|p| Arc::ptr_eq(&p.inbound, &delivered.inbound));
             let (mut count, mut reason) = (0, None);
             for pending in mine {
                 count += 1;
@@ -230,7 +256,11 @@ impl Keeper {
                 delivered.acked = durable;
                 delivered.told_pending = count;
                 // A closed connection needs no acknowledgement.
-                let _ = delivered.inbound.commands.send(Command::Ack { durable, pending: count, reason });
+                let _ = delivered.inbound.commands.send(Command::Ack {
+                    durable,
+                    pending: count,
+                    reason,
+                });
             }
         }
     }
@@ -245,7 +275,11 @@ impl Keeper {
             .values()
             .filter_map(|pending| {
                 let reason = pending.reason.clone()?;
-                Some(Waiting { path: pending.row.path.to_string(), peer: pending.inbound.peer.clone(), reason })
+                Some(Waiting {
+                    path: pending.row.path.to_string(),
+                    peer: pending.inbound.peer.clone(),
+                    reason,
+                })
             })
             .take(WAITING_SHOWN)
             .collect();
@@ -262,7 +296,12 @@ impl Keeper {
             self.trimmed = true;
         }
         let now = Instant::now();
-        let mut until = now + if self.trimmed { Duration::from_secs(10) } else { IDLE_AFTER };
+        let mut until = now
+            + if self.trimmed {
+                Duration::from_secs(10)
+            } else {
+                IDLE_AFTER
+            };
         if let Some(due) = self.share.dirty().next_due() {
             until = until.min(due);
         }
@@ -291,11 +330,23 @@ impl Keeper {
     }
 
     pub(super) fn delivered(&mut self, inbound: &Arc<Inbound>) -> &mut Delivered {
-        let at = self.inbounds.iter().position(|delivered| Arc::ptr_eq(&delivered.inbound, inbound));
+        let at = self
+            .inbounds
+            .iter()
+            .position(|delivered| Arc::ptr_eq(&delivered.inbound, inbound));
         let at = at.unwrap_or_else(|| {
             let state = &self.share.index.meta().peers[inbound.place as usize];
-            let cursor = if state.replica == inbound.replica { state.cursor } else { 0 };
-            self.inbounds.push(Delivered { inbound: Arc::clone(inbound), upto: cursor, acked: cursor, told_pending: 0 });
+            let cursor = if state.replica == inbound.replica {
+                state.cursor
+            } else {
+                0
+            };
+            self.inbounds.push(Delivered {
+                inbound: Arc::clone(inbound),
+                upto: cursor,
+                acked: cursor,
+                told_pending: 0,
+            });
             self.inbounds.len() - 1
         });
         &mut self.inbounds[at]

@@ -21,8 +21,10 @@ pub(super) async fn run(
     shares: Arc<[Arc<Share>]>,
     mut stop: watch::Receiver<bool>,
 ) {
-    let known: BTreeSet<[u8; 32]> =
-        shares.iter().flat_map(|share| share.links.iter().map(|link| link.key)).collect();
+    let known: BTreeSet<[u8; 32]> = shares
+        .iter()
+        .flat_map(|share| share.links.iter().map(|link| link.key))
+        .collect();
     let known = Arc::new(move |key: &PublicKey| known.contains(key.as_bytes()));
     let mut sessions = tokio::task::JoinSet::new();
     loop {
@@ -38,8 +40,12 @@ pub(super) async fn run(
                 return;
             }
         };
-        let (identity, shares, known, stop) =
-            (Arc::clone(&identity), Arc::clone(&shares), Arc::clone(&known), stop.clone());
+        let (identity, shares, known, stop) = (
+            Arc::clone(&identity),
+            Arc::clone(&shares),
+            Arc::clone(&known),
+            stop.clone(),
+        );
         sessions.spawn(async move {
             match net::accept(incoming, &identity, known, HANDSHAKE_TIMEOUT).await {
                 Ok((connection, key)) => {

@@ -79,12 +79,24 @@ impl Keeper {
             for look in looks {
                 match &look.found {
                     Observed::Unstable { .. } => {
-                        self.share.dirty().put_back(look.path, look.dirt, cost, Instant::now());
+                        self.share
+                            .dirty()
+                            .put_back(look.path, look.dirt, cost, Instant::now());
                         continue;
                     }
                     Observed::Present { entry, sig, .. } if entry.is_dir() => {
-                        let is_new = !look.record.as_ref().is_some_and(|record| record.row.is_live_dir());
-                        if is_new || look.dirt.subtree || look.record.as_ref().and_then(|r| r.sig).is_none_or(|s| s.ino != sig.ino) {
+                        let is_new = !look
+                            .record
+                            .as_ref()
+                            .is_some_and(|record| record.row.is_live_dir());
+                        if is_new
+                            || look.dirt.subtree
+                            || look
+                                .record
+                                .as_ref()
+                                .and_then(|r| r.sig)
+                                .is_none_or(|s| s.ino != sig.ino)
+                        {
                             self.walk(&look.path, look.dirt, &looked, &mut more)?;
                         }
                     }
@@ -93,19 +105,33 @@ impl Keeper {
                     }
                     Observed::Present { sig, .. } if sig.nlink > 1 => {
                         let group = look.record.as_ref().and_then(|record| record.row.live()?.link);
-                        let names = group.map(|group| reader.group(group)).transpose()?.unwrap_or_default();
+                        let names = group
+                            .map(|group| reader.group(group))
+                            .transpose()?
+                            .unwrap_or_default();
                         for name in names.into_iter().chain(reader.path_of_ino(sig.ino)?) {
-                            more.entry(name).or_insert(Dirt { content: false, subtree: false, ..look.dirt });
+                            more.entry(name).or_insert(Dirt {
+                                content: false,
+                                subtree: false,
+                                ..look.dirt
+                            });
                         }
                     }
                     _ => {}
                 }
                 if let (Some(parent), true) = (look.path.parent(), appeared_or_gone(&look)) {
-                    more.entry(parent).or_insert(Dirt { content: false, subtree: false, ..look.dirt });
+                    more.entry(parent).or_insert(Dirt {
+                        content: false,
+                        subtree: false,
+                        ..look.dirt
+                    });
                 }
                 done.insert(look.path.clone(), look);
             }
-            todo = more.into_iter().filter(|(path, _)| !looked.contains(path)).collect();
+            todo = more
+                .into_iter()
+                .filter(|(path, _)| !looked.contains(path))
+                .collect();
             todo.sort_unstable_by(|a, b| a.0.cmp(&b.0));
         }
         Ok(done.into_values().collect())
@@ -140,7 +166,11 @@ impl Keeper {
         let mut dirty = share.dirty();
         for name in names.into_iter().filter(|name| !looked.contains(name)) {
             let content = dirty.remove(&name).is_some_and(|dirt| dirt.content);
-            found.entry(name).or_insert(Dirt { content, subtree: false, ..dirt });
+            found.entry(name).or_insert(Dirt {
+                content,
+                subtree: false,
+                ..dirt
+            });
         }
         Ok(())
     }
@@ -151,7 +181,11 @@ impl Keeper {
         let looks: Vec<_> = if paths.len() < 8 {
             paths.into_iter().map(look).collect::<Result<_, IndexError>>()?
         } else {
-            paths.into_par_iter().with_min_len(8).map(look).collect::<Result<_, IndexError>>()?
+            paths
+                .into_par_iter()
+                .with_min_len(8)
+                .map(look)
+                .collect::<Result<_, IndexError>>()?
         };
         Ok(looks.into_iter().flatten().collect())
     }
@@ -165,13 +199,17 @@ impl Keeper {
         dirt: Dirt,
     ) -> Result<Option<Look>, IndexError> {
         let record = reader.get(&path)?;
-        let known = record.as_ref().and_then(|record| Some((record.row.live()?, record.sig.as_ref()?)));
+        let known = record
+            .as_ref()
+            .and_then(|record| Some((record.row.live()?, record.sig.as_ref()?)));
         // A file that has just got this name may be known under another.
         let elsewhere = match known {
             None => known_elsewhere(reader, dirs, &path)?,
             Some(_) => None,
         };
-        let known = known.or(elsewhere.as_ref().map(|other| (&other.record.row.entry, &other.sig)));
+        let known = known.or(elsewhere
+            .as_ref()
+            .map(|other| (&other.record.row.entry, &other.sig)));
         let found = match observe::observe(dirs, &path, known, Reading::IfChanged) {
             Ok(found) => found,
             Err(error) => {
@@ -180,9 +218,11 @@ impl Keeper {
             }
         };
         let found = match (found, &elsewhere) {
-            (Observed::Unchanged { sig }, Some(other)) => {
-                Observed::Present { entry: other.record.row.entry.clone(), sig, content: None }
-            }
+            (Observed::Unchanged { sig }, Some(other)) => Observed::Present {
+                entry: other.record.row.entry.clone(),
+                sig,
+                content: None,
+            },
             (found, _) => found,
         };
         let is_dir = match &found {
@@ -198,7 +238,13 @@ impl Keeper {
             _ => false,
         };
         let moved_from = elsewhere.filter(same).map(|other| other.path);
-        Ok(Some(Look { path, dirt, record, found, moved_from }))
+        Ok(Some(Look {
+            path,
+            dirt,
+            record,
+            found,
+            moved_from,
+        }))
     }
 
     /// Writes the rows of what was found, and tells the senders.
@@ -211,7 +257,10 @@ impl Keeper {
         let dirs = share.root.batch();
         let mut parents = FxHashMap::default();
         for look in looks {
-            let was_dir = look.record.as_ref().is_some_and(|record| record.row.is_live_dir());
+            let was_dir = look
+                .record
+                .as_ref()
+                .is_some_and(|record| record.row.is_live_dir());
             let seen = match &look.found {
                 Observed::Present { entry, sig, .. } => {
                     sigs.insert(&look.path, *sig);
@@ -230,7 +279,12 @@ impl Keeper {
                     let (path, record) = pair?;
                     if !record.row.deleted {
                         let when_ms = gone_since(&dirs, &path, &mut parents);
-                        observed.push(engine::Observed { path, seen: Seen::Absent, when_ms, moved_from: None });
+                        observed.push(engine::Observed {
+                            path,
+                            seen: Seen::Absent,
+                            when_ms,
+                            moved_from: None,
+                        });
                     }
                 }
             }
@@ -259,8 +313,13 @@ impl Keeper {
         share.index.write(|w| {
             for one in decided {
                 let sig = sigs.remove(&one.path).filter(|_| !one.row.deleted);
-                let record =
-                    Record { row: one.row, seq: one.seq, sig, via: one.via, moved_from: one.moved_from };
+                let record = Record {
+                    row: one.row,
+                    seq: one.seq,
+                    sig,
+                    via: one.via,
+                    moved_from: one.moved_from,
+                };
                 w.put(&one.path, &record)?;
             }
             // Where only `stat` has changed, the row stays as it is.
@@ -269,7 +328,13 @@ impl Keeper {
                     && !old.row.deleted
                     && old.sig != Some(sig)
                 {
-                    w.put(path, &Record { sig: Some(sig), ..old })?;
+                    w.put(
+                        path,
+                        &Record {
+                            sig: Some(sig),
+                            ..old
+                        },
+                    )?;
                 }
             }
             Ok(((), if made > 0 { Durable::Yes } else { Durable::Later }))
@@ -280,7 +345,11 @@ impl Keeper {
                 if matches!(look.found, Observed::Present { .. } | Observed::Absent) {
                     share.figures.delay(look.dirt.since);
                 }
-                if let Observed::Present { entry, content: Some(content), .. } = &look.found
+                if let Observed::Present {
+                    entry,
+                    content: Some(content),
+                    ..
+                } = &look.found
                     && let Some((_, hash)) = entry.content()
                 {
                     share.recent.put(hash, content.clone());
@@ -317,7 +386,10 @@ fn linked(
     old: Option<&Record>,
     groups: &mut FxHashMap<u64, LinkGroup>,
 ) -> Result<Entry, IndexError> {
-    let mut entry = Entry { link: None, ..entry.clone() };
+    let mut entry = Entry {
+        link: None,
+        ..entry.clone()
+    };
     if entry.is_dir() {
         return Ok(entry);
     }
@@ -325,10 +397,17 @@ fn linked(
     if sig.nlink == 1 {
         // A group that has lost its other names is kept until something else
         // changes: it is not worth a row.
-        let kept = Entry { link: old_entry.and_then(|old| old.link), ..entry.clone() };
+        let kept = Entry {
+            link: old_entry.and_then(|old| old.link),
+            ..entry.clone()
+        };
         return Ok(if old_entry == Some(&kept) { kept } else { entry });
     }
-    let same_inode = |record: &&Record| record.sig.is_some_and(|s| s.ino == sig.ino && s.btime == sig.btime);
+    let same_inode = |record: &&Record| {
+        record
+            .sig
+            .is_some_and(|s| s.ino == sig.ino && s.btime == sig.btime)
+    };
     let group_of = |record: &Record| record.row.live().and_then(|entry| entry.link);
     let mut group = groups.get(&sig.ino).copied();
     if group.is_none() {
@@ -353,15 +432,31 @@ struct Elsewhere {
     sig: StatSig,
 }
 
-fn known_elsewhere(reader: &Reader, dirs: &Dirs<'_>, path: &RelPath) -> Result<Option<Elsewhere>, IndexError> {
-    let Ok(Some(now)) = observe::stat(dirs, path) else { return Ok(None) };
+fn known_elsewhere(
+    reader: &Reader,
+    dirs: &Dirs<'_>,
+    path: &RelPath,
+) -> Result<Option<Elsewhere>, IndexError> {
+    let Ok(Some(now)) = observe::stat(dirs, path) else {
+        return Ok(None);
+    };
     if now.mode & S_IFMT != S_IFREG {
         return Ok(None);
     }
-    let Some(other) = reader.path_of_ino(now.ino)?.filter(|other| other != path) else { return Ok(None) };
-    let Some(record) = reader.get(&other)? else { return Ok(None) };
-    let Some(sig) = record.sig.filter(|sig| sig.same_content(&now)) else { return Ok(None) };
-    Ok((!record.row.deleted).then_some(Elsewhere { path: other, record, sig }))
+    let Some(other) = reader.path_of_ino(now.ino)?.filter(|other| other != path) else {
+        return Ok(None);
+    };
+    let Some(record) = reader.get(&other)? else {
+        return Ok(None);
+    };
+    let Some(sig) = record.sig.filter(|sig| sig.same_content(&now)) else {
+        return Ok(None);
+    };
+    Ok((!record.row.deleted).then_some(Elsewhere {
+        path: other,
+        record,
+        sig,
+    }))
 }
 
 fn appeared_or_gone(look: &Look) -> bool {
@@ -369,7 +464,11 @@ fn appeared_or_gone(look: &Look) -> bool {
     match look.found {
         Observed::Absent => was,
         Observed::Present { sig, .. } => {
-            !was || look.record.as_ref().and_then(|record| record.sig).is_none_or(|old| old.ino != sig.ino)
+            !was || look
+                .record
+                .as_ref()
+                .and_then(|record| record.sig)
+                .is_none_or(|old| old.ino != sig.ino)
         }
         _ => false,
     }

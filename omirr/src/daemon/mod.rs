@@ -98,7 +98,12 @@ async fn run_once(config: &Config, config_path: &Path, state: &StateDir) -> anyh
         if share.stopped().is_none() {
             remote::recover(&share).with_context(|| format!("share {name} cannot be served"))?;
         }
-        let keeper = Keeper::new(Arc::clone(&share), inputs, stopped.clone(), tokio::runtime::Handle::current());
+        let keeper = Keeper::new(
+            Arc::clone(&share),
+            inputs,
+            stopped.clone(),
+            tokio::runtime::Handle::current(),
+        );
         let thread = std::thread::Builder::new()
             .name(format!("keep-{name}"))
             .spawn(move || keeper.run())
@@ -115,18 +120,36 @@ async fn run_once(config: &Config, config_path: &Path, state: &StateDir) -> anyh
     for share in shares.iter() {
         tasks.spawn(scanner::run(Arc::clone(share), stopped.clone()));
         for link in &share.links {
-            tasks.spawn(sender::run(Arc::clone(share), Arc::clone(link), Arc::clone(&identity), stopped.clone()));
+            tasks.spawn(sender::run(
+                Arc::clone(share),
+                Arc::clone(link),
+                Arc::clone(&identity),
+                stopped.clone(),
+            ));
         }
     }
     let listener = Listener::bind(&config.node.listen).await?;
-    tasks.spawn(listener::run(listener, Arc::clone(&identity), Arc::clone(&shares), stopped.clone()));
-    let report = Arc::new(report::Report::new(&config.node.name, Arc::clone(&shares), Arc::clone(&source)));
+    tasks.spawn(listener::run(
+        listener,
+        Arc::clone(&identity),
+        Arc::clone(&shares),
+        stopped.clone(),
+    ));
+    let report = Arc::new(report::Report::new(
+        &config.node.name,
+        Arc::clone(&shares),
+        Arc::clone(&source),
+    ));
     let socket = control::bind(state)?;
     let mut ending = stopped.clone();
-    tasks.spawn(control::serve(socket, Arc::clone(&report) as Arc<dyn control::ControlHandler>, async move {
-        // Not being told any more is being told to end.
-        let _ = ending.wait_for(|stop| *stop).await;
-    }));
+    tasks.spawn(control::serve(
+        socket,
+        Arc::clone(&report) as Arc<dyn control::ControlHandler>,
+        async move {
+            // Not being told any more is being told to end.
+            let _ = ending.wait_for(|stop| *stop).await;
+        },
+    ));
     tasks.spawn(service::watchdog(report, stopped.clone()));
     service::ready();
     tracing::info!(node = %config.node.name, key = %identity.public_key(), listen = ?config.node.listen, "running");
@@ -142,7 +165,8 @@ async fn run_once(config: &Config, config_path: &Path, state: &StateDir) -> anyh
         tracing::warn!("some connections did not end within {} s", END_WITHIN.as_secs());
     }
     for (name, thread) in keepers {
-        let joined = tokio::time::timeout(END_WITHIN, tokio::task::spawn_blocking(move || thread.join())).await;
+        let joined =
+            tokio::time::timeout(END_WITHIN, tokio::task::spawn_blocking(move || thread.join())).await;
         if joined.is_err() {
             tracing::warn!(share = %name, "the share's keeper did not end within {} s", END_WITHIN.as_secs());
         }
@@ -252,5 +276,11 @@ fn raise_file_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
     // Not being allowed to is no reason to stop; opening a file may be.
-    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
+    let _ = setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: limit.maximum,
+            maximum: limit.maximum,
+        },
+    );
 }

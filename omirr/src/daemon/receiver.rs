@@ -33,7 +33,12 @@ const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 const SILENCE_MAX: Duration = Duration::from_secs(20);
 
 /// Serves one accepted connection to its end.
-pub async fn serve(mut connection: Connection, key: PublicKey, shares: &[Arc<Share>], mut stop: watch::Receiver<bool>) {
+pub async fn serve(
+    mut connection: Connection,
+    key: PublicKey,
+    shares: &[Arc<Share>],
+    mut stop: watch::Receiver<bool>,
+) {
     let address = connection.peer_addr();
     if let Some(link) = shares.iter().find_map(|share| share.link_of(key.as_bytes())) {
         connection.set_peer_name(&link.peer);
@@ -54,8 +59,20 @@ async fn session(connection: Connection, key: PublicKey, shares: &[Arc<Share>]) 
         Ok(message) => message?,
         Err(_elapsed) => bail!("{address} does not say what it wants"),
     };
-    let Message::Hello { protocol, software, node, share, replica, names, .. } = hello else {
-        bail!("{address} begins with a message of kind {}, not with hello", hello.name());
+    let Message::Hello {
+        protocol,
+        software,
+        node,
+        share,
+        replica,
+        names,
+        ..
+    } = hello
+    else {
+        bail!(
+            "{address} begins with a message of kind {}, not with hello",
+            hello.name()
+        );
     };
     let refuse = |reason: String| Message::Refuse { reason };
     if let Err(error) = crate::net::check_protocol(&format!("{node} ({address}, {software})"), protocol) {
@@ -69,12 +86,17 @@ async fn session(connection: Connection, key: PublicKey, shares: &[Arc<Share>]) 
         bail!("{node} ({address}): {reason}");
     };
     let Some(link) = share.link_of(key.as_bytes()) else {
-        let reason = format!("share {} is not configured for you here: add your node to its peers", share.name);
+        let reason = format!(
+            "share {} is not configured for you here: add your node to its peers",
+            share.name
+        );
         writer.send(&refuse(reason.clone())).await?;
         bail!("{node} ({address}): {reason}");
     };
     if let Some(reason) = share.stopped() {
-        writer.send(&refuse(format!("share {} is stopped here: {reason}", share.name))).await?;
+        writer
+            .send(&refuse(format!("share {} is stopped here: {reason}", share.name)))
+            .await?;
         return Ok(());
     }
     let meta = share.index.meta();
@@ -101,7 +123,10 @@ async fn session(connection: Connection, key: PublicKey, shares: &[Arc<Share>]) 
         commands,
         closed: AtomicBool::new(false),
     });
-    let _closing = Closing { share: Arc::clone(share), inbound: Arc::clone(&inbound) };
+    let _closing = Closing {
+        share: Arc::clone(share),
+        inbound: Arc::clone(&inbound),
+    };
     let mut fetches = Fetches::new(share, &inbound);
     // What is said goes by a task of its own: reading must not wait for writing,
     // or two nodes could wait for one another.
@@ -210,18 +235,26 @@ impl Fetches {
         // One that has given up, on a full disk say, makes room.
         self.open.retain(|_, pieces| !pieces.is_closed());
         while self.open.len() < FETCHES_MAX {
-            let Some(wanted) = self.queue.pop_front() else { return };
+            let Some(wanted) = self.queue.pop_front() else {
+                return;
+            };
             let id = self.next_id;
             self.next_id += 1;
             let (pieces, incoming) = mpsc::channel(4);
             self.open.insert(id, pieces);
             let (share, inbound, asked) = (Arc::clone(&self.share), Arc::clone(&self.inbound), asked.clone());
             tokio::task::spawn_blocking(move || {
-                let outcome = fetch(&share, id, &wanted, &asked, incoming).map_err(|error| format!("{error:#}"));
+                let outcome =
+                    fetch(&share, id, &wanted, &asked, incoming).map_err(|error| format!("{error:#}"));
                 let Wanted { path, seq, .. } = wanted;
                 if !inbound.closed.load(Ordering::Acquire) {
                     // The keeper has ended if this fails; nothing waits then.
-                    let _ = share.inputs.blocking_send(Input::Content { inbound, path, seq, outcome });
+                    let _ = share.inputs.blocking_send(Input::Content {
+                        inbound,
+                        path,
+                        seq,
+                        outcome,
+                    });
                 }
             });
         }
@@ -264,7 +297,13 @@ fn fetch(
         own = Some(OwnChunks::new(base, chunks));
     }
     let have = own.as_ref().map(OwnChunks::ids).unwrap_or_default();
-    asked.send(Message::Want { id, path: wanted.path.clone(), size: wanted.size, hash: wanted.hash, have })?;
+    asked.send(Message::Want {
+        id,
+        path: wanted.path.clone(),
+        size: wanted.size,
+        hash: wanted.hash,
+        have,
+    })?;
     let mut assembler = Assembler::new(InOrder(staged), wanted.size, wanted.hash, own)?;
     loop {
         let (parts, last) = match incoming.blocking_recv() {
@@ -272,7 +311,16 @@ fn fetch(
             Some(Piece::Gone(reason)) => bail!("{reason}"),
             None => bail!("the connection has ended"),
         };
-        let bytes = parts.iter().map(|part| if let Part::Data(data) = part { data.len() as u64 } else { 0 }).sum();
+        let bytes = parts
+            .iter()
+            .map(|part| {
+                if let Part::Data(data) = part {
+                    data.len() as u64
+                } else {
+                    0
+                }
+            })
+            .sum();
         Figures::add(&share.figures.content_received_bytes, bytes);
         assembler.take(&parts)?;
         if last {

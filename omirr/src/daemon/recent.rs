@@ -16,7 +16,9 @@ pub struct Recent {
 
 impl Recent {
     pub fn new() -> Recent {
-        Recent { kept: Mutex::new((LruCache::unbounded(), 0)) }
+        Recent {
+            kept: Mutex::new((LruCache::unbounded(), 0)),
+        }
     }
 
     pub fn put(&self, hash: Hash, content: Bytes) {

@@ -65,7 +65,12 @@ struct Outcome {
 
 impl Keeper {
     /// Decides on a batch and applies it.
-    pub(super) fn receive(&mut self, inbound: Arc<Inbound>, upto: u64, rows: Vec<WireRow>) -> anyhow::Result<()> {
+    pub(super) fn receive(
+        &mut self,
+        inbound: Arc<Inbound>,
+        upto: u64,
+        rows: Vec<WireRow>,
+    ) -> anyhow::Result<()> {
         if Self::is_closed(&inbound) {
             return Ok(());
         }
@@ -74,7 +79,11 @@ impl Keeper {
             // A newer row of the same peer takes the place of one that waits.
             self.pending.remove(&(inbound.place, row.path.clone()));
             if !self.share.is_excluded(&row.path, row.row.entry.is_dir()) {
-                arrivals.push(Arrival { row, staged: None, tries: 0 });
+                arrivals.push(Arrival {
+                    row,
+                    staged: None,
+                    tries: 0,
+                });
             }
         }
         self.delivered(&inbound).upto = upto;
@@ -99,7 +108,14 @@ impl Keeper {
         match outcome {
             Ok(staged) => {
                 if let Some(Pending { row, tries, .. }) = self.pending.remove(&key) {
-                    self.apply(inbound, vec![Arrival { row, staged: Some(staged), tries }])?;
+                    self.apply(
+                        inbound,
+                        vec![Arrival {
+                            row,
+                            staged: Some(staged),
+                            tries,
+                        }],
+                    )?;
                     self.unflushed.get_or_insert_with(Instant::now);
                 }
             }
@@ -124,9 +140,21 @@ impl Keeper {
             .collect();
         let mut by_inbound: Vec<(Arc<Inbound>, Vec<Arrival>)> = Vec::new();
         for key in &due {
-            let Some(Pending { row, inbound, tries, .. }) = self.pending.remove(key) else { continue };
-            let arrival = Arrival { row, staged: None, tries };
-            match by_inbound.iter_mut().find(|(other, _)| Arc::ptr_eq(other, &inbound)) {
+            let Some(Pending {
+                row, inbound, tries, ..
+            }) = self.pending.remove(key)
+            else {
+                continue;
+            };
+            let arrival = Arrival {
+                row,
+                staged: None,
+                tries,
+            };
+            match by_inbound
+                .iter_mut()
+                .find(|(other, _)| Arc::ptr_eq(other, &inbound))
+            {
                 Some((_, arrivals)) => arrivals.push(arrival),
                 None => by_inbound.push((inbound, vec![arrival])),
             }
@@ -152,8 +180,9 @@ impl Keeper {
                 break (decided, steps);
             }
             // The rest must not wait for what is still to be fetched.
-            let (there, missing): (Vec<_>, Vec<_>) =
-                arrivals.into_iter().partition(|arrival| !missing.contains(&arrival.row.path));
+            let (there, missing): (Vec<_>, Vec<_>) = arrivals
+                .into_iter()
+                .partition(|arrival| !missing.contains(&arrival.row.path));
             arrivals = there;
             absent.extend(missing);
         };
@@ -195,7 +224,11 @@ impl Keeper {
         } else {
             apply::sync_batch(&share.root, &staged.values().collect::<Vec<_>>())?;
         }
-        let cursors = if self.unflushed.is_some() { self.cursors_before(inbound) } else { Vec::new() };
+        let cursors = if self.unflushed.is_some() {
+            self.cursors_before(inbound)
+        } else {
+            Vec::new()
+        };
         share.index.write(|w| {
             for one in decided.iter().filter(|one| one.work != Work::Nothing) {
                 w.intend(&one.path, &one.row)?;
@@ -319,9 +352,17 @@ impl Keeper {
     ) -> anyhow::Result<(Vec<Decided>, Vec<Step>)> {
         let names = self.share.index.meta().names;
         let name_of = |replica| {
-            names.iter().find(|known| known.0 == replica).map(|known| known.1.clone()).unwrap_or_default()
+            names
+                .iter()
+                .find(|known| known.0 == replica)
+                .map(|known| known.1.clone())
+                .unwrap_or_default()
         };
-        let context = Context { now_ms: super::now_ms(), policy: self.share.policy, names: &name_of };
+        let context = Context {
+            now_ms: super::now_ms(),
+            policy: self.share.policy,
+            names: &name_of,
+        };
         let arrived = arrivals
             .iter()
             .map(|arrival| Arrived {
@@ -338,13 +379,25 @@ impl Keeper {
     /// Asks for the content of a row, which waits until it is there.
     fn fetch(&mut self, inbound: &Arc<Inbound>, row: WireRow, tries: u32) {
         if let Some((size, hash)) = row.row.entry.content() {
-            let want = Command::Want { path: row.path.clone(), seq: row.seq, size, hash };
+            let want = Command::Want {
+                path: row.path.clone(),
+                seq: row.seq,
+                size,
+                hash,
+            };
             // A closed connection's rows come again with the next one.
             let _ = inbound.commands.send(want);
         }
         let row = WireRow { inline: None, ..row };
-        let pending = Pending { row, inbound: Arc::clone(inbound), reason: None, again: None, tries };
-        self.pending.insert((inbound.place, pending.row.path.clone()), pending);
+        let pending = Pending {
+            row,
+            inbound: Arc::clone(inbound),
+            reason: None,
+            again: None,
+            tries,
+        };
+        self.pending
+            .insert((inbound.place, pending.row.path.clone()), pending);
     }
 
     /// Cursors as of before the batch that is being applied for `inbound`.
@@ -371,7 +424,11 @@ impl Keeper {
     }
 
     fn keep_failed(&mut self, inbound: &Arc<Inbound>, arrivals: Vec<Arrival>, mut outcome: Outcome) {
-        let changed = Hint { content: true, subtree: true, at_rest: true };
+        let changed = Hint {
+            content: true,
+            subtree: true,
+            at_rest: true,
+        };
         let mut look: Vec<_> = outcome.touched.drain(..).map(|path| (path, changed)).collect();
         let now = Instant::now();
         for Arrival { row, tries, .. } in arrivals {
@@ -379,7 +436,9 @@ impl Keeper {
                 continue;
             }
             let error = outcome.errors.remove(&row.path);
-            let error = error.unwrap_or_else(|| ApplyError::Changed { path: row.path.clone() });
+            let error = error.unwrap_or_else(|| ApplyError::Changed {
+                path: row.path.clone(),
+            });
             let (reason, wait, tries) = if error.is_changed() {
                 // It is looked at first; then the rows are decided again. What
                 // does not come right by that needs a person or a newer row.
@@ -393,8 +452,15 @@ impl Keeper {
             if let Some(reason) = &reason {
                 tracing::warn!(share = %self.share.name, peer = %inbound.peer, "cannot apply yet: {reason}");
             }
-            let pending = Pending { row, inbound: Arc::clone(inbound), reason, again: Some(now + wait), tries };
-            self.pending.insert((inbound.place, pending.row.path.clone()), pending);
+            let pending = Pending {
+                row,
+                inbound: Arc::clone(inbound),
+                reason,
+                again: Some(now + wait),
+                tries,
+            };
+            self.pending
+                .insert((inbound.place, pending.row.path.clone()), pending);
         }
         // Directories that are not as expected, in which something was done.
         look.extend(outcome.errors.into_keys().map(|path| (path, Hint::default())));
@@ -405,7 +471,11 @@ impl Keeper {
 /// Paths whose content neither came with the row nor was fetched.
 fn missing_content(steps: &[Step], arrivals: &[Arrival]) -> FxHashSet<RelPath> {
     let wanted = steps.iter().filter_map(|step| match step {
-        Step::Stage { path, content: Content::Transfer, .. } => Some(path),
+        Step::Stage {
+            path,
+            content: Content::Transfer,
+            ..
+        } => Some(path),
         _ => None,
     });
     let there: FxHashSet<&RelPath> = arrivals
@@ -430,7 +500,12 @@ fn stage(
 ) -> FxHashMap<RelPath, Ready> {
     let mut sources: FxHashMap<RelPath, (Option<Bytes>, Option<Staged>)> = arrivals
         .iter_mut()
-        .map(|arrival| (arrival.row.path.clone(), (arrival.row.inline.clone(), arrival.staged.take())))
+        .map(|arrival| {
+            (
+                arrival.row.path.clone(),
+                (arrival.row.inline.clone(), arrival.staged.take()),
+            )
+        })
         .collect();
     let jobs: Vec<_> = steps
         .iter()
@@ -498,7 +573,15 @@ fn execute(
         // A run of staged files, each under a name of its own.
         let run = steps[at..]
             .iter()
-            .take_while(|step| matches!(step, Step::Install { how: Install::Staged, .. }))
+            .take_while(|step| {
+                matches!(
+                    step,
+                    Step::Install {
+                        how: Install::Staged,
+                        ..
+                    }
+                )
+            })
             .count();
         if run == 0 {
             if outcome.progress.admits(&steps[at]) {
@@ -546,10 +629,17 @@ impl Outcome {
                 self.sigs.insert(path.clone(), applied.sig());
                 // The inode's other name has seen the same; a moved one is gone.
                 match step {
-                    Step::Aside { path: other, .. } | Step::Install { how: Install::Link { existing: other }, .. } => {
+                    Step::Aside { path: other, .. }
+                    | Step::Install {
+                        how: Install::Link { existing: other },
+                        ..
+                    } => {
                         self.sigs.insert(other.clone(), applied.sig());
                     }
-                    Step::Install { how: Install::Moved { from }, .. } => {
+                    Step::Install {
+                        how: Install::Moved { from },
+                        ..
+                    } => {
                         self.sigs.insert(from.clone(), None);
                     }
                     _ => {}
@@ -607,25 +697,44 @@ fn step_once(
         })
     };
     Ok(match step {
-        Step::Stage { .. } | Step::Install { how: Install::Staged, .. } => Ok(None),
+        Step::Stage { .. }
+        | Step::Install {
+            how: Install::Staged, ..
+        } => Ok(None),
         Step::Aside { path, to } => match sig_of(path)? {
             Some(sig) => apply::link_existing(dirs, path, &sig, to, &Expect::Absent).map(Some),
             None => changed(path),
         },
-        Step::Install { path, how: Install::Link { existing }, .. } => match sig_of(existing)? {
+        Step::Install {
+            path,
+            how: Install::Link { existing },
+            ..
+        } => match sig_of(existing)? {
             Some(sig) => apply::link_existing(dirs, existing, &sig, path, &expect).map(Some),
             None => changed(existing),
         },
-        Step::Install { path, how: Install::Moved { from }, .. } => match sig_of(from)? {
+        Step::Install {
+            path,
+            how: Install::Moved { from },
+            ..
+        } => match sig_of(from)? {
             Some(sig) => apply::move_entry(dirs, from, &sig, path, &expect).map(Some),
             None => changed(from),
         },
-        Step::Install { path, entry, how: Install::Fresh } => match entry.kind {
+        Step::Install {
+            path,
+            entry,
+            how: Install::Fresh,
+        } => match entry.kind {
             Kind::Directory => apply::make_dir(dirs, path, entry, &expect).map(Some),
             Kind::Symlink { .. } => apply::make_symlink(dirs, path, entry, &expect).map(Some),
             _ => apply::make_node(dirs, path, entry, &expect).map(Some),
         },
-        Step::Install { path, entry, how: Install::Attributes } => match expect {
+        Step::Install {
+            path,
+            entry,
+            how: Install::Attributes,
+        } => match expect {
             Expect::Sig(sig) => apply::set_attrs(dirs, path, entry, &sig).map(Some),
             Expect::Absent => changed(path),
         },
@@ -639,13 +748,15 @@ fn step_once(
             Expect::Absent => Ok(None),
         },
         Step::Times { path, entry } => match expect {
-            Expect::Sig(_) => apply::set_dir_time(dirs, path, entry.mtime).map(Applied::AsWritten).map(Some),
+            Expect::Sig(_) => apply::set_dir_time(dirs, path, entry.mtime)
+                .map(Applied::AsWritten)
+                .map(Some),
             Expect::Absent => changed(path),
         },
         Step::Restore { path, entry } => match observe::stat(dirs, path) {
-            Ok(Some(sig)) if is_dir(&sig) => {
-                apply::set_dir_time(dirs, path, entry.mtime).map(Applied::AsWritten).map(Some)
-            }
+            Ok(Some(sig)) if is_dir(&sig) => apply::set_dir_time(dirs, path, entry.mtime)
+                .map(Applied::AsWritten)
+                .map(Some),
             _ => Ok(None),
         },
     })
@@ -695,7 +806,9 @@ pub(super) fn recover(share: &Share) -> anyhow::Result<()> {
     // A name at which something was to be kept aside, while the old one still
     // has the same inode: that half is taken back.
     done.retain(|(path, row, sig): &(RelPath, Row, Option<StatSig>)| {
-        let Some(sig) = sig.filter(|sig| sig.nlink > 1 && !row.deleted) else { return true };
+        let Some(sig) = sig.filter(|sig| sig.nlink > 1 && !row.deleted) else {
+            return true;
+        };
         if !untouched.contains(&sig.ino) {
             return true;
         }
@@ -715,7 +828,16 @@ pub(super) fn recover(share: &Share) -> anyhow::Result<()> {
         }
         for (path, row, sig) in done {
             let seq = w.next_seq();
-            w.put(&path, &Record { row, seq, sig, via: None, moved_from: None })?;
+            w.put(
+                &path,
+                &Record {
+                    row,
+                    seq,
+                    sig,
+                    via: None,
+                    moved_from: None,
+                },
+            )?;
         }
         Ok(((), Durable::Yes))
     })?;

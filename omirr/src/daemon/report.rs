@@ -30,7 +30,12 @@ pub struct Report {
 
 impl Report {
     pub fn new(node: &str, shares: Arc<[Arc<Share>]>, source: Arc<dyn Source>) -> Report {
-        Report { node: node.to_owned(), shares, source, started: Instant::now() }
+        Report {
+            node: node.to_owned(),
+            shares,
+            source,
+            started: Instant::now(),
+        }
     }
 
     /// The state in one line, for the service manager.
@@ -58,7 +63,10 @@ impl Report {
     }
 
     fn stats_now(&self) -> StatsReport {
-        let mut report = StatsReport { uptime_s: self.started.elapsed().as_secs(), ..StatsReport::default() };
+        let mut report = StatsReport {
+            uptime_s: self.started.elapsed().as_secs(),
+            ..StatsReport::default()
+        };
         report.set_source(self.source.about(), &self.source.stats());
         let mut delays = Vec::new();
         let (mut lost, mut lost_at_ms) = (0, 0);
@@ -85,17 +93,21 @@ impl Report {
             let place = ((delays.len().checked_sub(1)?) as f64 * part).round() as usize;
             delays.get(place).map(|micros| f64::from(*micros) / 1000.0)
         };
-        report.event_to_row_ms = Percentiles { p50: at(0.5), p99: at(0.99) };
+        report.event_to_row_ms = Percentiles {
+            p50: at(0.5),
+            p99: at(0.99),
+        };
         if lost > 0 {
             report.overflow = OverflowReport {
                 count: lost,
-                last: jiff::Timestamp::from_millisecond(
-                    i64::try_from(lost_at_ms).unwrap_or(0),
-                )
-                .ok()
-                .filter(|at| at.as_second() > 0)
-                .map(|at| at.to_string()),
-                recovered_how: Some("the share's tree was compared with the index by stat, and what differed was read".to_owned()),
+                last: jiff::Timestamp::from_millisecond(i64::try_from(lost_at_ms).unwrap_or(0))
+                    .ok()
+                    .filter(|at| at.as_second() > 0)
+                    .map(|at| at.to_string()),
+                recovered_how: Some(
+                    "the share's tree was compared with the index by stat, and what differed was read"
+                        .to_owned(),
+                ),
                 advice: Some("raise [tracer] ring_size if this happens often".to_owned()),
             };
         }
@@ -105,18 +117,31 @@ impl Report {
     async fn wait_for(&self, request: WaitRequest) -> WaitReply {
         let timeout = Duration::from_millis(request.timeout_ms);
         let deadline = tokio::time::Instant::now() + timeout;
-        let asked = |wanted: &Option<String>, name: &str| wanted.as_deref().is_none_or(|wanted| wanted == name);
-        let shares: Vec<_> = self.shares.iter().filter(|share| asked(&request.share, &share.name)).collect();
+        let asked =
+            |wanted: &Option<String>, name: &str| wanted.as_deref().is_none_or(|wanted| wanted == name);
+        let shares: Vec<_> = self
+            .shares
+            .iter()
+            .filter(|share| asked(&request.share, &share.name))
+            .collect();
         let waits = shares.iter().map(|share| {
             let source = Arc::clone(&self.source);
-            let links: Vec<_> = share.links.iter().filter(|link| asked(&request.peer, &link.peer)).cloned().collect();
+            let links: Vec<_> = share
+                .links
+                .iter()
+                .filter(|link| asked(&request.peer, &link.peer))
+                .cloned()
+                .collect();
             wait_for_share(Arc::clone(share), source, links, timeout, deadline)
         });
         let mut behind = Vec::new();
         for share in futures_in_order(waits).await {
             behind.extend(share);
         }
-        WaitReply { done: behind.is_empty(), behind }
+        WaitReply {
+            done: behind.is_empty(),
+            behind,
+        }
     }
 }
 
@@ -204,7 +229,11 @@ fn behind_of(share: &Share, link: &Link) -> u64 {
     if acked >= *share.head.borrow() {
         return 0;
     }
-    share.index.read().and_then(|reader| reader.count_after(acked, COUNTED_MAX)).unwrap_or(0)
+    share
+        .index
+        .read()
+        .and_then(|reader| reader.count_after(acked, COUNTED_MAX))
+        .unwrap_or(0)
 }
 
 fn share_report(share: &Share) -> ShareReport {
@@ -230,7 +259,9 @@ fn share_report(share: &Share) -> ShareReport {
         })
         .collect();
     let at_rest = dirty == 0 && progress.pending == 0 && !progress.unsettled;
-    let all_there = peers.iter().all(|peer| peer.state == PeerState::Connected && peer.behind == 0);
+    let all_there = peers
+        .iter()
+        .all(|peer| peer.state == PeerState::Connected && peer.behind == 0);
     let state = match () {
         () if progress.stopped.is_some() => ShareState::Stopped,
         () if !progress.scanned => ShareState::Scanning,
@@ -248,9 +279,16 @@ fn share_report(share: &Share) -> ShareReport {
         pending_items: progress
             .waiting
             .into_iter()
-            .map(|waiting| PendingItem { path: waiting.path, peer: waiting.peer, reason: waiting.reason })
+            .map(|waiting| PendingItem {
+                path: waiting.path,
+                peer: waiting.peer,
+                reason: waiting.reason,
+            })
             .collect(),
-        progress: (!progress.scanned).then_some(Progress { done: progress.scan_seen, total: meta.live }),
+        progress: (!progress.scanned).then_some(Progress {
+            done: progress.scan_seen,
+            total: meta.live,
+        }),
         peers,
     }
 }

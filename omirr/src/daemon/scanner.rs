@@ -69,7 +69,13 @@ pub fn scan(share: &Arc<Share>) -> anyhow::Result<()> {
         });
         if !same {
             differing += 1;
-            portion.push((path, Hint { content: true, ..Hint::default() }));
+            portion.push((
+                path,
+                Hint {
+                    content: true,
+                    ..Hint::default()
+                },
+            ));
             if portion.len() >= PORTION {
                 share.touch(portion.drain(..));
             }
@@ -92,7 +98,9 @@ pub fn scan(share: &Arc<Share>) -> anyhow::Result<()> {
             }
         }
         for child in &dir.children {
-            let Ok(path) = dir.path.join(&child.name) else { continue };
+            let Ok(path) = dir.path.join(&child.name) else {
+                continue;
+            };
             if let Err(error) = compare(path, &child.sig) {
                 failed = Err(error);
                 return;

@@ -37,7 +37,12 @@ const PING_EVERY: Duration = Duration::from_secs(5);
 const SILENCE_MAX: Duration = Duration::from_secs(20);
 
 /// Sends until `stop` turns true; reconnects for ever.
-pub async fn run(share: Arc<Share>, link: Arc<Link>, identity: Arc<Identity>, mut stop: watch::Receiver<bool>) {
+pub async fn run(
+    share: Arc<Share>,
+    link: Arc<Link>,
+    identity: Arc<Identity>,
+    mut stop: watch::Receiver<bool>,
+) {
     let mut pause = RETRY_MIN;
     loop {
         let started = std::time::Instant::now();
@@ -88,15 +93,26 @@ async fn session(share: &Arc<Share>, link: &Arc<Link>, identity: &Identity) -> a
             names: meta.names,
         })
         .await?;
-    let answer = tokio::time::timeout(DIAL_TIMEOUT, reader.recv()).await.context("the peer does not answer")??;
+    let answer = tokio::time::timeout(DIAL_TIMEOUT, reader.recv())
+        .await
+        .context("the peer does not answer")??;
     let cursor = match answer {
-        Message::Welcome { protocol, cursor, names, .. } => {
+        Message::Welcome {
+            protocol,
+            cursor,
+            names,
+            ..
+        } => {
             net::check_protocol(&link.peer, protocol)?;
             let _ = share.inputs.send(Input::Names(names)).await;
             cursor
         }
         Message::Refuse { reason } => bail!("{} refuses: {reason}", link.peer),
-        other => bail!("{} answers hello with a message of kind {}", link.peer, other.name()),
+        other => bail!(
+            "{} answers hello with a message of kind {}",
+            link.peer,
+            other.name()
+        ),
     };
     if cursor > durable {
         let _ = share.inputs.send(Input::Renew).await;
@@ -109,7 +125,10 @@ async fn session(share: &Arc<Share>, link: &Arc<Link>, identity: &Identity) -> a
     {
         let mut state = link.state.lock();
         tracing::info!(share = %share.name, peer = %link.peer, "connected; {} to send", durable - cursor);
-        *state = super::share::LinkState { connected: true, ..Default::default() };
+        *state = super::share::LinkState {
+            connected: true,
+            ..Default::default()
+        };
     }
     link.acked.send_replace(cursor);
 
@@ -209,13 +228,21 @@ async fn prepare_batches(
     // What the peer was told; `sent` may be further, where nothing is due.
     let mut told = sent;
     loop {
-        let Ok(durable) = head.wait_for(|durable| *durable > sent).await.map(|durable| *durable) else { return };
+        let Ok(durable) = head
+            .wait_for(|durable| *durable > sent)
+            .await
+            .map(|durable| *durable)
+        else {
+            return;
+        };
         let task_share = Arc::clone(&share);
         let built = tokio::task::spawn_blocking(move || {
             let built = build_batches(&task_share, &mut outgoing, told, durable);
             (outgoing, built)
         });
-        let Ok((returned, built)) = built.await else { return };
+        let Ok((returned, built)) = built.await else {
+            return;
+        };
         outgoing = returned;
         match built {
             Ok(Some((upto, built))) => {
@@ -246,7 +273,9 @@ fn build_batches(
     durable: u64,
 ) -> anyhow::Result<Option<(u64, Vec<Message>)>> {
     let reader = share.index.read_upto(durable)?;
-    let Some(outbound) = outgoing.next_batch(&reader, BATCH_ROWS)? else { return Ok(None) };
+    let Some(outbound) = outgoing.next_batch(&reader, BATCH_ROWS)? else {
+        return Ok(None);
+    };
     let dirs = share.root.batch();
     let upto = outbound.upto.max(sent);
     let mut batches = Vec::new();
@@ -257,17 +286,33 @@ fn build_batches(
             bytes += inline_size(record).unwrap_or(0) + ROW_BYTES;
             bytes <= BATCH_BYTES
         };
-        let count = left.iter().map(fits).take_while(|fits| *fits).count().max(1).min(left.len());
+        let count = left
+            .iter()
+            .map(fits)
+            .take_while(|fits| *fits)
+            .count()
+            .max(1)
+            .min(left.len());
         let rest = left.split_off(count);
         let rows: Vec<WireRow> = left
             .into_par_iter()
             .with_min_len(16)
             .map(|(path, record)| {
                 let inline = inline_content(share, &dirs, &path, &record);
-                WireRow { seq: record.seq, path, row: record.row, moved_from: record.moved_from, inline }
+                WireRow {
+                    seq: record.seq,
+                    path,
+                    row: record.row,
+                    moved_from: record.moved_from,
+                    inline,
+                }
             })
             .collect();
-        let content: usize = rows.iter().filter_map(|row| row.inline.as_ref()).map(Bytes::len).sum();
+        let content: usize = rows
+            .iter()
+            .filter_map(|row| row.inline.as_ref())
+            .map(Bytes::len)
+            .sum();
         Figures::add(&share.figures.content_sent_bytes, content as u64);
         let upto = if rest.is_empty() { upto } else { sent };
         batches.push(Message::Batch { upto, rows });
@@ -309,7 +354,11 @@ struct WantJob {
 }
 
 /// Answers what the peer asks for, one file after another.
-async fn prepare_contents(share: Arc<Share>, mut wanted: mpsc::Receiver<WantJob>, pieces: mpsc::Sender<Message>) {
+async fn prepare_contents(
+    share: Arc<Share>,
+    mut wanted: mpsc::Receiver<WantJob>,
+    pieces: mpsc::Sender<Message>,
+) {
     while let Some(job) = wanted.recv().await {
         let (task_share, task_pieces) = (Arc::clone(&share), pieces.clone());
         let (id, path) = (job.id, job.path.clone());
@@ -318,8 +367,21 @@ async fn prepare_contents(share: Arc<Share>, mut wanted: mpsc::Receiver<WantJob>
         if let Err(error) = sent {
             // What was announced is no longer there: look again; a newer row
             // follows if it is so.
-            share.touch([(path, super::dirty::Hint { content: true, ..Default::default() })]);
-            if pieces.send(Message::Gone { id, reason: format!("{error:#}") }).await.is_err() {
+            share.touch([(
+                path,
+                super::dirty::Hint {
+                    content: true,
+                    ..Default::default()
+                },
+            )]);
+            if pieces
+                .send(Message::Gone {
+                    id,
+                    reason: format!("{error:#}"),
+                })
+                .await
+                .is_err()
+            {
                 return;
             }
         }
@@ -329,9 +391,22 @@ async fn prepare_contents(share: Arc<Share>, mut wanted: mpsc::Receiver<WantJob>
 fn send_content(share: &Share, job: &WantJob, pieces: &mpsc::Sender<Message>) -> anyhow::Result<()> {
     let file = apply::open_file(&share.root.batch(), &job.path)?;
     let emit = |parts: Vec<Part>, last| {
-        let bytes: u64 = parts.iter().map(|part| if let Part::Data(data) = part { data.len() as u64 } else { 0 }).sum();
+        let bytes: u64 = parts
+            .iter()
+            .map(|part| {
+                if let Part::Data(data) = part {
+                    data.len() as u64
+                } else {
+                    0
+                }
+            })
+            .sum();
         Figures::add(&share.figures.content_sent_bytes, bytes);
-        match pieces.blocking_send(Message::Content { id: job.id, parts, last }) {
+        match pieces.blocking_send(Message::Content {
+            id: job.id,
+            parts,
+            last,
+        }) {
             Ok(()) => ControlFlow::Continue(()),
             Err(_closed) => ControlFlow::Break(()),
         }

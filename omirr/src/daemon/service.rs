@@ -35,7 +35,9 @@ pub(super) fn stopping() {
 /// answers, as often as the service manager wants to hear it.
 pub(super) async fn watchdog(report: Arc<Report>, mut stop: watch::Receiver<bool>) {
     let wanted = sd_notify::watchdog_enabled();
-    let every = wanted.map_or(Duration::from_secs(5), |timeout| (timeout / 3).min(Duration::from_secs(5)));
+    let every = wanted.map_or(Duration::from_secs(5), |timeout| {
+        (timeout / 3).min(Duration::from_secs(5))
+    });
     loop {
         tokio::select! {
             _ = stop.wait_for(|stop| *stop) => return,

@@ -24,9 +24,18 @@ use crate::wire::WireRow;
 /// What the keeper is asked to do.
 pub enum Input {
     /// Rows from a peer.
-    Batch { inbound: Arc<Inbound>, upto: u64, rows: Vec<WireRow> },
+    Batch {
+        inbound: Arc<Inbound>,
+        upto: u64,
+        rows: Vec<WireRow>,
+    },
     /// Content that was asked for has arrived, or could not be had.
-    Content { inbound: Arc<Inbound>, path: RelPath, seq: u64, outcome: Result<Staged, String> },
+    Content {
+        inbound: Arc<Inbound>,
+        path: RelPath,
+        seq: u64,
+        outcome: Result<Staged, String>,
+    },
     /// A connection has ended: what waited for it is forgotten, the peer sends
     /// it again.
     Closed { inbound: Arc<Inbound> },
@@ -53,8 +62,17 @@ pub struct Inbound {
 /// What the keeper wants said on such a connection.
 #[derive(Debug)]
 pub enum Command {
-    Want { path: RelPath, seq: u64, size: u64, hash: crate::model::Hash },
-    Ack { durable: u64, pending: u64, reason: Option<String> },
+    Want {
+        path: RelPath,
+        seq: u64,
+        size: u64,
+        hash: crate::model::Hash,
+    },
+    Ack {
+        durable: u64,
+        pending: u64,
+        reason: Option<String>,
+    },
 }
 
 /// The outgoing side of a peer, as `status` and `wait` see it.

@@ -48,7 +48,9 @@ const CACHE_BYTES: usize = 24 << 20;
 pub enum IndexError {
     #[error("the index {path} cannot be used: {why}")]
     Storage { path: PathBuf, why: Box<redb::Error> },
-    #[error("the index {path} has format {found}, this omirr reads format {FORMAT}: use the omirr that wrote it, or remove the file and let the share be compared anew")]
+    #[error(
+        "the index {path} has format {found}, this omirr reads format {FORMAT}: use the omirr that wrote it, or remove the file and let the share be compared anew"
+    )]
     Format { path: PathBuf, found: u32 },
     #[error("the index {path} cannot be read ({what}): remove the file and let the share be compared anew")]
     Corrupt { path: PathBuf, what: String },
@@ -103,7 +105,10 @@ impl Index {
     /// Opens the index at `path`, or makes an empty one for the node `node`.
     pub fn open(path: &Path, node: &str) -> Result<Index, IndexError> {
         if let Some(folder) = path.parent() {
-            std::fs::create_dir_all(folder).map_err(|why| IndexError::Io { path: folder.into(), why })?;
+            std::fs::create_dir_all(folder).map_err(|why| IndexError::Io {
+                path: folder.into(),
+                why,
+            })?;
         }
         let fail = |error: redb::Error| storage(path, error);
         let db = redb::Database::builder()
@@ -122,10 +127,15 @@ impl Index {
                 // version is told from a damaged one.
                 let format = bytes.first_chunk::<4>().map_or(0, |b| u32::from_le_bytes(*b));
                 if format != FORMAT {
-                    return Err(IndexError::Format { path: path.into(), found: format });
+                    return Err(IndexError::Format {
+                        path: path.into(),
+                        found: format,
+                    });
                 }
-                crate::wire::codec::from_bytes::<Meta>(&bytes[4..])
-                    .map_err(|what| IndexError::Corrupt { path: path.into(), what: what.to_string() })?
+                crate::wire::codec::from_bytes::<Meta>(&bytes[4..]).map_err(|what| IndexError::Corrupt {
+                    path: path.into(),
+                    what: what.to_string(),
+                })?
             }
             None => {
                 let replica = ReplicaId(random_u64());
@@ -136,7 +146,11 @@ impl Index {
                     live: 0,
                     tombstones: 0,
                     conflicts: 0,
-                    stamp: Stamp { wall_ms: 0, count: 0, replica },
+                    stamp: Stamp {
+                        wall_ms: 0,
+                        count: 0,
+                        replica,
+                    },
                     root: None,
                     names: vec![(replica, node.to_owned())],
                     peers: Vec::new(),
@@ -147,10 +161,15 @@ impl Index {
         txn.open_table(ROWS).map_err(|error| fail(error.into()))?;
         txn.open_table(SEQS).map_err(|error| fail(error.into()))?;
         txn.open_table(INODES).map_err(|error| fail(error.into()))?;
-        txn.open_multimap_table(GROUPS).map_err(|error| fail(error.into()))?;
+        txn.open_multimap_table(GROUPS)
+            .map_err(|error| fail(error.into()))?;
         txn.open_table(INTENTS).map_err(|error| fail(error.into()))?;
         txn.commit().map_err(|error| fail(error.into()))?;
-        let index = Index { path: path.into(), db, meta: Mutex::new(meta) };
+        let index = Index {
+            path: path.into(),
+            db,
+            meta: Mutex::new(meta),
+        };
         index.write(|_| Ok(((), Durable::Yes)))?;
         Ok(index)
     }
@@ -194,7 +213,10 @@ impl Index {
 /// What an error of the store means: a file that is no index, or a damaged one,
 /// is of no more use; a full disk or a missing permission will pass.
 fn storage(path: &Path, error: impl Into<redb::Error>) -> IndexError {
-    let corrupt = |what: String| IndexError::Corrupt { path: path.into(), what };
+    let corrupt = |what: String| IndexError::Corrupt {
+        path: path.into(),
+        what,
+    };
     match error.into() {
         redb::Error::Io(why) if why.kind() == std::io::ErrorKind::InvalidData => corrupt(why.to_string()),
         why @ (redb::Error::Corrupted(_)
@@ -203,7 +225,10 @@ fn storage(path: &Path, error: impl Into<redb::Error>) -> IndexError {
         | redb::Error::TypeDefinitionChanged { .. }
         | redb::Error::TableIsMultimap(_)
         | redb::Error::TableIsNotMultimap(_)) => corrupt(why.to_string()),
-        why => IndexError::Storage { path: path.into(), why: Box::new(why) },
+        why => IndexError::Storage {
+            path: path.into(),
+            why: Box::new(why),
+        },
     }
 }
 
@@ -236,7 +261,11 @@ mod tests {
                 deleted,
                 version: Version {
                     vector: Vector::from_iter([(ReplicaId(1), seq)]),
-                    stamp: Stamp { wall_ms: seq, count: 0, replica: ReplicaId(1) },
+                    stamp: Stamp {
+                        wall_ms: seq,
+                        count: 0,
+                        replica: ReplicaId(1),
+                    },
                 },
             },
             seq,
@@ -281,9 +310,21 @@ mod tests {
         let meta = index.meta();
         assert_eq!((meta.head, meta.live, meta.tombstones), (4, 3, 0));
         let read = index.read().unwrap();
-        let order: Vec<_> = read.rows_after(0, 10).unwrap().into_iter().map(|(s, p, _)| (s, p.to_string())).collect();
-        assert_eq!(order, [(2, "a/b".to_owned()), (3, "a-b".to_owned()), (4, "a".to_owned())]);
-        let beneath: Vec<_> = read.beneath(&path("a")).unwrap().map(|r| r.unwrap().0.to_string()).collect();
+        let order: Vec<_> = read
+            .rows_after(0, 10)
+            .unwrap()
+            .into_iter()
+            .map(|(s, p, _)| (s, p.to_string()))
+            .collect();
+        assert_eq!(
+            order,
+            [(2, "a/b".to_owned()), (3, "a-b".to_owned()), (4, "a".to_owned())]
+        );
+        let beneath: Vec<_> = read
+            .beneath(&path("a"))
+            .unwrap()
+            .map(|r| r.unwrap().0.to_string())
+            .collect();
         assert_eq!(beneath, ["a/b"]);
         assert_eq!(read.path_of_ino(12).unwrap(), Some(path("a-b")));
         assert_eq!(read.group(LinkGroup(7)).unwrap(), [path("a-b"), path("a/b")]);
@@ -307,7 +348,10 @@ mod tests {
         let failed: Result<(), _> = index.write(|w| {
             let seq = w.next_seq();
             w.put(&path("a"), &record(seq, 1, false, None))?;
-            Err(IndexError::Corrupt { path: "x".into(), what: "test".to_owned() })
+            Err(IndexError::Corrupt {
+                path: "x".into(),
+                what: "test".to_owned(),
+            })
         });
         assert!(failed.is_err());
         assert_eq!(index.meta().head, 0);
@@ -321,7 +365,10 @@ mod tests {
         drop(Index::open(&file, "one").unwrap());
         let db = redb::Database::create(&file).unwrap();
         let txn = db.begin_write().unwrap();
-        txn.open_table(META).unwrap().insert("", &[9u8, 0, 0, 0][..]).unwrap();
+        txn.open_table(META)
+            .unwrap()
+            .insert("", &[9u8, 0, 0, 0][..])
+            .unwrap();
         txn.commit().unwrap();
         drop(db);
         let error = Index::open(&file, "one").err().unwrap().to_string();

@@ -22,13 +22,18 @@ pub struct Reader {
 
 /// Decodes a record that this index wrote.
 pub(super) fn decode<T: serde::de::DeserializeOwned>(index: &PathBuf, bytes: &[u8]) -> Result<T, IndexError> {
-    crate::wire::codec::from_bytes(bytes)
-        .map_err(|what| IndexError::Corrupt { path: index.clone(), what: what.to_string() })
+    crate::wire::codec::from_bytes(bytes).map_err(|what| IndexError::Corrupt {
+        path: index.clone(),
+        what: what.to_string(),
+    })
 }
 
 /// A path as a table holds it.
 pub(super) fn decode_path(index: &PathBuf, bytes: &[u8]) -> Result<RelPath, IndexError> {
-    RelPath::new(bytes).map_err(|why| IndexError::Corrupt { path: index.clone(), what: why.to_string() })
+    RelPath::new(bytes).map_err(|why| IndexError::Corrupt {
+        path: index.clone(),
+        what: why.to_string(),
+    })
 }
 
 /// Looks `path` up in any rows table.
@@ -68,7 +73,9 @@ impl Reader {
             rows: txn.open_table(ROWS).map_err(|error| storage(&path, error))?,
             seqs: txn.open_table(SEQS).map_err(|error| storage(&path, error))?,
             inodes: txn.open_table(INODES).map_err(|error| storage(&path, error))?,
-            groups: txn.open_multimap_table(GROUPS).map_err(|error| storage(&path, error))?,
+            groups: txn
+                .open_multimap_table(GROUPS)
+                .map_err(|error| storage(&path, error))?,
             intents: txn.open_table(INTENTS).map_err(|error| storage(&path, error))?,
             path,
         })
@@ -101,7 +108,10 @@ impl Reader {
         if seq >= self.upto {
             return Ok(Vec::new());
         }
-        let range = self.seqs.range(seq + 1..=self.upto).map_err(|error| storage(&self.path, error))?;
+        let range = self
+            .seqs
+            .range(seq + 1..=self.upto)
+            .map_err(|error| storage(&self.path, error))?;
         let mut found = Vec::new();
         for pair in range.take(limit) {
             let (key, value) = pair.map_err(|error| storage(&self.path, error))?;
@@ -120,7 +130,10 @@ impl Reader {
         if seq == u64::MAX {
             return Ok(0);
         }
-        let range = self.seqs.range(seq + 1..).map_err(|error| storage(&self.path, error))?;
+        let range = self
+            .seqs
+            .range(seq + 1..)
+            .map_err(|error| storage(&self.path, error))?;
         Ok(range.take(limit).count() as u64)
     }
 
@@ -134,9 +147,17 @@ impl Reader {
 
     /// The live paths of a hard-link group.
     pub fn group(&self, group: LinkGroup) -> Result<Vec<RelPath>, IndexError> {
-        let paths = self.groups.get(group.0).map_err(|error| storage(&self.path, error))?;
+        let paths = self
+            .groups
+            .get(group.0)
+            .map_err(|error| storage(&self.path, error))?;
         paths
-            .map(|bytes| decode_path(&self.path, bytes.map_err(|error| storage(&self.path, error))?.value()))
+            .map(|bytes| {
+                decode_path(
+                    &self.path,
+                    bytes.map_err(|error| storage(&self.path, error))?.value(),
+                )
+            })
             .collect()
     }
 
@@ -145,7 +166,10 @@ impl Reader {
         let all = self.intents.iter().map_err(|error| storage(&self.path, error))?;
         all.map(|pair| {
             let (key, value) = pair.map_err(|error| storage(&self.path, error))?;
-            Ok((decode_path(&self.path, key.value())?, decode(&self.path, value.value())?))
+            Ok((
+                decode_path(&self.path, key.value())?,
+                decode(&self.path, value.value())?,
+            ))
         })
         .collect()
     }

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use redb::{Database, MultimapTable, ReadableTable, Table};
 use serde::Serialize;
 
-use super::{read, storage};
 use super::{FORMAT, GROUPS, INODES, INTENTS, IndexError, META, Meta, PeerState, ROWS, SEQS};
+use super::{read, storage};
 use crate::engine::is_conflict_path;
 use crate::model::{LinkGroup, Record, RelPath, ReplicaId, Row};
 
@@ -42,7 +42,9 @@ pub(super) fn transaction<T>(
             rows: txn.open_table(ROWS).map_err(|error| storage(&path, error))?,
             seqs: txn.open_table(SEQS).map_err(|error| storage(&path, error))?,
             inodes: txn.open_table(INODES).map_err(|error| storage(&path, error))?,
-            groups: txn.open_multimap_table(GROUPS).map_err(|error| storage(&path, error))?,
+            groups: txn
+                .open_multimap_table(GROUPS)
+                .map_err(|error| storage(&path, error))?,
             intents: txn.open_table(INTENTS).map_err(|error| storage(&path, error))?,
             meta,
             path: path.clone(),
@@ -51,11 +53,14 @@ pub(super) fn transaction<T>(
         let mut bytes = FORMAT.to_le_bytes().to_vec();
         bytes.extend(encode(&writer.meta));
         let mut table = txn.open_table(META).map_err(|error| storage(&path, error))?;
-        table.insert("", &bytes[..]).map_err(|error| storage(&path, error))?;
+        table
+            .insert("", &bytes[..])
+            .map_err(|error| storage(&path, error))?;
         (result, durable, writer.meta)
     };
     if durable == Durable::Later {
-        txn.set_durability(redb::Durability::None).map_err(|error| storage(&path, error))?;
+        txn.set_durability(redb::Durability::None)
+            .map_err(|error| storage(&path, error))?;
     }
     txn.commit().map_err(|error| storage(&path, error))?;
     Ok((result, meta))
@@ -105,9 +110,17 @@ impl Writer<'_> {
     /// The live paths of a hard-link group.
     pub fn group(&self, group: LinkGroup) -> Result<Vec<RelPath>, IndexError> {
         use redb::ReadableMultimapTable;
-        let paths = self.groups.get(group.0).map_err(|error| storage(&self.path, error))?;
+        let paths = self
+            .groups
+            .get(group.0)
+            .map_err(|error| storage(&self.path, error))?;
         paths
-            .map(|bytes| read::decode_path(&self.path, bytes.map_err(|error| storage(&self.path, error))?.value()))
+            .map(|bytes| {
+                read::decode_path(
+                    &self.path,
+                    bytes.map_err(|error| storage(&self.path, error))?.value(),
+                )
+            })
             .collect()
     }
 
@@ -129,12 +142,17 @@ impl Writer<'_> {
                 }
             }
             let group = old.row.live().and_then(|entry| entry.link);
-            if let Some(group) = group.filter(|&group| record.row.live().and_then(|e| e.link) != Some(group)) {
+            if let Some(group) = group.filter(|&group| record.row.live().and_then(|e| e.link) != Some(group))
+            {
                 self.groups.remove(group.0, key).map_err(fail)?;
             }
             let ino = old.sig.map(|sig| sig.ino);
             if let Some(ino) = ino.filter(|&ino| record.sig.map(|sig| sig.ino) != Some(ino)) {
-                let here = self.inodes.get(ino).map_err(fail)?.is_some_and(|bytes| bytes.value() == key);
+                let here = self
+                    .inodes
+                    .get(ino)
+                    .map_err(fail)?
+                    .is_some_and(|bytes| bytes.value() == key);
                 if here {
                     self.inodes.remove(ino).map_err(fail)?;
                 }
@@ -168,29 +186,47 @@ impl Writer<'_> {
         let Some(old) = self.get(path)? else { return Ok(()) };
         assert!(old.row.deleted, "only tombstones are forgotten");
         self.meta.tombstones -= 1;
-        self.seqs.remove(old.seq).map_err(|error| storage(&self.path, error))?;
-        self.rows.remove(path.as_bytes()).map_err(|error| storage(&self.path, error))?;
+        self.seqs
+            .remove(old.seq)
+            .map_err(|error| storage(&self.path, error))?;
+        self.rows
+            .remove(path.as_bytes())
+            .map_err(|error| storage(&self.path, error))?;
         Ok(())
     }
 
     /// Remembers that `row` is about to be applied at `path`.
     pub fn intend(&mut self, path: &RelPath, row: &Row) -> Result<(), IndexError> {
-        self.intents.insert(path.as_bytes(), &encode(row)[..]).map_err(|error| storage(&self.path, error))?;
+        self.intents
+            .insert(path.as_bytes(), &encode(row)[..])
+            .map_err(|error| storage(&self.path, error))?;
         Ok(())
     }
 
     /// Forgets what was about to be applied at `path`.
     pub fn settle(&mut self, path: &RelPath) -> Result<(), IndexError> {
-        self.intents.remove(path.as_bytes()).map_err(|error| storage(&self.path, error))?;
+        self.intents
+            .remove(path.as_bytes())
+            .map_err(|error| storage(&self.path, error))?;
         Ok(())
     }
 
     /// The place of the peer with this key, made if it has none.
     pub fn peer_place(&mut self, key: &[u8; 32]) -> u32 {
-        let place = self.meta.peers.iter().position(|peer| peer.key == *key).unwrap_or_else(|| {
-            self.meta.peers.push(PeerState { key: *key, replica: ReplicaId(0), cursor: 0, acked: 0 });
-            self.meta.peers.len() - 1
-        });
+        let place = self
+            .meta
+            .peers
+            .iter()
+            .position(|peer| peer.key == *key)
+            .unwrap_or_else(|| {
+                self.meta.peers.push(PeerState {
+                    key: *key,
+                    replica: ReplicaId(0),
+                    cursor: 0,
+                    acked: 0,
+                });
+                self.meta.peers.len() - 1
+            });
         u32::try_from(place).expect("a configuration has fewer than 2^32 peers")
     }
 }

@@ -10,7 +10,11 @@ pub struct Hash(pub [u8; 32]);
 
 impl fmt::Debug for Hash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:02x}{:02x}{:02x}{:02x}", self.0[0], self.0[1], self.0[2], self.0[3])
+        write!(
+            f,
+            "{:02x}{:02x}{:02x}{:02x}",
+            self.0[0], self.0[1], self.0[2], self.0[3]
+        )
     }
 }
 
@@ -46,7 +50,10 @@ pub struct LinkGroup(pub u64);
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Kind {
     /// `size` in bytes; `hash` over the whole content.
-    File { size: u64, hash: Hash },
+    File {
+        size: u64,
+        hash: Hash,
+    },
     Directory,
     Symlink {
         #[serde(with = "serde_bytes_box")]
@@ -55,8 +62,12 @@ pub enum Kind {
     Fifo,
     Socket,
     /// The device number as `st_rdev` has it.
-    CharDevice { rdev: u64 },
-    BlockDevice { rdev: u64 },
+    CharDevice {
+        rdev: u64,
+    },
+    BlockDevice {
+        rdev: u64,
+    },
 }
 
 /// Everything about a path that is the same on every node.

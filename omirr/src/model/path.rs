@@ -160,7 +160,11 @@ impl RelPath {
 
     /// How many names the path has; 0 for the root.
     pub fn depth(&self) -> usize {
-        if self.is_root() { 0 } else { self.0.iter().filter(|&&b| b == b'/').count() + 1 }
+        if self.is_root() {
+            0
+        } else {
+            self.0.iter().filter(|&&b| b == b'/').count() + 1
+        }
     }
 
     /// The names from the root down.
@@ -278,6 +282,9 @@ mod tests {
 
     #[test]
     fn shows_names_that_are_not_utf8() {
-        assert_eq!(RelPath::new(b"caf\xe9/\x1b[1m").unwrap().to_string(), "caf\\xe9/\\x1b[1m");
+        assert_eq!(
+            RelPath::new(b"caf\xe9/\x1b[1m").unwrap().to_string(),
+            "caf\\xe9/\\x1b[1m"
+        );
     }
 }

@@ -50,7 +50,11 @@ pub struct StatSig {
 impl StatSig {
     /// Whether nothing has changed between the two, `racy` aside.
     pub fn same_as(&self, other: &StatSig) -> bool {
-        StatSig { racy: false, ..*self } == StatSig { racy: false, ..*other }
+        StatSig { racy: false, ..*self }
+            == StatSig {
+                racy: false,
+                ..*other
+            }
     }
 
     /// Whether both name the same inode with the same content as far as `stat`

@@ -63,8 +63,14 @@ impl Vector {
     }
 
     pub fn relation(&self, other: &Vector) -> Relation {
-        let ahead = self.0.iter().any(|&(replica, counter)| counter > other.get(replica));
-        let behind = other.0.iter().any(|&(replica, counter)| counter > self.get(replica));
+        let ahead = self
+            .0
+            .iter()
+            .any(|&(replica, counter)| counter > other.get(replica));
+        let behind = other
+            .0
+            .iter()
+            .any(|&(replica, counter)| counter > self.get(replica));
         match (ahead, behind) {
             (false, false) => Relation::Equal,
             (true, false) => Relation::After,

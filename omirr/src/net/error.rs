@@ -17,9 +17,7 @@ pub enum NetError {
     Accept { why: io::Error },
     #[error("{address:?} is no address to dial: {why}")]
     Address { address: String, why: String },
-    #[error(
-        "the name in {peer} cannot be resolved: {why}: correct the peer's address, or the name service"
-    )]
+    #[error("the name in {peer} cannot be resolved: {why}: correct the peer's address, or the name service")]
     Resolve { peer: String, why: io::Error },
     #[error(
         "{peer} refused the connection: nothing listens there; is omirr running on that node, at that port?"

@@ -62,7 +62,17 @@ impl Op {
 
     /// Whether the operation may have changed a file's content.
     pub fn touches_content(self) -> bool {
-        matches!(self, Op::Write | Op::Truncate | Op::Fallocate | Op::Create | Op::Close | Op::Link | Op::Rename | Op::Exchange)
+        matches!(
+            self,
+            Op::Write
+                | Op::Truncate
+                | Op::Fallocate
+                | Op::Create
+                | Op::Close
+                | Op::Link
+                | Op::Rename
+                | Op::Exchange
+        )
     }
 }
 
@@ -116,7 +126,10 @@ pub enum Signal {
     Event(Event),
     /// Events were lost on this device (all devices if none): what lies there
     /// must be compared with the index. `count` of them, if known.
-    Lost { dev: Option<u64>, count: u64 },
+    Lost {
+        dev: Option<u64>,
+        count: u64,
+    },
     /// Nothing is known of any device, as ever: all must be compared with the
     /// index. Only a source without events says so.
     Compare,

@@ -26,7 +26,11 @@ pub struct Limits {
     pub batch_rows: usize,
 }
 
-pub const LIMITS: Limits = Limits { frame_bytes: 16 << 20, body_bytes: 32 << 20, batch_rows: 16_384 };
+pub const LIMITS: Limits = Limits {
+    frame_bytes: 16 << 20,
+    body_bytes: 32 << 20,
+    batch_rows: 16_384,
+};
 
 /// A row on its way, with its place in the sender's order.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,21 +83,43 @@ pub enum Message {
         names: Vec<(ReplicaId, String)>,
     },
     /// Receiver's other answer; the connection ends.
-    Refuse { reason: String },
+    Refuse {
+        reason: String,
+    },
     /// Rows, in an order in which they can be applied: mostly that of their
     /// sequence numbers, but parents come before what is in them. Of everything
     /// up to `upto` the receiver now knows all that it need know.
-    Batch { upto: u64, rows: Vec<WireRow> },
+    Batch {
+        upto: u64,
+        rows: Vec<WireRow>,
+    },
     /// Receiver asks for content that it lacks. `have` names the chunks of what
     /// it has, by the first 16 bytes of their BLAKE3 hash; see `content`.
-    Want { id: u64, path: RelPath, size: u64, hash: Hash, have: Vec<[u8; 16]> },
+    Want {
+        id: u64,
+        path: RelPath,
+        size: u64,
+        hash: Hash,
+        have: Vec<[u8; 16]>,
+    },
     /// Sender's answer, in pieces, in order.
-    Content { id: u64, parts: Vec<Part>, last: bool },
+    Content {
+        id: u64,
+        parts: Vec<Part>,
+        last: bool,
+    },
     /// Sender's other answer: the path has changed since; a newer row follows.
-    Gone { id: u64, reason: String },
+    Gone {
+        id: u64,
+        reason: String,
+    },
     /// Everything up to `durable` is on the receiver's disk. `pending` rows
     /// after it wait, for the reason given.
-    Ack { durable: u64, pending: u64, reason: Option<String> },
+    Ack {
+        durable: u64,
+        pending: u64,
+        reason: Option<String>,
+    },
     /// Are you there? Answered by `Pong`.
     Ping,
     Pong,

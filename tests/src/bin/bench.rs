@@ -30,7 +30,11 @@ const LONG: Duration = Duration::from_secs(600);
 
 fn run(command: &mut Command) {
     let out = command.output().expect("the command can be started");
-    assert!(out.status.success(), "{command:?}: {}", String::from_utf8_lossy(&out.stderr));
+    assert!(
+        out.status.success(),
+        "{command:?}: {}",
+        String::from_utf8_lossy(&out.stderr)
+    );
 }
 
 struct RsyncDaemon(Child);
@@ -72,7 +76,12 @@ fn median(values: &mut [f64]) -> f64 {
 fn spread(values: &[f64], unit: &str) -> String {
     let mut sorted = values.to_vec();
     let middle = median(&mut sorted);
-    format!("{middle:.2} {unit} ({:.2} to {:.2}, n = {})", sorted[0], sorted[sorted.len() - 1], sorted.len())
+    format!(
+        "{middle:.2} {unit} ({:.2} to {:.2}, n = {})",
+        sorted[0],
+        sorted[sorted.len() - 1],
+        sorted.len()
+    )
 }
 
 fn main() {
@@ -84,10 +93,21 @@ fn main() {
     .expect("a folder for the run can be made");
     let tree = args.tree.unwrap_or_else(|| {
         let archive = Path::new("/usr/src/linux-source-6.1.tar.xz");
-        assert!(archive.exists(), "{} is missing: run `cargo xtask setup`", archive.display());
+        assert!(
+            archive.exists(),
+            "{} is missing: run `cargo xtask setup`",
+            archive.display()
+        );
         eprintln!("unpacking {}", archive.display());
-        run(Command::new("tar").arg("-xJf").arg(archive).arg("-C").arg(base.path()));
-        let inner = fs::read_dir(base.path()).expect("the folder is there").next().expect("tar made a folder");
+        run(Command::new("tar")
+            .arg("-xJf")
+            .arg(archive)
+            .arg("-C")
+            .arg(base.path()));
+        let inner = fs::read_dir(base.path())
+            .expect("the folder is there")
+            .next()
+            .expect("tar made a folder");
         inner.expect("the folder can be read").path()
     });
     let port = free_port();
@@ -100,22 +120,38 @@ fn main() {
         let copy = base.path().join(format!("rsync-{round}"));
         rustix::fs::sync();
         let started = Instant::now();
-        run(Command::new("rsync").arg("-a").arg(format!("rsync://127.0.0.1:{port}/tree/")).arg(&copy));
+        run(Command::new("rsync")
+            .arg("-a")
+            .arg(format!("rsync://127.0.0.1:{port}/tree/"))
+            .arg(&copy));
         rsync_s.push(started.elapsed().as_secs_f64());
 
-        eprintln!("round {round} of {}: omirr, a tree that is there to an empty node", args.rounds);
+        eprintln!(
+            "round {round} of {}: omirr, a tree that is there to an empty node",
+            args.rounds
+        );
         let mut pair = Pair::new();
-        run(Command::new("cp").arg("-a").arg(tree.join(".")).arg(&pair.one.share));
+        run(Command::new("cp")
+            .arg("-a")
+            .arg(tree.join("."))
+            .arg(&pair.one.share));
         pair.one.start();
         let deadline = Instant::now() + LONG;
         let mut before = 0;
         loop {
-            let now = pair.one.status().map_or(0, |status| status["shares"][0]["entries"].as_u64().unwrap_or(0));
+            let now = pair
+                .one
+                .status()
+                .map_or(0, |status| status["shares"][0]["entries"].as_u64().unwrap_or(0));
             if now > 1000 && now == before {
                 break;
             }
             before = now;
-            assert!(Instant::now() < deadline, "the tree is never indexed\n{}", pair.one.log_tail());
+            assert!(
+                Instant::now() < deadline,
+                "the tree is never indexed\n{}",
+                pair.one.log_tail()
+            );
             std::thread::sleep(Duration::from_millis(500));
         }
         entries = before;
@@ -136,7 +172,11 @@ fn main() {
             let started = Instant::now();
             fs::write(here.join(&name), &content).expect("the share can be written");
             while fs::read(there.join(&name)).map_or(true, |read| read != content) {
-                assert!(started.elapsed() < LONG, "{name} never arrives\n{}", pair.two.log_tail());
+                assert!(
+                    started.elapsed() < LONG,
+                    "{name} never arrives\n{}",
+                    pair.two.log_tail()
+                );
                 std::thread::yield_now();
             }
             latency_ms.push(started.elapsed().as_secs_f64() * 1000.0);
@@ -154,13 +194,19 @@ fn main() {
         std::thread::sleep(Duration::from_secs(6));
         rest.push(pair.one.resident_bytes().max(pair.two.resident_bytes()));
 
-        eprintln!("round {round} of {}: omirr, a tree copied into a running share", args.rounds);
+        eprintln!(
+            "round {round} of {}: omirr, a tree copied into a running share",
+            args.rounds
+        );
         let mut pair = Pair::new();
         pair.start();
         pair.settle(LONG);
         rustix::fs::sync();
         let started = Instant::now();
-        run(Command::new("cp").arg("-a").arg(tree.join(".")).arg(&pair.one.share));
+        run(Command::new("cp")
+            .arg("-a")
+            .arg(tree.join("."))
+            .arg(&pair.one.share));
         pair.one.settle(LONG);
         live_s.push(started.elapsed().as_secs_f64());
         pair.settle_equal(LONG);
@@ -172,12 +218,27 @@ fn main() {
     println!("| what | measured |");
     println!("| --- | --- |");
     println!("| entries in the tree | {entries} |");
-    println!("| `rsync -a` from an rsync daemon on loopback | {} |", spread(&rsync_s, "s"));
-    println!("| omirr, the same tree to an empty node, durable | {} |", spread(&omirr_s, "s"));
+    println!(
+        "| `rsync -a` from an rsync daemon on loopback | {} |",
+        spread(&rsync_s, "s")
+    );
+    println!(
+        "| omirr, the same tree to an empty node, durable | {} |",
+        spread(&omirr_s, "s")
+    );
     println!("| ratio of the medians (floor: 1.5) | {:.2} |", omirr / rsync);
-    println!("| omirr, `cp -a` into a running share until durable on the peer | {} |", spread(&live_s, "s"));
-    println!("| a 4 KiB file written here, read there (floor: 10 ms) | {} |", spread(&latency_ms, "ms"));
-    println!("| restart of both, nothing to do (floor: 3 s) | {} |", spread(&restart_s, "s"));
+    println!(
+        "| omirr, `cp -a` into a running share until durable on the peer | {} |",
+        spread(&live_s, "s")
+    );
+    println!(
+        "| a 4 KiB file written here, read there (floor: 10 ms) | {} |",
+        spread(&latency_ms, "ms")
+    );
+    println!(
+        "| restart of both, nothing to do (floor: 3 s) | {} |",
+        spread(&restart_s, "s")
+    );
     println!(
         "| memory at rest, the larger node (floor: 400 bytes an entry above 30 MB) | {:.1} MB, {per_entry:.0} bytes an entry above 30 MB |",
         worst as f64 / f64::from(1 << 20)

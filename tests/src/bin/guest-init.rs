@@ -34,17 +34,15 @@ fn main() {
         eprintln!("guest-init is the first process of a guest and does nothing elsewhere");
         std::process::exit(2);
     }
-    let code = prepare()
-        .and_then(|()| run_command())
-        .unwrap_or_else(|error| {
-            let text = format!("guest-init: {error:#}\n");
-            let _ = on_console(&text);
-            let _ = OpenOptions::new()
-                .write(true)
-                .open(OUTPUT)
-                .and_then(|mut line| line.write_all(text.as_bytes()));
-            NOT_STARTED
-        });
+    let code = prepare().and_then(|()| run_command()).unwrap_or_else(|error| {
+        let text = format!("guest-init: {error:#}\n");
+        let _ = on_console(&text);
+        let _ = OpenOptions::new()
+            .write(true)
+            .open(OUTPUT)
+            .and_then(|mut line| line.write_all(text.as_bytes()));
+        NOT_STARTED
+    });
     if code != 0 {
         repeat_kernel_log();
     }
@@ -105,11 +103,7 @@ fn orders(name: &str) -> Result<String> {
 fn mount(device: &str, kind: &str, folder: &str) -> Result<()> {
     // It may exist already, in sysfs for example.
     let _ = fs::create_dir_all(folder);
-    let (source, target, file_system) = (
-        CString::new(device)?,
-        CString::new(folder)?,
-        CString::new(kind)?,
-    );
+    let (source, target, file_system) = (CString::new(device)?, CString::new(folder)?, CString::new(kind)?);
     // SAFETY: all three are NUL-terminated and outlive the call; no data is passed.
     let result = unsafe {
         libc::mount(
@@ -122,8 +116,7 @@ fn mount(device: &str, kind: &str, folder: &str) -> Result<()> {
     };
     if result != 0 {
         let error = io::Error::last_os_error();
-        return Err(error)
-            .with_context(|| format!("{device} cannot be mounted on {folder} as {kind}"));
+        return Err(error).with_context(|| format!("{device} cannot be mounted on {folder} as {kind}"));
     }
     Ok(())
 }
@@ -131,8 +124,7 @@ fn mount(device: &str, kind: &str, folder: &str) -> Result<()> {
 fn load_module(path: &str) -> Result<()> {
     let file = File::open(path)?;
     // SAFETY: the descriptor is open, the parameters an empty NUL-terminated string.
-    let result =
-        unsafe { libc::syscall(libc::SYS_finit_module, file.as_raw_fd(), c"".as_ptr(), 0) };
+    let result = unsafe { libc::syscall(libc::SYS_finit_module, file.as_raw_fd(), c"".as_ptr(), 0) };
     if result != 0 {
         let error = io::Error::last_os_error();
         if error.raw_os_error() != Some(libc::EEXIST) {
@@ -276,10 +268,7 @@ fn repeat_kernel_log() {
     let text = String::from_utf8_lossy(&buffer[..usize::try_from(count).unwrap_or(0)]).into_owned();
     let lines: Vec<&str> = text.lines().collect();
     let tail = &lines[lines.len().saturating_sub(80)..];
-    let _ = on_console(&format!(
-        "the kernel's last messages:\n{}\n",
-        tail.join("\n")
-    ));
+    let _ = on_console(&format!("the kernel's last messages:\n{}\n", tail.join("\n")));
 }
 
 fn on_console(text: &str) -> io::Result<()> {

@@ -96,17 +96,10 @@ impl Archive {
     /// # Errors
     /// It cannot be read.
     pub fn host_file(&mut self, host: &Path, path: &str) -> Result<()> {
-        let read = || -> std::io::Result<(fs::Metadata, Vec<u8>)> {
-            Ok((fs::metadata(host)?, fs::read(host)?))
-        };
-        let (data, content) =
-            read().with_context(|| format!("{} cannot be read", host.display()))?;
-        self.file_with_time(
-            path,
-            data.permissions().mode() & 0o7777,
-            seconds(&data),
-            &content,
-        );
+        let read =
+            || -> std::io::Result<(fs::Metadata, Vec<u8>)> { Ok((fs::metadata(host)?, fs::read(host)?)) };
+        let (data, content) = read().with_context(|| format!("{} cannot be read", host.display()))?;
+        self.file_with_time(path, data.permissions().mode() & 0o7777, seconds(&data), &content);
         Ok(())
     }
 
@@ -116,8 +109,7 @@ impl Archive {
     /// Something cannot be read.
     pub fn host_tree(&mut self, host: &Path, path: &str) -> Result<()> {
         self.folder(path, 0o755);
-        let entries =
-            fs::read_dir(host).with_context(|| format!("{} cannot be read", host.display()))?;
+        let entries = fs::read_dir(host).with_context(|| format!("{} cannot be read", host.display()))?;
         for entry in entries {
             let entry = entry.with_context(|| format!("{} cannot be read", host.display()))?;
             let name = entry.file_name();
@@ -130,10 +122,7 @@ impl Archive {
                 self.host_tree(&entry.path(), &inner)?;
             } else if kind.is_symlink() {
                 let target = fs::read_link(entry.path())?;
-                self.link(
-                    &inner,
-                    target.to_str().context("a link's target is no UTF-8")?,
-                );
+                self.link(&inner, target.to_str().context("a link's target is no UTF-8")?);
             } else if kind.is_file() {
                 self.host_file(&entry.path(), &inner)?;
             }
@@ -179,8 +168,7 @@ impl Archive {
         for applet in capture(Command::new(host).arg("--list-full"))?.lines() {
             let path = format!("/{applet}");
             // Some builds list applets outside the skeleton.
-            if path.starts_with("/bin/") || path.starts_with("/sbin/") || path.starts_with("/usr/")
-            {
+            if path.starts_with("/bin/") || path.starts_with("/sbin/") || path.starts_with("/usr/") {
                 self.link(&path, "/bin/busybox");
             }
         }
@@ -223,8 +211,7 @@ impl Archive {
         ];
         self.bytes.extend_from_slice(b"070701");
         for field in fields {
-            self.bytes
-                .extend_from_slice(format!("{field:08X}").as_bytes());
+            self.bytes.extend_from_slice(format!("{field:08X}").as_bytes());
         }
         self.bytes.extend_from_slice(name.as_bytes());
         self.bytes.push(0);

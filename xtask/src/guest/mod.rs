@@ -290,8 +290,7 @@ impl Guest {
     /// failed is no error but an outcome.
     pub fn run<S: AsRef<OsStr>>(&self, command: &[S]) -> Result<Outcome> {
         let folder = workspace::guests();
-        fs::create_dir_all(&folder)
-            .with_context(|| format!("{} cannot be made", folder.display()))?;
+        fs::create_dir_all(&folder).with_context(|| format!("{} cannot be made", folder.display()))?;
         let _slot = Slot::take(&folder)?;
         let scratch = Scratch::make(&folder, &self.name)?;
         let initramfs = scratch.0.join("initramfs");
@@ -324,8 +323,8 @@ impl Guest {
     }
 
     fn boot(&self, machine: &Machine<'_>, log_path: &Path) -> Result<Outcome> {
-        let mut log = File::create(log_path)
-            .with_context(|| format!("{} cannot be made", log_path.display()))?;
+        let mut log =
+            File::create(log_path).with_context(|| format!("{} cannot be made", log_path.display()))?;
         let stdin = if self.streams == Streams::Interactive {
             Stdio::inherit()
         } else {
@@ -368,9 +367,7 @@ impl Guest {
         for (host, path) in &self.trees {
             archive.host_tree(host, path)?;
         }
-        archive.busybox(
-            &which("busybox").context("there is no busybox here; run `cargo xtask setup`")?,
-        )?;
+        archive.busybox(&which("busybox").context("there is no busybox here; run `cargo xtask setup`")?)?;
         archive.file(
             "/etc/passwd",
             0o644,
@@ -409,11 +406,7 @@ impl Guest {
         }
         for (disk, letter) in self.disks.iter().zip('a'..='z') {
             wanted.push(disk.file_system.clone());
-            let _ = writeln!(
-                mounts,
-                "/dev/vd{letter} {} {}",
-                disk.file_system, disk.mount
-            );
+            let _ = writeln!(mounts, "/dev/vd{letter} {} {}", disk.file_system, disk.mount);
         }
         wanted.extend(self.modules.iter().cloned());
         archive.file("/guest/mounts", 0o644, mounts.as_bytes());
@@ -427,11 +420,7 @@ impl Guest {
                 let path = format!("/lib/modules/{release}/{}.ko", module.name);
                 archive.file(&path, 0o644, &module.object);
                 let _ = writeln!(order, "{path}");
-                let needs: Vec<String> = module
-                    .depends
-                    .iter()
-                    .map(|name| format!("{name}.ko"))
-                    .collect();
+                let needs: Vec<String> = module.depends.iter().map(|name| format!("{name}.ko")).collect();
                 let _ = writeln!(table, "{}.ko: {}", module.name, needs.join(" "));
             }
             archive.file(
@@ -446,13 +435,11 @@ impl Guest {
 }
 
 fn make_disk(disk: &Disk, image: &Path) -> Result<PathBuf> {
-    let file =
-        File::create(image).with_context(|| format!("{} cannot be made", image.display()))?;
+    let file = File::create(image).with_context(|| format!("{} cannot be made", image.display()))?;
     file.set_len(disk.size_mib * 1024 * 1024)
         .with_context(|| format!("{} cannot be made", image.display()))?;
     let program = format!("mkfs.{}", disk.file_system);
-    let mut command =
-        Command::new(which(&program).with_context(|| format!("there is no {program} here"))?);
+    let mut command = Command::new(which(&program).with_context(|| format!("there is no {program} here"))?);
     match (disk.file_system.as_str(), &disk.content) {
         ("ext4", content) => {
             command.args(["-q", "-F"]);
@@ -473,8 +460,7 @@ fn stripped(program: &Path) -> Result<PathBuf> {
     let Some(strip) = which("strip") else {
         return Ok(program.to_owned());
     };
-    let data =
-        fs::metadata(program).with_context(|| format!("{} cannot be read", program.display()))?;
+    let data = fs::metadata(program).with_context(|| format!("{} cannot be read", program.display()))?;
     let changed = data
         .modified()?
         .duration_since(SystemTime::UNIX_EPOCH)
@@ -534,11 +520,7 @@ struct Scratch(PathBuf);
 
 impl Scratch {
     fn make(folder: &Path, name: &str) -> Result<Self> {
-        let path = folder.join(format!(
-            ".run-{name}-{}-{}",
-            std::process::id(),
-            next_number()
-        ));
+        let path = folder.join(format!(".run-{name}-{}-{}", std::process::id(), next_number()));
         fs::create_dir_all(&path).with_context(|| format!("{} cannot be made", path.display()))?;
         Ok(Self(path))
     }
@@ -558,8 +540,8 @@ impl Slot {
         loop {
             for number in 0..GUESTS_AT_ONCE {
                 let path = folder.join(format!(".slot-{number}"));
-                let file = File::create(&path)
-                    .with_context(|| format!("{} cannot be made", path.display()))?;
+                let file =
+                    File::create(&path).with_context(|| format!("{} cannot be made", path.display()))?;
                 // SAFETY: the descriptor is open for as long as `file` lives.
                 if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } == 0 {
                     return Ok(Self(file));

@@ -36,15 +36,10 @@ impl Modules {
     /// It cannot be read.
     pub fn open(folder: &Path) -> Result<Self> {
         let mut files = HashMap::new();
-        collect(folder, &mut files)
-            .with_context(|| format!("{} cannot be read", folder.display()))?;
+        collect(folder, &mut files).with_context(|| format!("{} cannot be read", folder.display()))?;
         let built_in = fs::read_to_string(folder.join("modules.builtin"))
             .ok()
-            .map(|text| {
-                text.lines()
-                    .filter_map(|line| name_of(Path::new(line)))
-                    .collect()
-            });
+            .map(|text| text.lines().filter_map(|line| name_of(Path::new(line))).collect());
         Ok(Self { files, built_in })
     }
 

@@ -79,8 +79,7 @@ enum Piece {
 
 impl Machine<'_> {
     fn command(&self) -> Command {
-        let qemu =
-            which("qemu-system-x86_64").unwrap_or_else(|| PathBuf::from("qemu-system-x86_64"));
+        let qemu = which("qemu-system-x86_64").unwrap_or_else(|| PathBuf::from("qemu-system-x86_64"));
         let mut command = Command::new(qemu);
         command
             .args([
@@ -149,8 +148,7 @@ impl Machine<'_> {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn();
-        let mut running =
-            Running(child.context("QEMU cannot be started; run `cargo xtask setup`")?);
+        let mut running = Running(child.context("QEMU cannot be started; run `cargo xtask setup`")?);
         let (sender, pieces) = mpsc::channel();
         let console = running.0.stderr.take().context("stderr is piped")?;
         let command_output = running.0.stdout.take().context("stdout is piped")?;
@@ -183,9 +181,7 @@ impl Machine<'_> {
                             deadline = started + timeout;
                         } else if let Some(code) = last_word(&line) {
                             end = End::Said(code);
-                        } else if end == End::Silent
-                            && PANIC_MARKS.iter().any(|mark| line.contains(mark))
-                        {
+                        } else if end == End::Silent && PANIC_MARKS.iter().any(|mark| line.contains(mark)) {
                             // A moment for the lines that tell where.
                             drain(&pieces, Duration::from_millis(500), &mut lines)?;
                             return Ok(if booted {
@@ -198,12 +194,7 @@ impl Machine<'_> {
                 }
                 Err(RecvTimeoutError::Timeout) => {
                     lines.flush()?;
-                    let hung = || {
-                        format!(
-                            "no sign of life from its init within {} s",
-                            BOOTING.as_secs()
-                        )
-                    };
+                    let hung = || format!("no sign of life from its init within {} s", BOOTING.as_secs());
                     return Ok(if booted {
                         End::Timeout(timeout)
                     } else {
