@@ -1,6 +1,6 @@
 //! Reading the index, in a snapshot.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use redb::{ReadOnlyMultimapTable, ReadOnlyTable, ReadTransaction, ReadableTable};
 
@@ -21,24 +21,24 @@ pub struct Reader {
 }
 
 /// Decodes a record that this index wrote.
-pub(super) fn decode<T: serde::de::DeserializeOwned>(index: &PathBuf, bytes: &[u8]) -> Result<T, IndexError> {
+pub(super) fn decode<T: serde::de::DeserializeOwned>(index: &Path, bytes: &[u8]) -> Result<T, IndexError> {
     crate::wire::codec::from_bytes(bytes).map_err(|what| IndexError::Corrupt {
-        path: index.clone(),
+        path: index.to_owned(),
         what: what.to_string(),
     })
 }
 
 /// A path as a table holds it.
-pub(super) fn decode_path(index: &PathBuf, bytes: &[u8]) -> Result<RelPath, IndexError> {
+pub(super) fn decode_path(index: &Path, bytes: &[u8]) -> Result<RelPath, IndexError> {
     RelPath::new(bytes).map_err(|why| IndexError::Corrupt {
-        path: index.clone(),
+        path: index.to_owned(),
         what: why.to_string(),
     })
 }
 
 /// Looks `path` up in any rows table.
 pub(super) fn get(
-    index: &PathBuf,
+    index: &Path,
     rows: &impl ReadableTable<&'static [u8], &'static [u8]>,
     path: &RelPath,
 ) -> Result<Option<Record>, IndexError> {
@@ -50,7 +50,7 @@ pub(super) fn get(
 
 /// What lies strictly beneath `path` in any rows table, in path order.
 pub(super) fn beneath<'t, T: ReadableTable<&'static [u8], &'static [u8]>>(
-    index: &'t PathBuf,
+    index: &'t Path,
     rows: &'t T,
     path: &RelPath,
 ) -> Result<impl Iterator<Item = Result<(RelPath, Record), IndexError>> + use<'t, T>, IndexError> {
