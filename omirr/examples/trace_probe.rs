@@ -303,7 +303,7 @@ fn mmap_store(folder: &Path) -> Result<()> {
 
 fn aio_write(folder: &Path) -> Result<()> {
     let mut options = OpenOptions::new();
-    options.write(true).create(true);
+    options.write(true).create(true).truncate(true);
     let path = folder.join("aio");
     let file = options
         .clone()
@@ -344,6 +344,7 @@ fn uring_write(folder: &Path) -> Result<()> {
     let file = OpenOptions::new()
         .write(true)
         .create(true)
+        .truncate(true)
         .open(folder.join("uring"))?;
     let mut params = [0u32; 30];
     // SAFETY: the kernel fills the parameters (120 bytes).
