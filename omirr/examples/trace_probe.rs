@@ -251,6 +251,9 @@ const STEPS: &[Step] = &[
     }),
 ];
 
+/// Room in the ring, unless asked otherwise.
+const RING_BYTES: usize = 1 << 20;
+
 #[repr(align(4096))]
 struct Aligned([u8; 4096]);
 
@@ -300,7 +303,7 @@ fn mmap_store(folder: &Path) -> Result<()> {
 
 fn aio_write(folder: &Path) -> Result<()> {
     let mut options = OpenOptions::new();
-    options.write(true).create(true);
+    options.write(true).create(true).truncate(true);
     let path = folder.join("aio");
     let file = options
         .clone()
@@ -341,6 +344,7 @@ fn uring_write(folder: &Path) -> Result<()> {
     let file = OpenOptions::new()
         .write(true)
         .create(true)
+        .truncate(true)
         .open(folder.join("uring"))?;
     let mut params = [0u32; 30];
     // SAFETY: the kernel fills the parameters (120 bytes).
@@ -417,7 +421,7 @@ fn open(
     folder: &Path,
     attach: &str,
     transport: &str,
-    own: Option<u32>,
+    ring_bytes: usize,
 ) -> Result<(EbpfSource, mpsc::Receiver<Signal>)> {
     let meta = folder.metadata()?;
     let watch = Watch {
@@ -442,9 +446,9 @@ fn open(
         Options {
             attach,
             transport,
-            ring_bytes: 1 << 20,
+            ring_bytes,
         },
-        own,
+        Some(std::process::id()),
         sink,
     )?;
     Ok((source, receive))
@@ -455,7 +459,7 @@ fn run(folder: &Path, attach: &str, transport: &str) -> Result<()> {
     std::fs::create_dir_all(folder)?;
     let folder = &folder.canonicalize()?;
     let began = Instant::now();
-    let (source, receive) = open(folder, attach, transport, Some(std::process::id()))?;
+    let (source, receive) = open(folder, attach, transport, RING_BYTES)?;
     println!("opened in {:?}: {}", began.elapsed(), source.about().reason);
     let (mut bad, mut skipped) = (0, 0);
     for (name, expected, _) in STEPS {
@@ -536,10 +540,10 @@ fn run(folder: &Path, attach: &str, transport: &str) -> Result<()> {
 
 /// Many threads change files at once; every file must have been told of, or a
 /// loss must have been.
-fn burst(folder: &Path, attach: &str, transport: &str, files: usize) -> Result<()> {
+fn burst(folder: &Path, attach: &str, transport: &str, files: usize, ring_bytes: usize) -> Result<()> {
     std::fs::create_dir_all(folder)?;
     let folder = &folder.canonicalize()?;
-    let (source, receive) = open(folder, attach, transport, Some(std::process::id()))?;
+    let (source, receive) = open(folder, attach, transport, ring_bytes)?;
     let began = Instant::now();
     let status = Command::new("/proc/self/exe")
         .arg("storm")
@@ -605,7 +609,13 @@ fn main() -> Result<()> {
     }
     match arg(1) {
         "run" => run(folder, arg(3), arg(4)),
-        "burst" => burst(folder, arg(3), arg(4), arg(5).parse()?),
+        "burst" => burst(
+            folder,
+            arg(3),
+            arg(4),
+            arg(5).parse()?,
+            arg(6).parse().unwrap_or(RING_BYTES),
+        ),
         "storm" => storm(folder, arg(3).parse()?),
         "step" => {
             let (_, _, step) = STEPS
@@ -621,7 +631,7 @@ fn main() -> Result<()> {
             Ok(())
         }
         _ => bail!(
-            "usage: trace_probe run FOLDER ATTACH TRANSPORT | burst FOLDER ATTACH TRANSPORT FILES | probe"
+            "usage: trace_probe run FOLDER ATTACH TRANSPORT | burst FOLDER ATTACH TRANSPORT FILES [RING_BYTES] | probe"
         ),
     }
 }
