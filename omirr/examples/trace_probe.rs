@@ -483,7 +483,7 @@ fn run(folder: &Path, attach: &str, transport: &str) -> Result<()> {
         for signal in receive.try_iter() {
             match signal {
                 Signal::Event(event) => events.push(event),
-                lost @ Signal::Lost { .. } => bail!("{name}: {lost:?}"),
+                other => bail!("{name}: {other:?}"),
             }
         }
         let seen = expected.iter().all(|op| events.iter().any(|e| e.op == *op))
@@ -566,6 +566,7 @@ fn burst(folder: &Path, attach: &str, transport: &str, files: usize, ring_bytes:
                 }
             }
             Signal::Lost { count, .. } => lost += count,
+            Signal::Compare => {}
         }
     }
     let stats = source.stats();

@@ -8,7 +8,10 @@ use std::net::TcpListener;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use crate::net::{Cable, Side};
 
 /// Runs `omirr` with these arguments to its end.
 pub fn omirr(args: &[&str]) -> Output {
@@ -61,10 +64,15 @@ pub fn may_mirror(test: &str) -> bool {
     root
 }
 
+/// Makes a command of a program.
+pub type Launcher = Box<dyn Fn(&Path) -> Command>;
+
 pub struct Node {
     pub name: String,
     pub folder: PathBuf,
     pub share: PathBuf,
+    /// Where it listens and is found.
+    pub host: String,
     pub port: u16,
     pub key: String,
     /// `(name, address, key)`.
@@ -76,6 +84,9 @@ pub struct Node {
     /// Whose process the daemon is, if not this one's user; see
     /// [`Node::without_privileges`].
     user: Option<u32>,
+    /// Makes the daemon's command, in another network namespace say; the
+    /// program itself if none.
+    pub launcher: Option<Launcher>,
     child: Option<Child>,
 }
 
@@ -108,6 +119,8 @@ impl Node {
             tracer: String::new(),
             share_options: String::new(),
             user: None,
+            host: "127.0.0.1".to_owned(),
+            launcher: None,
             child: None,
         }
     }
@@ -115,7 +128,7 @@ impl Node {
     pub fn knows(&mut self, other: &Node) {
         self.peers.push((
             other.name.clone(),
-            format!("127.0.0.1:{}", other.port),
+            format!("{}:{}", other.host, other.port),
             other.key.clone(),
         ));
     }
@@ -136,11 +149,15 @@ impl Node {
         let mut text = String::new();
         let folder = self.folder.display();
         let Node {
-            name, port, tracer, ..
+            name,
+            host,
+            port,
+            tracer,
+            ..
         } = self;
         let _ = write!(
             text,
-            "[node]\nname = {name:?}\nlisten = [\"127.0.0.1:{port}\"]\nkey = \"{folder}/node.key\"\nstate_dir = \"{folder}/state\"\n\n[tracer]\n{tracer}\n"
+            "[node]\nname = {name:?}\nlisten = [\"{host}:{port}\"]\nkey = \"{folder}/node.key\"\nstate_dir = \"{folder}/state\"\n\n[tracer]\n{tracer}\n"
         );
         for (name, address, key) in &self.peers {
             let _ = write!(text, "\n[peers.{name}]\naddress = {address:?}\nkey = {key:?}\n");
@@ -204,7 +221,11 @@ impl Node {
             .append(true)
             .open(self.log())
             .expect("the log can be opened");
-        let mut daemon = Command::new(crate::binary());
+        let binary = crate::binary();
+        let mut daemon = match &self.launcher {
+            Some(launcher) => launcher(&binary),
+            None => Command::new(&binary),
+        };
         if let Some(user) = self.user {
             // Other groups than the user's own are dropped as well.
             daemon.uid(user).gid(user);
@@ -418,6 +439,20 @@ impl Pair {
             two,
             base: Some(base),
         }
+    }
+
+    /// Puts each node into a network namespace of its own, joined by `cable`.
+    /// Before they are started.
+    pub fn on_cable(&mut self, cable: &Arc<Cable>) {
+        for (node, side) in [(&mut self.one, Side::One), (&mut self.two, Side::Two)] {
+            node.host = side.address().to_owned();
+            let cable = Arc::clone(cable);
+            node.launcher = Some(Box::new(move |binary| cable.command(side, binary)));
+        }
+        self.one.peers.clear();
+        self.two.peers.clear();
+        self.one.knows(&self.two);
+        self.two.knows(&self.one);
     }
 
     pub fn start(&mut self) {

@@ -13,6 +13,7 @@
 //! - [`guest`]: booting one of them under QEMU and running a command inside.
 
 pub mod apt;
+pub mod bench;
 pub mod bpf;
 pub mod build;
 pub mod ci;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{build, ci, lint, run, setup, shell, test, vm};
+use xtask::{bench, build, ci, lint, run, setup, shell, test, vm};
 
 /// Set up, build, run and test omirr.
 #[derive(Parser)]
@@ -29,6 +29,8 @@ enum Command {
     /// system on /mnt. Its shell, busybox's, prefers its own commands to those in
     /// PATH: write /sbin/ip for the full one. The exit code is the command's.
     Vm(vm::Options),
+    /// Measure omirr beside rsync, in one run
+    Bench(bench::Options),
     /// Check formatting and clippy, warnings being errors
     Lint(lint::Options),
     /// All that must hold before a change is taken: lint, then test
@@ -42,6 +44,7 @@ fn main() -> ExitCode {
         Command::Run(options) => run::main(&options),
         Command::Test(options) => test::main(&options),
         Command::Vm(options) => vm::main(&options),
+        Command::Bench(options) => bench::main(&options),
         Command::Lint(options) => lint::main(&options),
         Command::Ci => ci::main(),
     };

@@ -35,6 +35,7 @@ pub fn main(options: &Options) -> Result<ExitCode> {
         Err(reason) => say(without_bpf(&reason)),
     }
     if !options.build_only {
+        test_tools();
         match guests(&kernel::NAMES) {
             Ok(()) => say(format!(
                 "guests: QEMU and kernels {} are ready",
@@ -123,6 +124,37 @@ const GUEST_TOOLS: [(&str, &str); 6] = [
     ("mkfs.ext4", "e2fsprogs"),
     ("strip", "binutils"),
 ];
+
+/// What the tests of nodes on this machine take: the program or file that shows
+/// it, its package, and what for.
+const TEST_TOOLS: [(&str, &str); 7] = [
+    ("/usr/src/linux-source-6.1.tar.xz", "linux-source-6.1"),
+    ("setfattr", "attr"),
+    ("setfacl", "acl"),
+    ("git", "git"),
+    ("xz", "xz-utils"),
+    ("ip", "iproute2"),
+    ("rsync", "rsync"),
+];
+
+/// A real tree and the everyday tools that the tests use, as far as they can be
+/// had here; a test that lacks its own says so.
+pub fn test_tools() {
+    let is_there = |what: &str| match what.starts_with('/') {
+        true => Path::new(what).exists(),
+        false => workspace::which(what).is_some(),
+    };
+    let missing: Vec<&str> = TEST_TOOLS
+        .iter()
+        .filter(|(shown_by, _)| !is_there(shown_by))
+        .map(|(_, package)| *package)
+        .collect();
+    if !missing.is_empty()
+        && let Err(error) = apt::install(&missing, "mirroring a real tree in the tests")
+    {
+        say(format!("some tests will be skipped: {error:#}"));
+    }
+}
 
 /// QEMU, what goes into a guest, and those kernels; or the reason why guests
 /// cannot be had here.

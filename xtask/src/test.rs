@@ -50,6 +50,7 @@ pub fn main(options: &Options) -> Result<ExitCode> {
     if let Some(reason) = &no_guests {
         say(format!("guest tests are skipped: {reason}"));
     }
+    setup::test_tools();
     let omirr = build::omirr(Profile::Debug)?;
     vm::build_init()?;
 
