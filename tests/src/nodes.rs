@@ -65,7 +65,7 @@ pub fn may_mirror(test: &str) -> bool {
 }
 
 /// Makes a command of a program.
-pub type Launcher = Box<dyn Fn(&Path) -> Command>;
+pub type Launcher = Box<dyn Fn(&Path) -> Command + Send + Sync>;
 
 pub struct Node {
     pub name: String,
