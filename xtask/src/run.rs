@@ -268,6 +268,10 @@ impl Running {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
+        if std::env::var_os("OMIRR_LOG").is_none() {
+            // A line for every entry that arrives.
+            command.env("OMIRR_LOG", "info,omirr::applied=debug");
+        }
         let mut child = command
             .spawn()
             .with_context(|| format!("`{}` cannot be started", describe(&command)))?;

@@ -261,6 +261,8 @@ impl Keeper {
                     continue;
                 }
                 applied += 1;
+                let what = if one.row.deleted { "deleted" } else { one.row.entry.kind_name() };
+                tracing::debug!(target: "omirr::applied", share = %share.name, from = %inbound.peer, what, "{}", one.path);
                 let old = w.get(&one.path)?;
                 let sig = match one.row.deleted {
                     true => None,
