@@ -11,7 +11,7 @@ use std::time::Instant;
 use rayon::prelude::*;
 use rustc_hash::{FxHashMap, FxHashSet};
 
-use super::dirty::Dirt;
+use super::dirty::{Dirt, Hint};
 use super::keeper::Keeper;
 use super::share::Figures;
 use crate::apply::{self, Dirs};
@@ -69,6 +69,7 @@ impl Keeper {
         // Everything that was looked at, if only to be put back: what happens to
         // it from then on is for the next pass.
         let mut looked: FxHashSet<RelPath> = FxHashSet::default();
+        let mut again = Vec::new();
         let mut todo = taken;
         while !todo.is_empty() {
             let started = Instant::now();
@@ -120,11 +121,17 @@ impl Keeper {
                     _ => {}
                 }
                 if let (Some(parent), true) = (look.path.parent(), appeared_or_gone(&look)) {
-                    more.entry(parent).or_insert(Dirt {
-                        content: false,
-                        subtree: false,
-                        ..look.dirt
-                    });
+                    if looked.contains(&parent) {
+                        // It was looked at before this name came or went: its
+                        // times may have changed since.
+                        again.push((parent, Hint::default()));
+                    } else {
+                        more.entry(parent).or_insert(Dirt {
+                            content: false,
+                            subtree: false,
+                            ..look.dirt
+                        });
+                    }
                 }
                 done.insert(look.path.clone(), look);
             }
@@ -134,6 +141,8 @@ impl Keeper {
                 .collect();
             todo.sort_unstable_by(|a, b| a.0.cmp(&b.0));
         }
+        again.dedup();
+        self.share.touch(again);
         Ok(done.into_values().collect())
     }
 
