@@ -265,6 +265,17 @@ impl Keeper {
         let mut observed = Vec::with_capacity(looks.len());
         let dirs = share.root.batch();
         let mut parents = FxHashMap::default();
+        // A directory that went while its names were looked at: what was seen
+        // in it is looked at again.
+        let gone: FxHashSet<&RelPath> = looks
+            .iter()
+            .filter(|look| matches!(look.found, Observed::Absent))
+            .map(|look| &look.path)
+            .collect();
+        let is_left_behind = |path: &RelPath| {
+            std::iter::successors(path.parent(), RelPath::parent).any(|above| gone.contains(&above))
+        };
+        let mut again = Vec::new();
         for look in looks {
             let was_dir = look
                 .record
@@ -283,7 +294,7 @@ impl Keeper {
                 Observed::Unstable { .. } | Observed::Foreign => continue,
             };
             let still_dir = matches!(&seen, Seen::Present(entry) if entry.is_dir());
-            if was_dir && !still_dir {
+            if !still_dir {
                 for pair in reader.beneath(&look.path)? {
                     let (path, record) = pair?;
                     if !record.row.deleted {
@@ -310,6 +321,7 @@ impl Keeper {
                 moved_from: look.moved_from.clone(),
             });
         }
+        share.touch(again);
         observed.sort_by(|a, b| a.path.cmp(&b.path));
         observed.dedup_by(|a, b| a.path == b.path);
         let decided = engine::decide_local(&reader, observed, &mut self.author, super::now_ms())?;
