@@ -277,10 +277,10 @@ impl Keeper {
         };
         let mut again = Vec::new();
         for look in looks {
-            let was_dir = look
-                .record
-                .as_ref()
-                .is_some_and(|record| record.row.is_live_dir());
+            if !gone.is_empty() && !matches!(look.found, Observed::Absent) && is_left_behind(&look.path) {
+                again.push((look.path.clone(), Hint::default()));
+                continue;
+            }
             let seen = match &look.found {
                 Observed::Present { entry, sig, .. } => {
                     sigs.insert(&look.path, *sig);
