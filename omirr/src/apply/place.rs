@@ -7,6 +7,7 @@
 //! microsecond still has the file.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, RenameFlags, linkat, openat, renameat_with, unlinkat};
@@ -64,12 +65,14 @@ impl Drop for Temp {
 /// Gives a staged file its name.
 pub fn install(dirs: &Dirs<'_>, mut ready: Ready, expect: &Expect) -> Result<Applied, ApplyError> {
     let path = ready.path().clone();
-    // The staged directory is where the file is; a directory that was moved in
-    // between takes the file with it, as `Dirs` explains.
-    let dir = DirFd::clone(ready.dir());
-    let name = path.name();
-    if let Some(temp) = ready.take_temp() {
-        place(dirs, &path, Temp::new(&dir, temp, false), &ready.sig, expect)?;
+    let (dir, name) = dirs.parent(&path)?;
+    if let Some((staged_in, temp)) = ready.take_temp() {
+        let temp = Temp::new(&staged_in, temp, false);
+        if !Arc::ptr_eq(&staged_in, &dir) && !is_same_dir(&staged_in, &dir) {
+            // The directory was moved or replaced meanwhile.
+            return Err(ApplyError::changed(&path));
+        }
+        place(dirs, &path, temp, &ready.sig, expect)?;
     } else if let Expect::Absent = expect {
         match link_fd(ready.fd(), &dir, name) {
             Ok(()) => {}
@@ -83,6 +86,11 @@ pub fn install(dirs: &Dirs<'_>, mut ready: Ready, expect: &Expect) -> Result<App
         place(dirs, &path, Temp::new(&dir, temp, false), &ready.sig, expect)?;
     }
     Ok(outcome(&dir, name, &ready.sig))
+}
+
+fn is_same_dir(a: &DirFd, b: &DirFd) -> bool {
+    let inode = |dir: &DirFd| statx_fd(dir.as_fd()).map(|stat| sig_of(&stat).ino);
+    matches!((inode(a), inode(b)), (Ok(a), Ok(b)) if a == b)
 }
 
 /// What is at the name after a step that put `put` there.

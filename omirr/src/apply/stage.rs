@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::Ordering;
 
 use rayon::prelude::*;
+use rustc_hash::FxHashMap;
 use rustix::fs::{
     AtFlags, Mode, OFlags, SeekFrom, fdatasync, fsync, ftruncate, ioctl_ficlone, openat, seek, syncfs,
     unlinkat,
@@ -50,18 +51,17 @@ pub struct Ready {
 
 struct Inner {
     fd: OwnedFd,
-    /// The directory in which it will be installed.
-    dir: DirFd,
-    /// Its temporary name, where the filesystem has no files without one.
-    temp: Option<String>,
+    /// Its temporary name and where that is, where the filesystem has no files
+    /// without one.
+    temp: Option<(DirFd, String)>,
     path: RelPath,
 }
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        if let Some(temp) = &self.temp {
+        if let Some((dir, temp)) = &self.temp {
             // Nothing to do about a failure: the start of the next run sweeps.
-            _ = unlinkat(&self.dir, temp.as_str(), AtFlags::empty());
+            _ = unlinkat(dir, temp.as_str(), AtFlags::empty());
         }
     }
 }
@@ -69,39 +69,85 @@ impl Drop for Inner {
 /// Begins new content for `path`, whose directory must exist.
 pub fn stage_file(dirs: &Dirs<'_>, path: &RelPath) -> Result<Staged, ApplyError> {
     let (dir, _) = dirs.parent(path)?;
-    let mode = Mode::RUSR | Mode::WUSR;
-    let root = dirs.root();
-    let fail = |errno| ApplyError::system("stage new content for", path, errno);
-    let (fd, temp) = if root.has_tmpfile.load(Ordering::Relaxed) {
-        match openat(&dir, c".", OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC, mode) {
-            Ok(fd) => (fd, None),
-            // A filesystem without: its directory is opened for writing.
-            Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => {
-                root.tmpfile_unsupported();
-                named(&dir, mode).map_err(fail)?
-            }
-            Err(errno) => return Err(fail(errno)),
-        }
-    } else {
-        named(&dir, mode).map_err(fail)?
-    };
-    Ok(Staged {
-        inner: Inner {
-            fd,
-            dir,
-            temp,
-            path: path.clone(),
-        },
-        at: 0,
-        running: Running::Hasher(Box::new(blake3::Hasher::new())),
-    })
-}
-
-fn named(dir: &DirFd, mode: Mode) -> io::Result<(OwnedFd, Option<String>)> {
+    if let Some(fd) = nameless(dirs, &dir, path)? {
+        return Ok(Staged::new(fd, None, path));
+    }
     let name = temp_name();
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let fd = openat(dir, name.as_str(), flags, mode)?;
-    Ok((fd, Some(name)))
+    let fd = openat(&dir, name.as_str(), flags, PRIVATE).map_err(|errno| cannot_stage(path, errno))?;
+    Ok(Staged::new(fd, Some((dir, name)), path))
+}
+
+/// Begins new content for paths whose directories need not exist yet.
+pub struct Ahead<'d, 'root> {
+    dirs: &'d Dirs<'root>,
+    /// Directories that were asked for: each itself, or the nearest one above
+    /// it that is there.
+    nearest: FxHashMap<RelPath, DirFd>,
+}
+
+impl<'d, 'root> Ahead<'d, 'root> {
+    pub fn new(dirs: &'d Dirs<'root>) -> Ahead<'d, 'root> {
+        Ahead {
+            dirs,
+            nearest: FxHashMap::default(),
+        }
+    }
+
+    /// The directory, on the share's filesystem, in which content for `path`
+    /// can be staged now; the root's own at worst.
+    pub fn place(&mut self, path: &RelPath) -> Result<DirFd, ApplyError> {
+        let Some(parent) = path.parent() else {
+            return self.dirs.dir(path);
+        };
+        if let Some(known) = self.nearest.get(&parent) {
+            return Ok(DirFd::clone(known));
+        }
+        let dir = match self.dirs.dir(&parent) {
+            Ok(dir) => dir,
+            Err(error) if parent.is_root() => return Err(error),
+            Err(_) => self.place(&parent)?,
+        };
+        self.nearest.insert(parent, DirFd::clone(&dir));
+        Ok(dir)
+    }
+
+    /// Begins new content for `path` at `place`; none where the filesystem has
+    /// no files without a name: a name would show, and change its directory's
+    /// times.
+    pub fn stage(&self, place: &DirFd, path: &RelPath) -> Result<Option<Staged>, ApplyError> {
+        Ok(nameless(self.dirs, place, path)?.map(|fd| Staged::new(fd, None, path)))
+    }
+}
+
+/// Who may read staged content before it has its attributes.
+const PRIVATE: Mode = Mode::RUSR.union(Mode::WUSR);
+
+fn cannot_stage(path: &RelPath, errno: Errno) -> ApplyError {
+    ApplyError::system("stage new content for", path, errno)
+}
+
+/// A new file without a name, on the filesystem of `dir`; none if that has no
+/// such files.
+fn nameless(dirs: &Dirs<'_>, dir: &DirFd, path: &RelPath) -> Result<Option<OwnedFd>, ApplyError> {
+    let root = dirs.root();
+    if !root.has_tmpfile.load(Ordering::Relaxed) {
+        return Ok(None);
+    }
+    match openat(
+        dir,
+        c".",
+        OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC,
+        PRIVATE,
+    ) {
+        Ok(fd) => Ok(Some(fd)),
+        // A filesystem without: its directory is opened for writing.
+        Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => {
+            root.tmpfile_unsupported();
+            Ok(None)
+        }
+        Err(errno) => Err(cannot_stage(path, errno)),
+    }
 }
 
 /// Stages the content that `from` has, for `path`: shares its blocks where the
@@ -163,6 +209,18 @@ fn copy(source: &OwnedFd, from: &RelPath, size: u64, staged: &mut Staged) -> Res
 }
 
 impl Staged {
+    fn new(fd: OwnedFd, temp: Option<(DirFd, String)>, path: &RelPath) -> Staged {
+        Staged {
+            inner: Inner {
+                fd,
+                temp,
+                path: path.clone(),
+            },
+            at: 0,
+            running: Running::Hasher(Box::new(blake3::Hasher::new())),
+        }
+    }
+
     /// Writes the next bytes.
     pub fn append(&mut self, bytes: &[u8]) -> Result<(), ApplyError> {
         self.put(self.at, bytes)?;
@@ -285,17 +343,13 @@ impl Ready {
         fdatasync(&self.inner.fd).map_err(|errno| ApplyError::system("sync", self.path(), errno))
     }
 
-    pub(super) fn dir(&self) -> &DirFd {
-        &self.inner.dir
-    }
-
     pub(super) fn fd(&self) -> &OwnedFd {
         &self.inner.fd
     }
 
-    /// The temporary name, which is the caller's to use up or remove from here
-    /// on.
-    pub(super) fn take_temp(&mut self) -> Option<String> {
+    /// The temporary name and its directory, which are the caller's to use up or
+    /// remove from here on.
+    pub(super) fn take_temp(&mut self) -> Option<(DirFd, String)> {
         self.inner.temp.take()
     }
 }

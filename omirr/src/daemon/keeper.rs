@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use rustc_hash::FxHashMap;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::remote::Pending;
+use super::remote::{Group, Pending};
 use super::share::{Command, Inbound, Input, Share, Waiting};
 use crate::engine::Author;
 use crate::index::Durable;
@@ -25,6 +25,8 @@ use crate::model::{RelPath, ReplicaId};
 const FLUSH_AFTER: Duration = Duration::from_millis(50);
 /// A row that could not be applied is tried again after so long.
 pub(super) const RETRY_AFTER: Duration = Duration::from_secs(2);
+/// Rows are put together up to so many.
+const GROUP_ROWS: usize = 4096;
 /// Without anything to do, memory is given back after so long.
 const IDLE_AFTER: Duration = Duration::from_secs(2);
 /// How many waiting rows `status` names.
@@ -34,6 +36,8 @@ pub struct Keeper {
     pub(super) share: Arc<Share>,
     pub(super) author: Author,
     inputs: mpsc::Receiver<Input>,
+    /// Taken from `inputs` and still to be looked at.
+    next: Option<Input>,
     stop: watch::Receiver<bool>,
     runtime: tokio::runtime::Handle,
     /// Rows that are applied and in the index, but not yet durable, since when.
@@ -70,6 +74,7 @@ impl Keeper {
             author: Author::new(meta.replica, meta.head, Some(meta.stamp), None),
             share,
             inputs,
+            next: None,
             stop,
             runtime,
             unflushed: None,
@@ -109,7 +114,7 @@ impl Keeper {
                 let _ = barrier.send(*self.share.head.borrow());
             }
         }
-        while let Ok(input) = self.inputs.try_recv() {
+        while let Some(input) = self.next_input() {
             busy = true;
             self.take(input)?;
             if !self.share.dirty().is_empty() {
@@ -133,15 +138,51 @@ impl Keeper {
         self.wait()
     }
 
+    fn next_input(&mut self) -> Option<Input> {
+        self.next.take().or_else(|| self.inputs.try_recv().ok())
+    }
+
+    /// Applies what has come from peers since the last time, each connection's
+    /// rows together: the further behind this node is, the more rows share a
+    /// sync and a commit.
+    fn receive(&mut self, first: Input) -> anyhow::Result<()> {
+        let mut groups: Vec<Group> = Vec::new();
+        let mut input = Some(first);
+        while let Some(next) = input {
+            match next {
+                Input::Batch { inbound, upto, rows } => {
+                    let group = Group::of(&mut groups, inbound);
+                    group.upto = Some(upto);
+                    self.take_rows(group, rows);
+                }
+                Input::Content {
+                    inbound,
+                    path,
+                    seq,
+                    outcome,
+                } => {
+                    let group = Group::of(&mut groups, inbound);
+                    self.take_content(group, &path, seq, outcome);
+                }
+                other => {
+                    self.next = Some(other);
+                    break;
+                }
+            }
+            if groups.iter().map(Group::len).sum::<usize>() >= GROUP_ROWS {
+                break;
+            }
+            input = self.next_input();
+        }
+        for group in groups {
+            self.apply_group(group)?;
+        }
+        Ok(())
+    }
+
     fn take(&mut self, input: Input) -> anyhow::Result<()> {
         match input {
-            Input::Batch { inbound, upto, rows } => self.receive(inbound, upto, rows)?,
-            Input::Content {
-                inbound,
-                path,
-                seq,
-                outcome,
-            } => self.fetched(&inbound, &path, seq, outcome)?,
+            Input::Batch { .. } | Input::Content { .. } => self.receive(input)?,
             Input::Closed { inbound } => {
                 self.inbounds
                     .retain(|delivered| !Arc::ptr_eq(&delivered.inbound, &inbound));

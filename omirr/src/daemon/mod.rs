@@ -233,6 +233,7 @@ fn open_share(
                 key: *settings.key.as_bytes(),
                 place,
                 acked: watch::Sender::new(0),
+                alive: tokio::sync::Notify::new(),
                 state: Default::default(),
             })
         })

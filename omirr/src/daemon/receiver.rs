@@ -11,15 +11,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::bail;
+use rayon::prelude::*;
 use rustc_hash::FxHashMap;
 use tokio::sync::{mpsc, watch};
 
-use super::share::{Command, Figures, Inbound, Input, Share};
-use crate::apply::{self, Staged};
+use super::share::{Arrival, Command, Figures, Inbound, Input, Share};
+use crate::apply::{self, Ahead, ApplyError, DirFd, Ready, Staged};
 use crate::content::{self, Assembler, ChunkSize, OwnChunks};
-use crate::model::{Hash, RelPath};
+use crate::engine::{self, Verdict};
+use crate::index::{IndexError, Reader};
+use crate::model::{Entry, RelPath, Row};
 use crate::net::{Connection, NetError, PublicKey};
-use crate::wire::{Message, PROTOCOL, Part};
+use crate::wire::{Message, PROTOCOL, Part, WireRow};
 
 /// Files that are asked for and not complete.
 const FETCHES_MAX: usize = 16;
@@ -113,6 +116,7 @@ async fn session(connection: Connection, key: PublicKey, shares: &[Arc<Share>]) 
             names: meta.names,
         })
         .await?;
+    link.alive.notify_waiters();
     tracing::info!(share = %share.name, peer = %link.peer, "receiving, from row {cursor} on");
 
     let (commands, mut orders) = mpsc::unbounded_channel();
@@ -154,6 +158,7 @@ async fn session(connection: Connection, key: PublicKey, shares: &[Arc<Share>]) 
                         last_upto = upto;
                         let bytes = rows.iter().filter_map(|row| row.inline.as_ref()).map(|inline| inline.len() as u64).sum();
                         Figures::add(&share.figures.content_received_bytes, bytes);
+                        let rows = prepare(share, rows).await?;
                         let input = Input::Batch { inbound: Arc::clone(&inbound), upto, rows };
                         if share.inputs.send(input).await.is_err() {
                             bail!("the share is stopped here");
@@ -169,12 +174,76 @@ async fn session(connection: Connection, key: PublicKey, shares: &[Arc<Share>]) 
                 Command::Ack { durable, pending, reason } => {
                     drop(say.send(Message::Ack { durable, pending, reason }));
                 }
-                Command::Want { path, seq, size, hash } => fetches.queue.push_back(Wanted { path, seq, size, hash }),
+                Command::Want { path, seq, entry } => fetches.queue.push_back(Wanted { path, seq, entry }),
             },
             else => bail!("the share is stopped here"),
         }
         fetches.start(&say);
     }
+}
+
+/// So many rows are prepared on the spot: another thread would cost more.
+const PREPARED_HERE: usize = 4;
+
+/// Stages the contents that came with rows, while the keeper is at work on
+/// earlier ones.
+async fn prepare(share: &Arc<Share>, rows: Vec<WireRow>) -> anyhow::Result<Vec<Arrival>> {
+    if rows.len() <= PREPARED_HERE {
+        return Ok(stage_ahead(share, rows)?);
+    }
+    let share = Arc::clone(share);
+    Ok(tokio::task::spawn_blocking(move || stage_ahead(&share, rows)).await??)
+}
+
+/// Stages what will most likely be asked for. Whether it is, the keeper
+/// decides; what went wrong here, it meets again and tells.
+fn stage_ahead(share: &Share, rows: Vec<WireRow>) -> Result<Vec<Arrival>, IndexError> {
+    let reader = share.index.read()?;
+    let dirs = share.root.batch();
+    let mut ahead = Ahead::new(&dirs);
+    let mut jobs = Vec::with_capacity(rows.len());
+    for row in rows {
+        let place = match wants_content(share, &reader, &row)? {
+            true => ahead.place(&row.path).ok(),
+            false => None,
+        };
+        jobs.push((row, place));
+    }
+    let stage = |(mut row, place): (WireRow, Option<DirFd>)| {
+        let ready = place.and_then(|place| stage_inline(&ahead, &place, &row).ok().flatten());
+        if ready.is_some() {
+            row.inline = None;
+        }
+        Arrival { row, ready, tries: 0 }
+    };
+    Ok(if jobs.len() <= PREPARED_HERE {
+        jobs.into_iter().map(stage).collect()
+    } else {
+        jobs.into_par_iter().with_min_len(4).map(stage).collect()
+    })
+}
+
+/// Whether the row's content came with it and is to become a file of its own.
+fn wants_content(share: &Share, reader: &Reader, row: &WireRow) -> Result<bool, IndexError> {
+    let entry = &row.row.entry;
+    if row.inline.is_none() || entry.link.is_some() || share.is_excluded(&row.path, false) {
+        return Ok(false);
+    }
+    let local = reader.get(&row.path)?.map(|record| record.row);
+    let here = local.as_ref().and_then(Row::live);
+    let verdict = engine::remote_row(&row.path, local.as_ref(), &row.row, share.policy);
+    Ok(matches!(verdict, Verdict::Take(_)) && here.is_none_or(|here| here.kind != entry.kind))
+}
+
+fn stage_inline(ahead: &Ahead<'_, '_>, place: &DirFd, row: &WireRow) -> Result<Option<Ready>, ApplyError> {
+    let Some(inline) = &row.inline else {
+        return Ok(None);
+    };
+    let Some(mut staged) = ahead.stage(place, &row.path)? else {
+        return Ok(None);
+    };
+    staged.append(inline)?;
+    staged.finish(&row.row.entry).map(Some)
 }
 
 /// Tells the keeper when the connection ends, however it ends.
@@ -199,8 +268,7 @@ impl Drop for Closing {
 struct Wanted {
     path: RelPath,
     seq: u64,
-    size: u64,
-    hash: Hash,
+    entry: Entry,
 }
 
 /// What the sender answers to a request, in order.
@@ -278,57 +346,51 @@ impl Fetches {
     }
 }
 
-/// Asks for one file and stages it; returns when it is complete and its hash
-/// is what the row says.
+/// Asks for one file and stages it; returns when it is complete and as the row
+/// says.
 fn fetch(
     share: &Share,
     id: u64,
     wanted: &Wanted,
     asked: &mpsc::UnboundedSender<Message>,
     mut incoming: mpsc::Receiver<Piece>,
-) -> anyhow::Result<Staged> {
+) -> anyhow::Result<Ready> {
+    let Some((size, hash)) = wanted.entry.content() else {
+        bail!("{} has no content to be fetched", wanted.path);
+    };
     let dirs = share.root.batch();
     let staged = apply::stage_file(&dirs, &wanted.path)?;
     let mut own = None;
-    if wanted.size >= DELTA_MIN
+    if size >= DELTA_MIN
         && let Ok(base) = apply::open_file(&dirs, &wanted.path)
     {
-        let chunks = content::chunk_list(&base, ChunkSize::for_file(wanted.size), HAVE_MAX)?;
+        let chunks = content::chunk_list(&base, ChunkSize::for_file(size), HAVE_MAX)?;
         own = Some(OwnChunks::new(base, chunks));
     }
     let have = own.as_ref().map(OwnChunks::ids).unwrap_or_default();
     asked.send(Message::Want {
         id,
         path: wanted.path.clone(),
-        size: wanted.size,
-        hash: wanted.hash,
+        size,
+        hash,
         have,
     })?;
-    let mut assembler = Assembler::new(InOrder(staged), wanted.size, wanted.hash, own)?;
+    let mut assembler = Assembler::new(InOrder(staged), size, hash, own)?;
     loop {
         let (parts, last) = match incoming.blocking_recv() {
             Some(Piece::Parts(parts, last)) => (parts, last),
             Some(Piece::Gone(reason)) => bail!("{reason}"),
             None => bail!("the connection has ended"),
         };
-        let bytes = parts
-            .iter()
-            .map(|part| {
-                if let Part::Data(data) = part {
-                    data.len() as u64
-                } else {
-                    0
-                }
-            })
-            .sum();
+        let bytes = parts.iter().map(Part::data_bytes).sum();
         Figures::add(&share.figures.content_received_bytes, bytes);
         assembler.take(&parts)?;
         if last {
             let InOrder(mut staged) = assembler.finish()?;
-            if staged.len() < wanted.size {
-                staged.hole(wanted.size - staged.len())?;
+            if staged.len() < size {
+                staged.hole(size - staged.len())?;
             }
-            return Ok(staged);
+            return Ok(staged.finish(&wanted.entry)?);
         }
     }
 }

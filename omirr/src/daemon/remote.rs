@@ -14,21 +14,21 @@
 //! 4. The rows go into the index; a later commit makes them durable.
 //! 5. After that commit the peer hears of it.
 
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use rayon::prelude::*;
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::dirty::Hint;
 use super::keeper::{Keeper, RETRY_AFTER};
 use super::local::is_dir;
-use super::share::{Command, Figures, Inbound, Share};
-use crate::apply::{self, Applied, ApplyError, DirRemoval, Dirs, Expect, Ready, Staged};
+use super::share::{Arrival, Command, Figures, Inbound, Share};
+use crate::apply::{self, Applied, ApplyError, DirRemoval, Dirs, Expect, Ready};
 use crate::engine::{self, Arrived, Content, Context, Decided, Install, Progress, Step, Work};
 use crate::index::{Durable, Reader};
-use crate::model::{Entry, Kind, Record, RelPath, Row, StatSig};
+use crate::model::{self, Kind, Record, RelPath, Row, StatSig};
 use crate::observe::{self, Observed, Reading};
 use crate::wire::WireRow;
 
@@ -44,12 +44,47 @@ pub(super) struct Pending {
     pub(super) tries: u32,
 }
 
-/// A row that is to be applied, with what is there of its content.
-struct Arrival {
-    row: WireRow,
-    staged: Option<Staged>,
-    /// As in [`Pending`].
-    tries: u32,
+/// What has come over one connection and is to be applied together.
+pub(super) struct Group {
+    inbound: Arc<Inbound>,
+    /// The last batch's, if there is one.
+    pub(super) upto: Option<u64>,
+    arrivals: Vec<Arrival>,
+    /// By path: where in `arrivals` its row is.
+    places: FxHashMap<RelPath, usize>,
+}
+
+impl Group {
+    /// The group of a connection, made if there is none.
+    pub(super) fn of(groups: &mut Vec<Group>, inbound: Arc<Inbound>) -> &mut Group {
+        let place = groups
+            .iter()
+            .position(|group| Arc::ptr_eq(&group.inbound, &inbound));
+        let place = place.unwrap_or_else(|| {
+            groups.push(Group {
+                inbound,
+                upto: None,
+                arrivals: Vec::new(),
+                places: FxHashMap::default(),
+            });
+            groups.len() - 1
+        });
+        &mut groups[place]
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.arrivals.len()
+    }
+
+    fn add(&mut self, arrival: Arrival) {
+        match self.places.entry(arrival.row.path.clone()) {
+            Entry::Occupied(place) => self.arrivals[*place.get()] = arrival,
+            Entry::Vacant(place) => {
+                place.insert(self.arrivals.len());
+                self.arrivals.push(arrival);
+            }
+        }
+    }
 }
 
 /// What has become of steps.
@@ -64,68 +99,67 @@ struct Outcome {
 }
 
 impl Keeper {
-    /// Decides on a batch and applies it.
-    pub(super) fn receive(
-        &mut self,
-        inbound: Arc<Inbound>,
-        upto: u64,
-        rows: Vec<WireRow>,
-    ) -> anyhow::Result<()> {
-        if Self::is_closed(&inbound) {
-            return Ok(());
-        }
-        let mut arrivals = Vec::with_capacity(rows.len());
-        for row in rows {
-            // A newer row of the same peer takes the place of one that waits.
-            self.pending.remove(&(inbound.place, row.path.clone()));
-            if !self.share.is_excluded(&row.path, row.row.entry.is_dir()) {
-                arrivals.push(Arrival {
-                    row,
-                    staged: None,
-                    tries: 0,
-                });
+    /// Adds a batch to its connection's group. A newer row of the same peer
+    /// takes the place of one that waits, be it for content or in the group.
+    pub(super) fn take_rows(&mut self, group: &mut Group, rows: Vec<Arrival>) {
+        for arrival in rows {
+            let path = &arrival.row.path;
+            self.pending.remove(&(group.inbound.place, path.clone()));
+            if !self.share.is_excluded(path, arrival.row.row.entry.is_dir()) {
+                group.add(arrival);
             }
         }
-        self.delivered(&inbound).upto = upto;
-        self.apply(&inbound, arrivals)?;
-        self.unflushed.get_or_insert_with(Instant::now);
-        Ok(())
     }
 
     /// Content has arrived, or could not be had.
-    pub(super) fn fetched(
+    pub(super) fn take_content(
         &mut self,
-        inbound: &Arc<Inbound>,
+        group: &mut Group,
         path: &RelPath,
         seq: u64,
-        outcome: Result<Staged, String>,
-    ) -> anyhow::Result<()> {
-        let current = |pending: &Pending| pending.row.seq == seq && Arc::ptr_eq(&pending.inbound, inbound);
-        let key = (inbound.place, path.clone());
-        if !self.pending.get(&key).is_some_and(current) {
-            return Ok(());
-        }
+        outcome: Result<Ready, String>,
+    ) {
+        let key = (group.inbound.place, path.clone());
+        let current =
+            |pending: &&mut Pending| pending.row.seq == seq && Arc::ptr_eq(&pending.inbound, &group.inbound);
+        let Some(pending) = self.pending.get_mut(&key).filter(current) else {
+            return;
+        };
         match outcome {
-            Ok(staged) => {
+            Ok(ready) => {
                 if let Some(Pending { row, tries, .. }) = self.pending.remove(&key) {
-                    self.apply(
-                        inbound,
-                        vec![Arrival {
-                            row,
-                            staged: Some(staged),
-                            tries,
-                        }],
-                    )?;
-                    self.unflushed.get_or_insert_with(Instant::now);
+                    group.add(Arrival {
+                        row,
+                        ready: Some(ready),
+                        tries,
+                    });
                 }
             }
             Err(reason) => {
-                if let Some(pending) = self.pending.get_mut(&key) {
-                    pending.reason = Some(reason);
-                    pending.again = Some(Instant::now() + RETRY_AFTER);
-                }
+                pending.reason = Some(reason);
+                pending.again = Some(Instant::now() + RETRY_AFTER);
             }
         }
+    }
+
+    /// Decides on what has come over one connection, and applies it.
+    pub(super) fn apply_group(&mut self, group: Group) -> anyhow::Result<()> {
+        let Group {
+            inbound,
+            upto,
+            arrivals,
+            ..
+        } = group;
+        if Self::is_closed(&inbound) {
+            return Ok(());
+        }
+        if let Some(upto) = upto {
+            self.delivered(&inbound).upto = upto;
+        } else if arrivals.is_empty() {
+            return Ok(());
+        }
+        self.apply(&inbound, arrivals)?;
+        self.unflushed.get_or_insert_with(Instant::now);
         Ok(())
     }
 
@@ -148,7 +182,7 @@ impl Keeper {
             };
             let arrival = Arrival {
                 row,
-                staged: None,
+                ready: None,
                 tries,
             };
             match by_inbound
@@ -380,12 +414,11 @@ impl Keeper {
 
     /// Asks for the content of a row, which waits until it is there.
     fn fetch(&mut self, inbound: &Arc<Inbound>, row: WireRow, tries: u32) {
-        if let Some((size, hash)) = row.row.entry.content() {
+        if row.row.entry.content().is_some() {
             let want = Command::Want {
                 path: row.path.clone(),
                 seq: row.seq,
-                size,
-                hash,
+                entry: row.row.entry.clone(),
             };
             // A closed connection's rows come again with the next one.
             let _ = inbound.commands.send(want);
@@ -483,7 +516,7 @@ fn missing_content(steps: &[Step], arrivals: &[Arrival]) -> FxHashSet<RelPath> {
     let there: FxHashSet<&RelPath> = arrivals
         .iter()
         .filter(|arrival| {
-            arrival.staged.is_some()
+            arrival.ready.is_some()
                 || arrival.row.inline.is_some()
                 || arrival.row.row.entry.content().is_some_and(|(size, _)| size == 0)
         })
@@ -500,14 +533,9 @@ fn stage(
     arrivals: &mut [Arrival],
     outcome: &mut Outcome,
 ) -> FxHashMap<RelPath, Ready> {
-    let mut sources: FxHashMap<RelPath, (Option<Bytes>, Option<Staged>)> = arrivals
+    let mut sources: FxHashMap<RelPath, &mut Arrival> = arrivals
         .iter_mut()
-        .map(|arrival| {
-            (
-                arrival.row.path.clone(),
-                (arrival.row.inline.clone(), arrival.staged.take()),
-            )
-        })
+        .map(|arrival| (arrival.row.path.clone(), arrival))
         .collect();
     let jobs: Vec<_> = steps
         .iter()
@@ -539,13 +567,18 @@ fn stage_one(
     dirs: &Dirs<'_>,
     reader: &Reader,
     path: &RelPath,
-    entry: &Entry,
+    entry: &model::Entry,
     content: &Content,
-    source: Option<(Option<Bytes>, Option<Staged>)>,
+    source: Option<&mut Arrival>,
 ) -> Result<Ready, ApplyError> {
-    let (inline, fetched) = source.unwrap_or_default();
-    let staged = match (content, fetched, inline) {
-        (_, Some(staged), _) => staged,
+    // What came is of use only as long as it is what was decided.
+    let source = source.filter(|arrival| arrival.row.row.entry == *entry);
+    let (ready, inline) = match source {
+        Some(arrival) => (arrival.ready.take(), arrival.row.inline.clone()),
+        None => (None, None),
+    };
+    let staged = match (content, ready, inline) {
+        (_, Some(ready), _) => return Ok(ready),
         (_, None, Some(inline)) => {
             let mut staged = apply::stage_file(dirs, path)?;
             staged.append(&inline)?;

@@ -26,7 +26,7 @@ use crate::wire::{Message, PROTOCOL, Part, WireRow};
 pub const INLINE_MAX: u64 = 128 << 10;
 /// A batch is closed at so many rows or bytes of content.
 const BATCH_ROWS: usize = 1024;
-const BATCH_BYTES: usize = 6 << 20;
+const BATCH_BYTES: usize = 1 << 20;
 /// What a row takes without its content, about, bytes.
 const ROW_BYTES: usize = 200;
 const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -67,9 +67,9 @@ pub async fn run(
         }
         tokio::select! {
             _ = stop.wait_for(|stop| *stop) => return,
-            () = tokio::time::sleep(pause) => {}
+            () = tokio::time::sleep(pause) => pause = (pause * 2).min(RETRY_MAX),
+            () = link.alive.notified() => pause = RETRY_MIN,
         }
-        pause = (pause * 2).min(RETRY_MAX);
     }
 }
 
@@ -391,16 +391,7 @@ async fn prepare_contents(
 fn send_content(share: &Share, job: &WantJob, pieces: &mpsc::Sender<Message>) -> anyhow::Result<()> {
     let file = apply::open_file(&share.root.batch(), &job.path)?;
     let emit = |parts: Vec<Part>, last| {
-        let bytes: u64 = parts
-            .iter()
-            .map(|part| {
-                if let Part::Data(data) = part {
-                    data.len() as u64
-                } else {
-                    0
-                }
-            })
-            .sum();
+        let bytes = parts.iter().map(Part::data_bytes).sum();
         Figures::add(&share.figures.content_sent_bytes, bytes);
         match pieces.blocking_send(Message::Content {
             id: job.id,

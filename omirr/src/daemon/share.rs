@@ -13,11 +13,11 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use super::dirty::{DirtySet, Hint};
 use super::recent::Recent;
-use crate::apply::{ShareRoot, Staged};
+use crate::apply::{Ready, ShareRoot};
 use crate::config::Excludes;
 use crate::engine::Policy;
 use crate::index::Index;
-use crate::model::{RelPath, ReplicaId};
+use crate::model::{Entry, RelPath, ReplicaId};
 use crate::resolve::Resolver;
 use crate::wire::WireRow;
 
@@ -27,14 +27,14 @@ pub enum Input {
     Batch {
         inbound: Arc<Inbound>,
         upto: u64,
-        rows: Vec<WireRow>,
+        rows: Vec<Arrival>,
     },
     /// Content that was asked for has arrived, or could not be had.
     Content {
         inbound: Arc<Inbound>,
         path: RelPath,
         seq: u64,
-        outcome: Result<Staged, String>,
+        outcome: Result<Ready, String>,
     },
     /// A connection has ended: what waited for it is forgotten, the peer sends
     /// it again.
@@ -46,6 +46,15 @@ pub enum Input {
     Renew,
     /// Names of nodes that a peer knows.
     Names(Vec<(ReplicaId, String)>),
+}
+
+/// A row that a peer sent, with its content if that is here.
+pub struct Arrival {
+    pub row: WireRow,
+    /// The row's content with the row's attributes, waiting for its name.
+    pub ready: Option<Ready>,
+    /// How often it was found that the disk is not what the index says.
+    pub tries: u32,
 }
 
 /// A connection over which a peer sends its rows.
@@ -65,8 +74,8 @@ pub enum Command {
     Want {
         path: RelPath,
         seq: u64,
-        size: u64,
-        hash: crate::model::Hash,
+        /// A file's.
+        entry: Entry,
     },
     Ack {
         durable: u64,
@@ -85,6 +94,8 @@ pub struct Link {
     /// This node's sequence up to which the peer has everything durably.
     pub acked: watch::Sender<u64>,
     pub state: Mutex<LinkState>,
+    /// The peer has just been heard of: no reason to wait before dialling it.
+    pub alive: Notify,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -189,8 +200,9 @@ pub struct Parts {
 
 impl Share {
     pub fn new(parts: Parts) -> (Arc<Share>, mpsc::Receiver<Input>) {
-        // A few batches may wait; after that the peer's connection does.
-        let (inputs, receiver) = mpsc::channel(4);
+        // Some batches may wait, their contents staged, to be applied together;
+        // after that the peer's connection waits.
+        let (inputs, receiver) = mpsc::channel(16);
         let head = parts.index.meta().head;
         let resolver = Mutex::new(Resolver::new(parts.root.ino()));
         let share = Share {

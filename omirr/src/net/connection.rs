@@ -16,15 +16,16 @@ use tokio_rustls::TlsStream;
 
 use super::NetError;
 use super::error::{is_hang_up, tls_error};
+use super::link::Link;
 use crate::wire::frame::{self, Progress};
-use crate::wire::{Decoder, Encoder, Message};
+use crate::wire::{Decoder, Encoder, Message, Pack};
 
 /// What is read at once while nothing is known to be coming.
 const READ_BYTES: usize = 64 << 10;
 /// What `feed` gathers before it writes of its own accord.
 const WRITE_BYTES: usize = 256 << 10;
 /// Buffers above are given back once they are empty.
-const KEEP_BYTES: usize = 1 << 20;
+const KEEP_BYTES: usize = 2 << 20;
 
 /// A connection to a peer whose key has been checked.
 #[derive(Debug)]
@@ -59,6 +60,7 @@ impl Connection {
     /// without reading can hang.
     pub fn split(self) -> (Reader, Writer) {
         let peer: Arc<str> = self.peer.into();
+        let link = Link::of(self.stream.get_ref().0);
         let (read, write) = tokio::io::split(self.stream);
         let reader = Reader {
             half: read,
@@ -70,6 +72,7 @@ impl Connection {
             half: write,
             buffer: BytesMut::new(),
             encoder: Encoder::default(),
+            link,
             peer,
         };
         (reader, writer)
@@ -150,6 +153,7 @@ pub struct Writer {
     /// Frames that are not yet written.
     buffer: BytesMut,
     encoder: Encoder,
+    link: Link,
     peer: Arc<str>,
 }
 
@@ -197,8 +201,13 @@ impl Writer {
     }
 
     fn encode(&mut self, message: &Message) -> Result<(), NetError> {
+        let pack = if message.is_bulky() && !self.link.is_fast() {
+            Pack::IfSmaller
+        } else {
+            Pack::Never
+        };
         self.encoder
-            .encode(message, &mut self.buffer)
+            .encode(message, pack, &mut self.buffer)
             .map_err(|why| NetError::Unsendable {
                 peer: self.peer.to_string(),
                 why,

@@ -9,6 +9,7 @@
 //! - `tls`: TLS 1.3 with raw public keys (RFC 7250), pinned on both sides.
 //! - `dial`, `handshake`: from an address to a connection.
 //! - [`connection`]: messages over one connection.
+//! - `link`: how fast a connection is.
 //! - [`listener`]: the sockets that peers dial, and how they are let in.
 
 pub mod connection;
@@ -16,6 +17,7 @@ mod dial;
 mod error;
 mod handshake;
 pub mod key;
+mod link;
 pub mod listener;
 mod tls;
 

@@ -15,7 +15,7 @@
 
 use bincode::config::{Configuration, Limit, LittleEndian, Varint};
 use bincode::error::{DecodeError, EncodeError};
-use bytes::BytesMut;
+use bytes::{BufMut, BytesMut};
 use serde::{Serialize, de::DeserializeOwned};
 use zstd::zstd_safe;
 
@@ -63,7 +63,7 @@ pub fn from_bytes<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, WireError> {
 /// One message as a whole frame. A connection uses an [`Encoder`] instead.
 pub fn encode(message: &Message) -> Result<BytesMut, WireError> {
     let mut out = BytesMut::new();
-    Encoder::default().encode(message, &mut out)?;
+    Encoder::default().encode(message, Pack::IfSmaller, &mut out)?;
     Ok(out)
 }
 
@@ -79,6 +79,14 @@ pub fn decode(bytes: &[u8]) -> Result<Message, WireError> {
     }
 }
 
+/// Whether a body is compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pack {
+    Never,
+    /// If it is one of content and shrinks by it.
+    IfSmaller,
+}
+
 /// Turns messages into frames; keeps its buffers and its compressor.
 #[derive(Default)]
 pub struct Encoder {
@@ -90,7 +98,14 @@ pub struct Encoder {
 
 impl Encoder {
     /// Appends `message` as a frame to `out`, which is left alone on failure.
-    pub fn encode(&mut self, message: &Message, out: &mut BytesMut) -> Result<(), WireError> {
+    pub fn encode(&mut self, message: &Message, pack: Pack, out: &mut BytesMut) -> Result<(), WireError> {
+        if pack == Pack::Never || !message.is_bulky() {
+            return frame::put_with(0, out, |out| {
+                bincode::serde::encode_into_std_write(message, &mut out.writer(), config())
+                    .map_err(unencodable)?;
+                Ok(())
+            });
+        }
         self.body.clear();
         bincode::serde::encode_into_std_write(message, &mut self.body, config()).map_err(unencodable)?;
         if self.body.len() > LIMITS.body_bytes {
@@ -101,8 +116,7 @@ impl Encoder {
                 limit: LIMITS.body_bytes,
             });
         }
-        let bulky = matches!(message, Message::Batch { .. } | Message::Content { .. });
-        let done = if bulky && self.pack()? {
+        let done = if self.pack()? {
             frame::put(FLAG_ZSTD, &self.packed, out)
         } else {
             frame::put(0, &self.body, out)

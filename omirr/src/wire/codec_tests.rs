@@ -171,7 +171,7 @@ proptest! {
         let (mut encoder, mut decoder) = (Encoder::default(), Decoder::default());
         let mut stream = BytesMut::new();
         for message in &messages {
-            encoder.encode(message, &mut stream).unwrap();
+            encoder.encode(message, Pack::IfSmaller, &mut stream).unwrap();
         }
         for message in &messages {
             let Progress::Whole(frame) = frame::take(&mut stream).unwrap() else { panic!("frame is missing") };

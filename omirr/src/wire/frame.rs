@@ -59,18 +59,39 @@ pub fn take(buffer: &mut BytesMut) -> Result<Progress, WireError> {
 
 /// Appends a frame to `out`.
 pub fn put(flags: u8, body: &[u8], out: &mut BytesMut) -> Result<(), WireError> {
-    let whole = HEADER_BYTES + body.len();
-    if whole > LIMITS.frame_bytes {
-        return Err(WireError::FrameTooLong {
-            bytes: whole as u64,
-            limit: LIMITS.frame_bytes,
-        });
-    }
-    out.reserve(whole);
-    out.extend_from_slice(&(1 + body.len() as u32).to_le_bytes());
+    out.reserve(HEADER_BYTES + body.len());
+    put_with(flags, out, |out| {
+        out.extend_from_slice(body);
+        Ok(())
+    })
+}
+
+/// Appends a frame to `out`, whose body `write` appends. `out` is left alone on
+/// failure.
+pub fn put_with(
+    flags: u8,
+    out: &mut BytesMut,
+    write: impl FnOnce(&mut BytesMut) -> Result<(), WireError>,
+) -> Result<(), WireError> {
+    let start = out.len();
+    out.extend_from_slice(&[0; LENGTH_BYTES]);
     out.extend_from_slice(&[flags]);
-    out.extend_from_slice(body);
-    Ok(())
+    let done = write(out).and_then(|()| {
+        let bytes = out.len() - start;
+        if bytes > LIMITS.frame_bytes {
+            return Err(WireError::FrameTooLong {
+                bytes: bytes as u64,
+                limit: LIMITS.frame_bytes,
+            });
+        }
+        let length = (bytes - LENGTH_BYTES) as u32;
+        out[start..start + LENGTH_BYTES].copy_from_slice(&length.to_le_bytes());
+        Ok(())
+    });
+    if done.is_err() {
+        out.truncate(start);
+    }
+    done
 }
 
 #[cfg(test)]

@@ -125,7 +125,22 @@ pub enum Message {
     Pong,
 }
 
+impl Part {
+    /// Bytes of data that it carries.
+    pub fn data_bytes(&self) -> u64 {
+        match self {
+            Part::Data(data) => data.len() as u64,
+            Part::Have(_) | Part::Hole(_) => 0,
+        }
+    }
+}
+
 impl Message {
+    /// Whether it carries content, and may thus be worth compressing.
+    pub fn is_bulky(&self) -> bool {
+        matches!(self, Message::Batch { .. } | Message::Content { .. })
+    }
+
     /// What it is, for error messages.
     pub fn name(&self) -> &'static str {
         match self {

@@ -16,6 +16,6 @@ pub mod frame;
 mod message;
 
 pub use check::MAX_HAVE;
-pub use codec::{Decoder, Encoder, decode, encode, from_bytes, to_bytes};
+pub use codec::{Decoder, Encoder, Pack, decode, encode, from_bytes, to_bytes};
 pub use error::WireError;
 pub use message::{LIMITS, Limits, MAGIC, Message, PROTOCOL, Part, WireRow};

@@ -293,6 +293,34 @@ impl Shared {
     }
 }
 
+/// When to let events gather. Each wake-up costs more than ten events; where
+/// they never stop coming, reading them in portions costs a fraction and
+/// delays them by [`GATHER`].
+#[derive(Default)]
+struct Pace {
+    last: Option<Instant>,
+    /// Wake-ups in a row that followed one another at once.
+    hasty: u32,
+}
+
+/// Wake-ups closer together than this count as at once.
+const AT_ONCE: Duration = Duration::from_micros(300);
+/// So many of them may follow one another.
+const HASTY_MAX: u32 = 16;
+const GATHER: Duration = Duration::from_millis(1);
+
+impl Pace {
+    /// How long to sleep after a drain that ended `now`, if at all.
+    fn after_drain(&mut self, now: Instant) -> Option<Duration> {
+        let pause = (self.hasty >= HASTY_MAX).then_some(GATHER);
+        let allowed = AT_ONCE + pause.unwrap_or_default() * 2;
+        let at_once = self.last.is_some_and(|last| now.duration_since(last) < allowed);
+        self.hasty = if at_once { self.hasty.saturating_add(1) } else { 0 };
+        self.last = Some(now);
+        (self.hasty >= HASTY_MAX).then_some(GATHER)
+    }
+}
+
 /// The thread's side.
 struct Reader {
     group: OwnedFd,
@@ -305,6 +333,7 @@ struct Reader {
 impl Reader {
     fn run(&mut self) {
         let mut buffer = vec![0; BUFFER_BYTES];
+        let mut pace = Pace::default();
         loop {
             if let Err(error) = self.wait() {
                 tracing::error!(%error, "waiting for fanotify's events");
@@ -318,12 +347,17 @@ impl Reader {
                 state.asked
             };
             let drained_bytes = self.drain(&mut buffer);
+            let pause = pace.after_drain(Instant::now());
             let mut state = self.shared.state.lock();
             state.answered = asked;
             state.stats.events = self.delivered;
             state.stats.dropped = self.translator.overflows;
             state.stats.high_water_bytes = state.stats.high_water_bytes.max(drained_bytes);
             self.shared.answered.notify_all();
+            drop(state);
+            if let Some(pause) = pause {
+                std::thread::sleep(pause);
+            }
         }
     }
 
