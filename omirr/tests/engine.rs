@@ -7,7 +7,8 @@ use std::ops::ControlFlow;
 
 use omirr::engine::{
     Arrived, Author, Content, Context, Decided, Install, Loser, Observed, Outgoing, Policy, Progress, Rows,
-    Seen, Sequence, Step, Verdict, Work, decide_local, decide_remote, plan, precedence, remote_row,
+    Seen, Sequence, Step, Verdict, Work, decide_local, decide_remote, incoherent, plan, precedence,
+    remote_row,
 };
 use omirr::model::{
     Entry, Hash, Kind, LinkGroup, Record, RelPath, ReplicaId, Row, Stamp, StatSig, Time, Vector, Version,
@@ -770,4 +771,69 @@ proptest! {
         prop_assert_eq!(winner(&a, &b), winner(&b, &a));
         prop_assert_eq!(winner(&winner(&a, &b), &c), winner(&a, &winner(&b, &c)));
     }
+}
+
+/// What was seen, `None` where it is as the row says, and what of it is left out.
+fn left_out(index: &Index, seen: &[(&str, Option<Seen>)]) -> Vec<String> {
+    let seen: Vec<(RelPath, Option<Seen>)> =
+        seen.iter().map(|(path, seen)| (at(path), seen.clone())).collect();
+    let seen = seen.iter().map(|(path, seen)| (path, seen.as_ref())).collect();
+    let Ok(out) = incoherent(index, &seen);
+    out.iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn looks_that_do_not_fit_together_are_left_out() {
+    let mut index = Index::default();
+    index.put("d", 1, row(dir(), &[(1, 1)], 1));
+    index.put("d/e", 2, row(dir(), &[(1, 2)], 2));
+    index.put("d/e/f", 3, row(file(1), &[(1, 3)], 3));
+    index.put("g", 4, row(file(1), &[(1, 4)], 4));
+    let there = |entry: Entry| Some(Seen::Present(entry));
+    let gone = || Some(Seen::Absent);
+
+    // A whole tree that went, one that came, a directory that became a file.
+    let went = [("d", gone()), ("d/e", gone()), ("d/e/f", gone())];
+    assert!(left_out(&index, &went).is_empty());
+    let came = [
+        ("n", there(dir())),
+        ("n/m", there(dir())),
+        ("n/m/x", there(file(2))),
+    ];
+    assert!(left_out(&index, &came).is_empty());
+    let turned = [("d", there(file(3))), ("d/e", gone()), ("d/e/f", gone())];
+    assert!(left_out(&index, &turned).is_empty());
+
+    // It came back while its names were looked at.
+    let back = [
+        ("d", gone()),
+        ("d/e", None),
+        ("d/e/f", None),
+        ("g", there(file(9))),
+    ];
+    assert_eq!(left_out(&index, &back), ["d", "d/e", "d/e/f"]);
+    let new_name = [
+        ("d", gone()),
+        ("d/e", gone()),
+        ("d/e/f", gone()),
+        ("d/n", there(file(2))),
+    ];
+    assert_eq!(left_out(&index, &new_name), ["d", "d/e", "d/e/f", "d/n"]);
+    // A file took its place, after a name in it had been looked at.
+    let replaced = [("d/e", there(file(3))), ("d/e/f", there(file(4)))];
+    assert_eq!(left_out(&index, &replaced), ["d/e", "d/e/f"]);
+    // One name could not be looked at.
+    let unsure = [("d", gone()), ("d/e", gone())];
+    assert_eq!(left_out(&index, &unsure), ["d", "d/e"]);
+    // What is left out takes along what rests on it, and the rest stays.
+    let above = [
+        ("d", gone()),
+        ("d/e", gone()),
+        ("d/e/f", there(file(4))),
+        ("g", gone()),
+    ];
+    assert_eq!(left_out(&index, &above), ["d", "d/e", "d/e/f"]);
+    // A new directory that kept changing: nothing in it has a place yet.
+    let orphan = [("n/m", there(dir())), ("n/m/x", there(file(2))), ("g", None)];
+    assert_eq!(left_out(&index, &orphan), ["n/m", "n/m/x"]);
 }

@@ -6,8 +6,9 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use rayon::prelude::*;
 use rustc_hash::{FxHashMap, FxHashSet};
 
@@ -15,10 +16,10 @@ use super::dirty::{Dirt, Hint};
 use super::keeper::Keeper;
 use super::share::Figures;
 use crate::apply::{self, Dirs};
-use crate::engine::{self, Seen};
+use crate::engine::{self, Name, Seen};
 use crate::index::{Durable, IndexError, Reader};
 use crate::model::{Entry, LinkGroup, Record, RelPath, StatSig};
-use crate::observe::{self, Observed, Reading};
+use crate::observe::{self, Observed, Reading, Sight};
 
 /// So many paths are looked at before their rows are written.
 const PORTION: usize = 2048;
@@ -34,13 +35,20 @@ pub(super) fn is_dir(sig: &StatSig) -> bool {
 
 /// A path that was looked at, with its record as of before.
 struct Look {
-    path: RelPath,
     dirt: Dirt,
     record: Option<Record>,
-    found: Observed,
-    /// The content was under this path before, or is there as well.
-    moved_from: Option<RelPath>,
+    /// None if it is as the record says.
+    seen: Option<Seen>,
+    /// As of now; none if nothing is there.
+    sig: Option<StatSig>,
+    /// What was read of it, if that is little.
+    content: Option<Bytes>,
+    /// The inode was under this path before, or is there as well.
+    elsewhere: Option<Elsewhere>,
 }
+
+/// Looks by path: parents before what is in them.
+type Looks = BTreeMap<RelPath, Look>;
 
 impl Keeper {
     /// Looks at what is due (at everything, if `force`) and writes its rows.
@@ -50,22 +58,24 @@ impl Keeper {
         if taken.is_empty() {
             return Ok(false);
         }
-        let mut looks = self.look_at_all(taken)?;
+        let reader = self.share.index.read()?;
+        let mut looks = self.look_at_all(&reader, taken)?;
         // After looking: what a directory lost after it was moved away from the
         // share's path is no deletion.
         if let Err(reason) = self.share.root.still_there() {
             anyhow::bail!(reason);
         }
-        looks.retain(|look| !matches!(look.found, Observed::Foreign));
-        self.write_rows(&looks)?;
+        self.put_back_incoherent(&reader, &mut looks)?;
+        link(&reader, &mut looks)?;
+        self.write_rows(&reader, looks)?;
         Ok(true)
     }
 
     /// Looks at the paths, at what lies beneath those that turn out to be new
-    /// directories, and at the other names of changed inodes.
-    fn look_at_all(&mut self, taken: Vec<(RelPath, Dirt)>) -> anyhow::Result<Vec<Look>> {
-        let reader = self.share.index.read()?;
-        let mut done: BTreeMap<RelPath, Look> = BTreeMap::new();
+    /// directories, at the other names of changed inodes, and at what else must
+    /// be seen together.
+    fn look_at_all(&self, reader: &Reader, taken: Vec<(RelPath, Dirt)>) -> anyhow::Result<Looks> {
+        let mut done = Looks::new();
         // Everything that was looked at, if only to be put back: what happens to
         // it from then on is for the next pass.
         let mut looked: FxHashSet<RelPath> = FxHashSet::default();
@@ -74,66 +84,43 @@ impl Keeper {
         while !todo.is_empty() {
             let started = Instant::now();
             looked.extend(todo.iter().map(|(path, _)| path.clone()));
-            let looks = self.look_at(&reader, std::mem::take(&mut todo))?;
+            let looks = self.look_at(reader, std::mem::take(&mut todo))?;
             let cost = started.elapsed();
             let mut more: FxHashMap<RelPath, Dirt> = FxHashMap::default();
-            for look in looks {
-                match &look.found {
-                    Observed::Unstable { .. } => {
-                        self.share
-                            .dirty()
-                            .put_back(look.path, look.dirt, cost, Instant::now());
+            for (path, look) in looks {
+                let look = match look {
+                    Looking::Done(look) => look,
+                    Looking::Unstable(dirt) => {
+                        self.share.dirty().put_back(path, dirt, cost, Instant::now());
                         continue;
                     }
-                    Observed::Present { entry, sig, .. } if entry.is_dir() => {
-                        let is_new = !look
-                            .record
-                            .as_ref()
-                            .is_some_and(|record| record.row.is_live_dir());
-                        if is_new
-                            || look.dirt.subtree
-                            || look
-                                .record
-                                .as_ref()
-                                .and_then(|r| r.sig)
-                                .is_none_or(|s| s.ino != sig.ino)
-                        {
-                            self.walk(&look.path, look.dirt, &looked, &mut more)?;
-                        }
-                    }
-                    Observed::Unchanged { sig } if look.dirt.subtree && is_dir(sig) => {
-                        self.walk(&look.path, look.dirt, &looked, &mut more)?;
-                    }
-                    Observed::Present { sig, .. } if sig.nlink > 1 => {
-                        let group = look.record.as_ref().and_then(|record| record.row.live()?.link);
-                        let names = group
-                            .map(|group| reader.group(group))
-                            .transpose()?
-                            .unwrap_or_default();
-                        for name in names.into_iter().chain(reader.path_of_ino(sig.ino)?) {
-                            more.entry(name).or_insert(Dirt {
-                                content: false,
-                                subtree: false,
-                                ..look.dirt
-                            });
-                        }
-                    }
-                    _ => {}
+                };
+                // Not for its own sake: neither read it unasked nor walk it.
+                let along = Dirt {
+                    content: false,
+                    subtree: false,
+                    ..look.dirt
+                };
+                if look.is_unknown_dir() {
+                    self.walk(&path, look.dirt, &looked, &mut more)?;
                 }
-                if let (Some(parent), true) = (look.path.parent(), appeared_or_gone(&look)) {
+                let mut also = other_names(reader, &look)?;
+                if let Some(seen) = &look.seen {
+                    also.extend(engine::observe_also(reader, &path, seen)?);
+                }
+                if let (Some(parent), true) = (path.parent(), look.came_or_went()) {
                     if looked.contains(&parent) {
                         // It was looked at before this name came or went: its
                         // times may have changed since.
                         again.push((parent, Hint::default()));
                     } else {
-                        more.entry(parent).or_insert(Dirt {
-                            content: false,
-                            subtree: false,
-                            ..look.dirt
-                        });
+                        also.push(parent);
                     }
                 }
-                done.insert(look.path.clone(), look);
+                for path in also {
+                    more.entry(path).or_insert(along);
+                }
+                done.insert(path, look);
             }
             todo = more
                 .into_iter()
@@ -143,7 +130,28 @@ impl Keeper {
         }
         again.dedup();
         self.share.touch(again);
-        Ok(done.into_values().collect())
+        Ok(done)
+    }
+
+    /// Takes out what does not fit together because the tree changed meanwhile,
+    /// to be looked at again.
+    fn put_back_incoherent(&self, reader: &Reader, looks: &mut Looks) -> anyhow::Result<()> {
+        let seen = looks
+            .iter()
+            .map(|(path, look)| (path, look.seen.as_ref()))
+            .collect();
+        for path in engine::incoherent(reader, &seen)? {
+            if let Some(look) = looks.remove(&path) {
+                let dirt = Dirt {
+                    subtree: true,
+                    ..look.dirt
+                };
+                self.share
+                    .dirty()
+                    .put_back(path, dirt, Duration::ZERO, Instant::now());
+            }
+        }
+        Ok(())
     }
 
     /// Adds everything beneath a directory, and its directories to the
@@ -184,9 +192,16 @@ impl Keeper {
         Ok(())
     }
 
-    fn look_at(&self, reader: &Reader, paths: Vec<(RelPath, Dirt)>) -> anyhow::Result<Vec<Look>> {
+    fn look_at(
+        &self,
+        reader: &Reader,
+        paths: Vec<(RelPath, Dirt)>,
+    ) -> anyhow::Result<Vec<(RelPath, Looking)>> {
         let dirs = self.share.root.batch();
-        let look = |(path, dirt): (RelPath, Dirt)| self.look_at_one(reader, &dirs, path, dirt);
+        let look = |(path, dirt): (RelPath, Dirt)| {
+            let look = self.look_at_one(reader, &dirs, &path, dirt)?;
+            Ok(look.map(|look| (path, look)))
+        };
         let looks: Vec<_> = if paths.len() < 8 {
             paths.into_iter().map(look).collect::<Result<_, IndexError>>()?
         } else {
@@ -204,127 +219,97 @@ impl Keeper {
         &self,
         reader: &Reader,
         dirs: &Dirs<'_>,
-        path: RelPath,
+        path: &RelPath,
         dirt: Dirt,
-    ) -> Result<Option<Look>, IndexError> {
-        let record = reader.get(&path)?;
-        let known = record
-            .as_ref()
-            .and_then(|record| Some((record.row.live()?, record.sig.as_ref()?)));
-        // A file that has just got this name may be known under another.
-        let elsewhere = match known {
-            None => known_elsewhere(reader, dirs, &path)?,
-            Some(_) => None,
+    ) -> Result<Option<Looking>, IndexError> {
+        let record = reader.get(path)?;
+        let mut elsewhere = None;
+        let found = match observe::sight(dirs, path) {
+            Ok(Sight::Absent) => Ok(Observed::Absent),
+            Ok(Sight::Foreign) => Ok(Observed::Foreign),
+            Ok(Sight::Here(found)) => {
+                let known = record
+                    .as_ref()
+                    .and_then(|record| Some((record.row.live()?, record.sig.as_ref()?)));
+                if known.is_none() {
+                    // A file that has just got this name may be known under another.
+                    elsewhere = known_elsewhere(reader, path, &found.sig())?;
+                }
+                let known = known.or(elsewhere
+                    .as_ref()
+                    .map(|other| (&other.record.row.entry, &other.sig)));
+                found.read(known, Reading::IfChanged)
+            }
+            Err(error) => Err(error),
         };
-        let known = known.or(elsewhere
-            .as_ref()
-            .map(|other| (&other.record.row.entry, &other.sig)));
-        let found = match observe::observe(dirs, &path, known, Reading::IfChanged) {
+        let found = match found {
             Ok(found) => found,
             Err(error) => {
                 tracing::warn!(share = %self.share.name, "cannot look at {path}: {error}");
                 return Ok(None);
             }
         };
-        let found = match (found, &elsewhere) {
-            (Observed::Unchanged { sig }, Some(other)) => Observed::Present {
-                entry: other.record.row.entry.clone(),
-                sig,
-                content: None,
-            },
-            (found, _) => found,
+        let (seen, sig, content) = match found {
+            Observed::Foreign => return Ok(None),
+            Observed::Unstable { .. } => return Ok(Some(Looking::Unstable(dirt))),
+            Observed::Absent => (Some(Seen::Absent), None, None),
+            // The same as under its other name.
+            Observed::Unchanged { sig } => (
+                elsewhere
+                    .as_ref()
+                    .map(|other| Seen::Present(other.record.row.entry.clone())),
+                Some(sig),
+                None,
+            ),
+            Observed::Present { entry, sig, content } => (Some(Seen::Present(entry)), Some(sig), content),
         };
-        let is_dir = match &found {
-            Observed::Present { entry, .. } => entry.is_dir(),
-            _ => record.as_ref().is_some_and(|record| record.row.is_live_dir()),
+        let is_dir = match &sig {
+            Some(sig) => is_dir(sig),
+            None => record.as_ref().is_some_and(|record| record.row.is_live_dir()),
         };
-        if self.share.is_excluded(&path, is_dir) {
-            return Ok(None);
+        if self.share.is_excluded(path, is_dir) {
+            // Rows of before it was excluded go with their directory, and only
+            // with it.
+            let went = sig.is_none() && record.as_ref().is_some_and(|record| !record.row.deleted);
+            let parent = path.parent().map(|parent| observe::stat(dirs, &parent));
+            if !went || matches!(parent, Some(Ok(Some(parent))) if self::is_dir(&parent)) {
+                return Ok(None);
+            }
         }
-        // Read or not, it must be the same content for the peers to look there.
-        let same = |other: &Elsewhere| match &found {
-            Observed::Present { entry, .. } => entry.kind == other.record.row.entry.kind,
-            _ => false,
-        };
-        let moved_from = elsewhere.filter(same).map(|other| other.path);
-        Ok(Some(Look {
-            path,
+        Ok(Some(Looking::Done(Look {
             dirt,
             record,
-            found,
-            moved_from,
-        }))
+            seen,
+            sig,
+            content,
+            elsewhere,
+        })))
     }
 
     /// Writes the rows of what was found, and tells the senders.
-    fn write_rows(&mut self, looks: &[Look]) -> anyhow::Result<()> {
+    fn write_rows(&mut self, reader: &Reader, looks: Looks) -> anyhow::Result<()> {
         let share = Arc::clone(&self.share);
-        let reader = share.index.read()?;
-        let mut groups: FxHashMap<u64, LinkGroup> = FxHashMap::default();
         let mut sigs: FxHashMap<&RelPath, StatSig> = FxHashMap::default();
         let mut observed = Vec::with_capacity(looks.len());
         let dirs = share.root.batch();
         let mut parents = FxHashMap::default();
-        // A directory that went while its names were looked at: what was seen
-        // in it is looked at again.
-        let gone: FxHashSet<&RelPath> = looks
-            .iter()
-            .filter(|look| matches!(look.found, Observed::Absent))
-            .map(|look| &look.path)
-            .collect();
-        let is_left_behind = |path: &RelPath| {
-            std::iter::successors(path.parent(), RelPath::parent).any(|above| gone.contains(&above))
-        };
-        let mut again = Vec::new();
-        for look in looks {
-            if !gone.is_empty() && !matches!(look.found, Observed::Absent) && is_left_behind(&look.path) {
-                again.push((look.path.clone(), Hint::default()));
-                continue;
-            }
-            let seen = match &look.found {
-                Observed::Present { entry, sig, .. } => {
-                    sigs.insert(&look.path, *sig);
-                    Seen::Present(linked(&reader, entry, sig, look.record.as_ref(), &mut groups)?)
-                }
-                Observed::Absent => Seen::Absent,
-                Observed::Unchanged { sig } => {
-                    sigs.insert(&look.path, *sig);
-                    continue;
-                }
-                Observed::Unstable { .. } | Observed::Foreign => continue,
-            };
-            let still_dir = matches!(&seen, Seen::Present(entry) if entry.is_dir());
-            if !still_dir {
-                for pair in reader.beneath(&look.path)? {
-                    let (path, record) = pair?;
-                    if !record.row.deleted {
-                        let when_ms = gone_since(&dirs, &path, &mut parents);
-                        observed.push(engine::Observed {
-                            path,
-                            seen: Seen::Absent,
-                            when_ms,
-                            moved_from: None,
-                        });
-                    }
-                }
-            }
+        for (path, look) in &looks {
+            sigs.extend(look.sig.map(|sig| (path, sig)));
+            let Some(seen) = &look.seen else { continue };
             // When the change was made, not when it was seen: what a scan finds
             // after a long absence must not win over what peers did since.
-            let when_ms = match &seen {
-                Seen::Present(_) => sigs.get(&look.path).map(|sig| sig.ctime.millis()),
-                Seen::Absent => gone_since(&dirs, &look.path, &mut parents),
+            let when_ms = match seen {
+                Seen::Present(_) => look.sig.map(|sig| sig.ctime.millis()),
+                Seen::Absent => gone_since(&dirs, path, &mut parents),
             };
             observed.push(engine::Observed {
-                path: look.path.clone(),
-                seen,
+                path: path.clone(),
+                seen: seen.clone(),
                 when_ms,
-                moved_from: look.moved_from.clone(),
+                moved_from: look.moved_from().cloned(),
             });
         }
-        share.touch(again);
-        observed.sort_by(|a, b| a.path.cmp(&b.path));
-        observed.dedup_by(|a, b| a.path == b.path);
-        let decided = engine::decide_local(&reader, observed, &mut self.author, super::now_ms())?;
+        let decided = engine::decide_local(reader, observed, &mut self.author, super::now_ms())?;
         let made = decided.len() as u64;
         if made > 0 && self.unflushed.is_some() {
             // This commit makes the rows of what was received durable, too:
@@ -345,32 +330,15 @@ impl Keeper {
             }
             // Where only `stat` has changed, the row stays as it is.
             for (path, sig) in sigs {
-                if let Some(old) = w.get(path)?
-                    && !old.row.deleted
-                    && old.sig != Some(sig)
-                {
-                    w.put(
-                        path,
-                        &Record {
-                            sig: Some(sig),
-                            ..old
-                        },
-                    )?;
-                }
+                w.set_sig(path, Some(sig))?;
             }
             Ok(((), if made > 0 { Durable::Yes } else { Durable::Later }))
         })?;
         if made > 0 {
             Figures::add(&share.figures.rows_made, made);
-            for look in looks {
-                if matches!(look.found, Observed::Present { .. } | Observed::Absent) {
-                    share.figures.delay(look.dirt.since);
-                }
-                if let Observed::Present {
-                    entry,
-                    content: Some(content),
-                    ..
-                } = &look.found
+            for look in looks.values().filter(|look| look.seen.is_some()) {
+                share.figures.delay(look.dirt.since);
+                if let (Some(Seen::Present(entry)), Some(content)) = (&look.seen, &look.content)
                     && let Some((_, hash)) = entry.content()
                 {
                     share.recent.put(hash, content.clone());
@@ -379,6 +347,147 @@ impl Keeper {
             self.durable_now();
         }
         Ok(())
+    }
+}
+
+/// What looking at a path came to.
+enum Looking {
+    Done(Look),
+    /// It changed while it was read.
+    Unstable(Dirt),
+}
+
+impl Look {
+    /// Whether it is a directory of whose names nothing is known, or not enough.
+    fn is_unknown_dir(&self) -> bool {
+        let Some(sig) = self.sig.filter(is_dir) else {
+            return false;
+        };
+        let known = self.record.as_ref().filter(|record| record.row.is_live_dir());
+        self.dirt.subtree
+            || known
+                .and_then(|known| known.sig)
+                .is_none_or(|known| known.ino != sig.ino)
+    }
+
+    /// Whether its directory's times must have changed with it.
+    fn came_or_went(&self) -> bool {
+        let was = self.record.as_ref().filter(|record| !record.row.deleted);
+        match (&self.seen, self.sig) {
+            (None, _) => false,
+            (Some(_), None) => was.is_some(),
+            (Some(_), Some(sig)) => was.and_then(|was| was.sig).is_none_or(|was| was.ino != sig.ino),
+        }
+    }
+
+    /// Where peers most likely have the content that was found.
+    fn moved_from(&self) -> Option<&RelPath> {
+        let other = self.elsewhere.as_ref()?;
+        // Read or not, it must be the same content for the peers to look there.
+        match &self.seen {
+            Some(Seen::Present(entry)) if entry.kind == other.record.row.entry.kind => Some(&other.path),
+            _ => None,
+        }
+    }
+
+    /// The regular file with several names, or once with several, that it is.
+    fn inode(&self) -> Option<u64> {
+        let sig = self.sig.filter(|sig| sig.mode & S_IFMT == S_IFREG)?;
+        let here = self.record.as_ref().and_then(|record| record.row.live());
+        let there = self.elsewhere.as_ref().map(|other| &other.record.row.entry);
+        let linked = here.into_iter().chain(there).any(|entry| entry.link.is_some());
+        (sig.nlink > 1 || linked).then_some(sig.ino)
+    }
+}
+
+/// The names under which the index has the inode that was found, if that has
+/// several.
+fn other_names(reader: &Reader, look: &Look) -> Result<Vec<RelPath>, IndexError> {
+    let (Some(ino), Some(Seen::Present(_))) = (look.inode(), &look.seen) else {
+        return Ok(Vec::new());
+    };
+    let group = look.record.as_ref().and_then(|record| record.row.live()?.link);
+    let mut names = group
+        .map(|group| reader.group(group))
+        .transpose()?
+        .unwrap_or_default();
+    names.extend(reader.path_of_ino(ino)?);
+    Ok(names)
+}
+
+/// Gives the files that were found their hard-link groups.
+fn link(reader: &Reader, looks: &mut Looks) -> Result<(), IndexError> {
+    let mut inodes: BTreeMap<u64, Vec<RelPath>> = BTreeMap::new();
+    for (path, look) in looks.iter_mut() {
+        match look.inode() {
+            Some(ino) => inodes.entry(ino).or_default().push(path.clone()),
+            None => look.set_group(None),
+        }
+    }
+    for (ino, paths) in inodes {
+        let found: Vec<&Look> = paths.iter().filter_map(|path| looks.get(path)).collect();
+        let Some(entry) = found.iter().find_map(|look| match &look.seen {
+            Some(Seen::Present(entry)) => Some(entry),
+            _ => None,
+        }) else {
+            continue;
+        };
+        let names: Vec<Name<'_>> = found
+            .iter()
+            .map(|look| Name {
+                record: look.record.as_ref(),
+                moved: look.elsewhere.as_ref().map(|other| &other.record),
+            })
+            .collect();
+        let mut failed = None;
+        let mut strangers = |group| match has_strangers(reader, group, ino) {
+            Ok(has) => has,
+            Err(error) => {
+                failed = Some(error);
+                true
+            }
+        };
+        let mut fresh = || LinkGroup(crate::index::random_u64());
+        let group = engine::link_group(ino, entry, &names, &mut strangers, &mut fresh);
+        if let Some(error) = failed {
+            return Err(error);
+        }
+        for path in paths {
+            if let Some(look) = looks.get_mut(&path) {
+                look.set_group(group);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether live records of a group name another inode than `ino`.
+fn has_strangers(reader: &Reader, group: LinkGroup, ino: u64) -> Result<bool, IndexError> {
+    for path in reader.group(group)? {
+        let sig = reader.get(&path)?.and_then(|record| record.sig);
+        if sig.is_some_and(|sig| sig.ino != ino) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+impl Look {
+    fn set_group(&mut self, group: Option<LinkGroup>) {
+        match &mut self.seen {
+            Some(Seen::Present(entry)) => entry.link = group,
+            Some(Seen::Absent) => {}
+            // Nothing else has changed, but the group may have.
+            None => {
+                let entry = self.record.as_ref().and_then(|record| record.row.live());
+                if let Some(entry) = entry.filter(|entry| entry.link != group) {
+                    self.seen = Some(Seen::Present(Entry {
+                        link: group,
+                        ..entry.clone()
+                    }));
+                }
+            }
+        }
     }
 }
 
@@ -398,53 +507,6 @@ fn gone_since(dirs: &Dirs<'_>, path: &RelPath, known: &mut FxHashMap<RelPath, Op
     when
 }
 
-/// `entry` with its hard-link group: the inode's, as this pass or the index
-/// knows it, or a new one.
-fn linked(
-    reader: &Reader,
-    entry: &Entry,
-    sig: &StatSig,
-    old: Option<&Record>,
-    groups: &mut FxHashMap<u64, LinkGroup>,
-) -> Result<Entry, IndexError> {
-    let mut entry = Entry {
-        link: None,
-        ..entry.clone()
-    };
-    if entry.is_dir() {
-        return Ok(entry);
-    }
-    let old_entry = old.and_then(|old| old.row.live());
-    if sig.nlink == 1 {
-        // A group that has lost its other names is kept until something else
-        // changes: it is not worth a row.
-        let kept = Entry {
-            link: old_entry.and_then(|old| old.link),
-            ..entry.clone()
-        };
-        return Ok(if old_entry == Some(&kept) { kept } else { entry });
-    }
-    let same_inode = |record: &&Record| {
-        record
-            .sig
-            .is_some_and(|s| s.ino == sig.ino && s.btime == sig.btime)
-    };
-    let group_of = |record: &Record| record.row.live().and_then(|entry| entry.link);
-    let mut group = groups.get(&sig.ino).copied();
-    if group.is_none() {
-        group = old.filter(same_inode).and_then(group_of);
-    }
-    if group.is_none()
-        && let Some(other) = reader.path_of_ino(sig.ino)?
-    {
-        group = reader.get(&other)?.as_ref().filter(same_inode).and_then(group_of);
-    }
-    let group = group.unwrap_or_else(|| LinkGroup(crate::index::random_u64()));
-    groups.insert(sig.ino, group);
-    entry.link = Some(group);
-    Ok(entry)
-}
-
 /// An inode that the index knows under another path.
 struct Elsewhere {
     path: RelPath,
@@ -453,14 +515,8 @@ struct Elsewhere {
     sig: StatSig,
 }
 
-fn known_elsewhere(
-    reader: &Reader,
-    dirs: &Dirs<'_>,
-    path: &RelPath,
-) -> Result<Option<Elsewhere>, IndexError> {
-    let Ok(Some(now)) = observe::stat(dirs, path) else {
-        return Ok(None);
-    };
+/// Where the index has the regular file that `now` is found at `path`.
+fn known_elsewhere(reader: &Reader, path: &RelPath, now: &StatSig) -> Result<Option<Elsewhere>, IndexError> {
     if now.mode & S_IFMT != S_IFREG {
         return Ok(None);
     }
@@ -470,7 +526,7 @@ fn known_elsewhere(
     let Some(record) = reader.get(&other)? else {
         return Ok(None);
     };
-    let Some(sig) = record.sig.filter(|sig| sig.same_content(&now)) else {
+    let Some(sig) = record.sig.filter(|sig| sig.same_content(now)) else {
         return Ok(None);
     };
     Ok((!record.row.deleted).then_some(Elsewhere {
@@ -478,19 +534,4 @@ fn known_elsewhere(
         record,
         sig,
     }))
-}
-
-fn appeared_or_gone(look: &Look) -> bool {
-    let was = look.record.as_ref().is_some_and(|record| !record.row.deleted);
-    match look.found {
-        Observed::Absent => was,
-        Observed::Present { sig, .. } => {
-            !was || look
-                .record
-                .as_ref()
-                .and_then(|record| record.sig)
-                .is_none_or(|old| old.ino != sig.ino)
-        }
-        _ => false,
-    }
 }

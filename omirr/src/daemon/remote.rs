@@ -320,12 +320,7 @@ impl Keeper {
             // Directories whose times were set again, and other names of an
             // inode: only what `stat` says has changed.
             for (path, sig) in &outcome.sigs {
-                if let Some(old) = w.get(path)?
-                    && !old.row.deleted
-                    && old.sig != *sig
-                {
-                    w.put(path, &Record { sig: *sig, ..old })?;
-                }
+                w.set_sig(path, *sig)?;
             }
             Ok(((), Durable::Later))
         })?;
@@ -366,12 +361,7 @@ impl Keeper {
         }
         self.share.index.write(|w| {
             for (path, sig) in &after.sigs {
-                if let Some(old) = w.get(path)?
-                    && !old.row.deleted
-                    && old.sig != *sig
-                {
-                    w.put(path, &Record { sig: *sig, ..old })?;
-                }
+                w.set_sig(path, *sig)?;
             }
             Ok(((), Durable::Later))
         })?;

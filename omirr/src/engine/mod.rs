@@ -5,8 +5,9 @@
 //! (`tests/simulation.rs`). Its caller is the keeper of a share, which owns the
 //! index and the disk; the simulated node is a model of its loop:
 //!
-//! 1. Paths are dirty: look at them, and at what [`observe_also`] names; give
-//!    files their [`link_group`]; [`decide_local`]; write the rows.
+//! 1. Paths are dirty: look at them, and at what [`observe_also`] names; put back
+//!    what is [`incoherent`]; give files their [`link_group`]; [`decide_local`];
+//!    write the rows.
 //! 2. Rows came: first do 1 for whatever is dirty; [`decide_remote`]; [`plan`];
 //!    make the intents durable; do the steps; write the rows whose steps went
 //!    well; keep the others for another try; move the cursor up to them; then
@@ -29,7 +30,7 @@ mod rows;
 
 pub use change::{Seen, differs, local_change};
 pub use clock::{Author, Clock, Reserve};
-pub use closure::observe_also;
+pub use closure::{incoherent, observe_also};
 pub use conflict::{conflict_path, is_conflict_path};
 pub use decide::{Arrived, Context, Observed, decide_local, decide_remote};
 pub use links::{Name, link_group, relink};

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::{FORMAT, GROUPS, INODES, INTENTS, IndexError, META, Meta, PeerState, ROWS, SEQS};
 use super::{read, storage};
 use crate::engine::is_conflict_path;
-use crate::model::{LinkGroup, Record, RelPath, ReplicaId, Row};
+use crate::model::{LinkGroup, Record, RelPath, ReplicaId, Row, StatSig};
 
 /// Whether a commit must survive a crash before `write` returns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -179,6 +179,15 @@ impl Writer<'_> {
         self.meta.stamp = self.meta.stamp.max(record.row.version.stamp);
         self.rows.insert(key, &encode(record)[..]).map_err(fail)?;
         Ok(())
+    }
+
+    /// Notes what `stat` says of a path now, if it has a live row and says
+    /// something else.
+    pub fn set_sig(&mut self, path: &RelPath, sig: Option<StatSig>) -> Result<(), IndexError> {
+        match self.get(path)? {
+            Some(old) if !old.row.deleted && old.sig != sig => self.put(path, &Record { sig, ..old }),
+            _ => Ok(()),
+        }
     }
 
     /// Forgets a tombstone that every peer has.

@@ -20,7 +20,7 @@ use bytes::Bytes;
 use rustix::fs::{FileType, Mode, OFlags, Statx, openat, readlinkat};
 use rustix::io::{self, Errno};
 
-use crate::apply::{ApplyError, Dirs};
+use crate::apply::{ApplyError, DirFd, Dirs};
 use crate::model::{Entry, Kind, RelPath, StatSig};
 
 pub use content::INLINE_MAX;
@@ -69,38 +69,74 @@ pub fn observe(
     known: Option<(&Entry, &StatSig)>,
     reading: Reading,
 ) -> Result<Observed, ApplyError> {
-    let (dir, stat) = match stat::look_raw(dirs, path)? {
-        stat::Raw::Absent => return Ok(Observed::Absent),
-        stat::Raw::Foreign => return Ok(Observed::Foreign),
-        stat::Raw::Here { dir, stat } => (dir, stat),
-    };
-    let sig = sig_of(&stat);
-    if let Some((_, known_sig)) = known
-        && reading == Reading::IfChanged
-        && !known_sig.racy
-        && known_sig.same_as(&sig)
-    {
-        return Ok(Observed::Unchanged { sig });
+    match sight(dirs, path)? {
+        Sight::Absent => Ok(Observed::Absent),
+        Sight::Foreign => Ok(Observed::Foreign),
+        Sight::Here(found) => found.read(known, reading),
     }
-    let place = Place {
-        dir: dir.as_fd(),
-        name: path.name(),
-        path,
-    };
-    match place.read(&stat, sig, known, reading) {
-        Ok(observed) => Ok(observed),
-        // Gone, or replaced by another kind, since `stat` saw it. An open with
-        // O_NONBLOCK also answers "again" while someone holds a lease on it.
-        Err(
-            Errno::NOENT
-            | Errno::NOTDIR
-            | Errno::ISDIR
-            | Errno::LOOP
-            | Errno::NXIO
-            | Errno::AGAIN
-            | Errno::INVAL,
-        ) => Ok(Observed::Unstable { sig }),
-        Err(errno) => Err(ApplyError::system("read", path, errno)),
+}
+
+/// What `stat` alone says of a path.
+pub enum Sight<'p> {
+    Absent,
+    /// A mount point: not part of the share.
+    Foreign,
+    Here(Found<'p>),
+}
+
+/// Something that is there and has not been read yet.
+pub struct Found<'p> {
+    dir: DirFd,
+    path: &'p RelPath,
+    stat: Box<Statx>,
+}
+
+/// The first half of [`observe`]: for callers to whom it depends on the inode
+/// what is known of it.
+pub fn sight<'p>(dirs: &Dirs<'_>, path: &'p RelPath) -> Result<Sight<'p>, ApplyError> {
+    Ok(match stat::look_raw(dirs, path)? {
+        stat::Raw::Absent => Sight::Absent,
+        stat::Raw::Foreign => Sight::Foreign,
+        stat::Raw::Here { dir, stat } => Sight::Here(Found { dir, path, stat }),
+    })
+}
+
+impl Found<'_> {
+    pub fn sig(&self) -> StatSig {
+        sig_of(&self.stat)
+    }
+
+    /// The second half of [`observe`].
+    pub fn read(&self, known: Option<(&Entry, &StatSig)>, reading: Reading) -> Result<Observed, ApplyError> {
+        let sig = self.sig();
+        if let Some((_, known_sig)) = known
+            && reading == Reading::IfChanged
+            && !known_sig.racy
+            && known_sig.same_as(&sig)
+        {
+            return Ok(Observed::Unchanged { sig });
+        }
+        let place = Place {
+            dir: self.dir.as_fd(),
+            name: self.path.name(),
+            path: self.path,
+        };
+        match place.read(&self.stat, sig, known, reading) {
+            Ok(observed) => Ok(observed),
+            // Gone, or replaced by another kind, since `stat` saw it. An open
+            // with O_NONBLOCK also answers "again" while someone holds a lease
+            // on it.
+            Err(
+                Errno::NOENT
+                | Errno::NOTDIR
+                | Errno::ISDIR
+                | Errno::LOOP
+                | Errno::NXIO
+                | Errno::AGAIN
+                | Errno::INVAL,
+            ) => Ok(Observed::Unstable { sig }),
+            Err(errno) => Err(ApplyError::system("read", self.path, errno)),
+        }
     }
 }
 

@@ -42,6 +42,15 @@ impl Index {
         self.records.values().map(|record| record.row.version.stamp).max()
     }
 
+    /// A path at which the inode was when it was last looked at.
+    pub(crate) fn path_of_ino(&self, ino: u64) -> Option<RelPath> {
+        let is = |record: &Record| record.sig.is_some_and(|sig| sig.ino == ino);
+        self.records
+            .iter()
+            .find(|(_, record)| !record.row.deleted && is(record))
+            .map(|(path, _)| path.clone())
+    }
+
     pub(crate) fn get(&self, path: &RelPath) -> Option<&Record> {
         self.records.get(path)
     }

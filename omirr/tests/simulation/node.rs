@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use omirr::engine::{
     Arrived, Author, Content, Context, Decided, Found, Install, Name, Observed, Outgoing, Policy, Progress,
-    Rows, Seen, Step, Work, decide_local, decide_remote, goes_inline, link_group, observe_also, plan,
-    recover, relink,
+    Rows, Seen, Step, Work, decide_local, decide_remote, goes_inline, incoherent, link_group, observe_also,
+    plan, recover, relink,
 };
 use omirr::model::{Entry, Hash, LinkGroup, Record, RelPath, ReplicaId, Row, StatSig, Time};
 
@@ -29,6 +29,15 @@ pub(crate) enum Event {
 
 #[derive(Debug)]
 pub(crate) struct Crashed;
+
+/// What was found at a path, when it was looked at.
+struct Look {
+    seen: Seen,
+    ino: Option<u64>,
+    sig: Option<StatSig>,
+    came_from: Option<RelPath>,
+    changed_at: Option<u64>,
+}
 
 /// A row as it travels.
 #[derive(Clone, Debug)]
@@ -114,7 +123,7 @@ impl Node {
         self.wants.clear();
         self.recover_intents();
         self.rescan();
-        self.local_pass();
+        self.local_pass(&mut |_| Event::Nothing).expect("nothing crashes");
         self.commit();
     }
 
@@ -179,18 +188,28 @@ impl Node {
         self.durable = self.index.clone();
     }
 
-    /// What was changed on this node's disk gets rows.
-    pub(crate) fn local_pass(&mut self) {
+    /// What was changed on this node's disk gets rows; users go on meanwhile.
+    pub(crate) fn local_pass(&mut self, between: Between<'_>) -> Result<(), Crashed> {
         let now_ms = self.disk.clock.millis();
         let scanning = std::mem::take(&mut self.scanning);
-        let found = self.look();
+        let mut found = self.look(between)?;
+        let seen = found
+            .iter()
+            .map(|(path, look)| (path, Some(&look.seen)))
+            .collect();
+        for path in sure(incoherent(&self.index, &seen)) {
+            self.log.push(format!("incoherent: {path}"));
+            found.remove(&path);
+            self.dirty.insert(path);
+        }
+        self.link(&mut found);
         let observed: Vec<Observed> = found
             .iter()
-            .map(|(path, seen)| Observed {
+            .map(|(path, look)| Observed {
                 path: path.clone(),
-                seen: seen.clone(),
-                when_ms: if scanning { self.changed_at(path) } else { None },
-                moved_from: self.came_from(path),
+                seen: look.seen.clone(),
+                when_ms: if scanning { look.changed_at } else { None },
+                moved_from: look.came_from.clone(),
             })
             .collect();
         let decided = sure(decide_local(&self.index, observed, &mut self.author, now_ms));
@@ -198,79 +217,103 @@ impl Node {
             self.log.push(format!("own {:?}", shown(&one.path, &one.row)));
             self.put(&one.path, one.seq, one.row, None, one.moved_from);
         }
-        for path in found.keys() {
-            let sig = self.sig(path);
+        for (path, look) in &found {
             if let Some(record) = self.index.records.get_mut(path) {
-                record.sig = sig;
+                record.sig = look.sig;
             }
         }
         self.reserve();
+        Ok(())
     }
 
     /// What is at the dirty paths and those that must be seen with them.
-    fn look(&mut self) -> BTreeMap<RelPath, Seen> {
+    fn look(&mut self, between: Between<'_>) -> Result<BTreeMap<RelPath, Look>, Crashed> {
         let mut todo = std::mem::take(&mut self.dirty);
-        let mut found: BTreeMap<RelPath, Seen> = BTreeMap::new();
+        let mut found: BTreeMap<RelPath, Look> = BTreeMap::new();
         while let Some(path) = todo.pop_first() {
             if found.contains_key(&path) {
                 continue;
+            }
+            match between(&mut self.disk) {
+                Event::Nothing => {}
+                // The pass that is under way need not see it.
+                Event::Changed(paths) => self.dirty.extend(paths),
+                Event::Crash => return Err(Crashed),
             }
             let seen = match self.disk.entry(&path) {
                 Some(entry) => Seen::Present(entry.clone()),
                 None => Seen::Absent,
             };
+            let ino = self.disk.ino(&path);
             todo.extend(sure(observe_also(&self.index, &path, &seen)));
-            if self.disk.is_dir(&path)
-                && !self
-                    .index
-                    .get(&path)
-                    .is_some_and(|record| record.row.is_live_dir())
-            {
+            let record = self.index.get(&path);
+            if self.disk.is_dir(&path) && !record.is_some_and(|record| record.row.is_live_dir()) {
                 todo.extend(self.disk.beneath(&path));
             }
-            if let Some(ino) = self.disk.ino(&path) {
-                todo.extend(self.disk.names_of(ino));
+            let several = ino.is_some_and(|ino| self.disk.names_of(ino).len() > 1);
+            if let Some(ino) = ino.filter(|_| several) {
+                let group = record.and_then(|record| record.row.live()?.link);
+                todo.extend(group.into_iter().flat_map(|group| sure(self.index.linked(group))));
+                todo.extend(self.index.path_of_ino(ino));
             }
-            found.insert(path, seen);
-        }
-        let mut groups: HashMap<u64, Option<LinkGroup>> = HashMap::new();
-        for (path, seen) in &mut found {
-            let (Seen::Present(entry), Some(ino)) = (seen, self.disk.ino(path)) else {
-                continue;
+            let look = Look {
+                ino,
+                sig: self.sig(&path),
+                came_from: self.came_from(&path),
+                changed_at: self.changed_at(&path),
+                seen,
             };
-            entry.link = match groups.get(&ino) {
-                Some(link) => *link,
-                None => {
-                    let link = self.group_of(ino, path);
-                    groups.insert(ino, link);
-                    link
-                }
-            };
+            found.insert(path, look);
         }
-        found
+        Ok(found)
     }
 
-    fn group_of(&mut self, ino: u64, path: &RelPath) -> Option<LinkGroup> {
-        let paths = self.disk.names_of(ino);
-        let came_from: Vec<Option<RelPath>> = paths.iter().map(|path| self.came_from(path)).collect();
+    /// Gives the files that were found their hard-link groups.
+    fn link(&mut self, found: &mut BTreeMap<RelPath, Look>) {
+        let mut inodes: BTreeMap<u64, Vec<RelPath>> = BTreeMap::new();
+        for (path, look) in &*found {
+            if let Some(ino) = look.ino {
+                inodes.entry(ino).or_default().push(path.clone());
+            }
+        }
+        for (ino, paths) in inodes {
+            let group = self.group_of(ino, &paths, found);
+            for path in paths {
+                if let Some(Look {
+                    seen: Seen::Present(entry),
+                    ..
+                }) = found.get_mut(&path)
+                {
+                    entry.link = group;
+                }
+            }
+        }
+    }
+
+    fn group_of(
+        &mut self,
+        ino: u64,
+        paths: &[RelPath],
+        found: &BTreeMap<RelPath, Look>,
+    ) -> Option<LinkGroup> {
         let index = &self.index;
         let names: Vec<Name<'_>> = paths
             .iter()
-            .zip(&came_from)
-            .map(|(path, from)| Name {
+            .map(|path| Name {
                 record: index.get(path),
-                moved: from.as_ref().and_then(|from| index.get(from)),
+                moved: found[path].came_from.as_ref().and_then(|from| index.get(from)),
             })
             .collect();
+        let Seen::Present(entry) = &found[&paths[0]].seen else {
+            return None;
+        };
         let mut strangers = |group| {
             let members = sure(index.linked(group));
             let sigs = members.iter().filter_map(|path| index.get(path)?.sig);
             sigs.into_iter().any(|sig| sig.ino != ino)
         };
         let rng = &mut self.rng;
-        link_group(ino, self.disk.entry(path)?, &names, &mut strangers, &mut || {
-            LinkGroup(rng.next())
-        })
+        link_group(ino, entry, &names, &mut strangers, &mut || LinkGroup(rng.next()))
     }
 
     /// Where the inode at `path` was, if it is not there any more.
@@ -339,7 +382,7 @@ impl Node {
 
     /// Deals with everything that waits.
     pub(crate) fn settle(&mut self, between: Between<'_>) -> Result<(), Crashed> {
-        self.local_pass();
+        self.local_pass(between)?;
         let peers: BTreeSet<u32> = self
             .received
             .keys()
