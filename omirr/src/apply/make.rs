@@ -93,10 +93,10 @@ fn make(
     create(&dir, &temp).map_err(fail)?;
     let temp = Temp::new(&dir, temp, entry.is_dir());
     let made = open_handle(&dir, temp.name().as_bytes()).map_err(fail)?;
-    let mut sig = sig_of(&statx_fd(made.as_fd()).map_err(fail)?);
-    attrs::set_all_but_time(handle(made.as_fd()), path, &sig, entry)?;
+    let look = || Ok(sig_of(&statx_fd(made.as_fd()).map_err(fail)?));
+    attrs::set_all_but_time(handle(made.as_fd()), path, &look()?, entry)?;
     attrs::set_mtime(handle(made.as_fd()), path, entry.mtime)?;
-    sig.mtime = entry.mtime;
+    let sig = look()?;
     place(dirs, path, temp, &sig, expect)?;
     Ok(outcome(&dir, name, &sig))
 }
@@ -167,12 +167,31 @@ fn file_type_of(entry: &Entry) -> FileType {
     }
 }
 
-/// Sets a directory's modification time, after what was done in it.
-pub fn set_dir_time(dirs: &Dirs<'_>, path: &RelPath, mtime: Time) -> Result<StatSig, ApplyError> {
-    let dir = dirs.dir(path)?;
+/// Sets a directory's modification time, after what was done in it, if it is
+/// still the one that is expected, with the attributes that are expected.
+pub fn set_dir_time(
+    dirs: &Dirs<'_>,
+    path: &RelPath,
+    mtime: Time,
+    expected: &StatSig,
+) -> Result<StatSig, ApplyError> {
+    let (parent, name) = dirs.parent(path)?;
+    let fail = |errno| match errno {
+        Errno::NOENT | Errno::NOTDIR => ApplyError::changed(path),
+        errno => ApplyError::system("set the time of", path, errno),
+    };
+    // By its name, and not by a descriptor of before: it may be another by now.
+    let dir = open_handle(&parent, name).map_err(fail)?;
+    let look = || Ok(sig_of(&statx_fd(dir.as_fd()).map_err(fail)?));
+    if !is_as_expected(expected, &look()?) {
+        return Err(ApplyError::changed(path));
+    }
     attrs::set_mtime(handle(dir.as_fd()), path, mtime)?;
-    let stat = statx_fd(dir.as_fd()).map_err(|errno| ApplyError::system("look at", path, errno))?;
-    Ok(sig_of(&stat))
+    let sig = look()?;
+    match is_as_expected(expected, &sig) {
+        true => Ok(sig),
+        false => Err(ApplyError::changed(path)),
+    }
 }
 
 /// Makes the directories on the way to `path` that are missing, mode 0755 and

@@ -40,7 +40,9 @@ pub use place::{
     DirRemoval, install, link_existing, move_entry, remove_dir, remove_file, remove_leftover, set_aside,
 };
 pub use read::open_file;
-pub use stage::{Ahead, Ready, Staged, clone_local, stage_file, sync_all, sync_batch, sync_names};
+pub use stage::{
+    Ahead, Ready, Staged, clone_local, stage_file, staged_max, sync_all, sync_batch, sync_names,
+};
 
 use crate::model::{StatSig, Time};
 

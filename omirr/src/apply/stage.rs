@@ -6,7 +6,8 @@
 //! that, it leaves nothing behind.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::Ordering;
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rayon::prelude::*;
 use rustc_hash::FxHashMap;
@@ -15,6 +16,7 @@ use rustix::fs::{
     unlinkat,
 };
 use rustix::io::{self, Errno};
+use rustix::process::{Resource, getrlimit};
 
 use super::beneath::{DirFd, Dirs, ShareRoot};
 use super::error::ApplyError;
@@ -57,8 +59,23 @@ struct Inner {
     path: RelPath,
 }
 
+/// Staged files that are open in this process. It only ever decides how many
+/// more are begun ahead of need, so no order of memory accesses matters.
+static OPEN: AtomicUsize = AtomicUsize::new(0);
+
+/// How many staged files may be open at once: each holds a descriptor, of which
+/// others need some, too.
+pub fn staged_max() -> usize {
+    static MAX: LazyLock<usize> = LazyLock::new(|| {
+        let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+        usize::try_from(limit / 4).unwrap_or(usize::MAX).clamp(64, 8192)
+    });
+    *MAX
+}
+
 impl Drop for Inner {
     fn drop(&mut self) {
+        OPEN.fetch_sub(1, Ordering::Relaxed);
         if let Some((dir, temp)) = &self.temp {
             // Nothing to do about a failure: the start of the next run sweeps.
             _ = unlinkat(dir, temp.as_str(), AtFlags::empty());
@@ -113,9 +130,12 @@ impl<'d, 'root> Ahead<'d, 'root> {
     }
 
     /// Begins new content for `path` at `place`; none where the filesystem has
-    /// no files without a name: a name would show, and change its directory's
-    /// times.
+    /// no files without a name (a name would show, and change its directory's
+    /// times), and where [`staged_max`] are open.
     pub fn stage(&self, place: &DirFd, path: &RelPath) -> Result<Option<Staged>, ApplyError> {
+        if OPEN.load(Ordering::Relaxed) >= staged_max() {
+            return Ok(None);
+        }
         Ok(nameless(self.dirs, place, path)?.map(|fd| Staged::new(fd, None, path)))
     }
 }
@@ -210,6 +230,7 @@ fn copy(source: &OwnedFd, from: &RelPath, size: u64, staged: &mut Staged) -> Res
 
 impl Staged {
     fn new(fd: OwnedFd, temp: Option<(DirFd, String)>, path: &RelPath) -> Staged {
+        OPEN.fetch_add(1, Ordering::Relaxed);
         Staged {
             inner: Inner {
                 fd,
@@ -301,8 +322,8 @@ impl Staged {
         let of = XattrOf::Open(inner.fd.as_fd());
         attrs::set_all_but_time(of, path, &have, entry)?;
         attrs::set_mtime(of, path, entry.mtime)?;
-        have.mtime = entry.mtime;
-        Ok(Ready { inner, sig: have })
+        let sig = sig_of(&statx_fd(inner.fd.as_fd()).map_err(fail)?);
+        Ok(Ready { inner, sig })
     }
 
     fn put(&self, mut at: u64, mut bytes: &[u8]) -> Result<(), ApplyError> {

@@ -235,7 +235,8 @@ fn attributes_change_without_the_content() {
         }
         let mtime = Time { secs: -5, nanos: 5 };
         fs::write(path.join("dir/child"), "").unwrap();
-        let sig = set_dir_time(&dirs, &rel("dir"), mtime).unwrap();
+        let before = crate::observe::stat(&dirs, &rel("dir")).unwrap().unwrap();
+        let sig = set_dir_time(&dirs, &rel("dir"), mtime, &before).unwrap();
         assert_eq!(sig.mtime, mtime);
         assert_eq!(present(&dirs, &rel("dir")).0.mtime, mtime);
     });

@@ -17,6 +17,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::remote::{Group, Pending};
 use super::share::{Command, Inbound, Input, Share, Waiting};
+use crate::apply;
 use crate::engine::Author;
 use crate::index::Durable;
 use crate::model::{RelPath, ReplicaId};
@@ -169,7 +170,7 @@ impl Keeper {
                     break;
                 }
             }
-            if groups.iter().map(Group::len).sum::<usize>() >= GROUP_ROWS {
+            if groups.iter().map(Group::len).sum::<usize>() >= apply::staged_max().min(GROUP_ROWS) {
                 break;
             }
             input = self.next_input();
@@ -223,7 +224,7 @@ impl Keeper {
     /// Makes everything applied so far durable, then acknowledges it.
     pub(super) fn flush(&mut self) -> anyhow::Result<()> {
         if self.unflushed.take().is_some() {
-            crate::apply::sync_all(&self.share.root)?;
+            apply::sync_all(&self.share.root)?;
             let cursors = self.cursors();
             self.share.index.write(|w| {
                 for (place, replica, cursor) in &cursors {

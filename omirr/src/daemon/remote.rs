@@ -773,13 +773,13 @@ fn step_once(
             Expect::Absent => Ok(None),
         },
         Step::Times { path, entry } => match expect {
-            Expect::Sig(_) => apply::set_dir_time(dirs, path, entry.mtime)
+            Expect::Sig(sig) => apply::set_dir_time(dirs, path, entry.mtime, &sig)
                 .map(Applied::AsWritten)
                 .map(Some),
             Expect::Absent => changed(path),
         },
         Step::Restore { path, entry } => match observe::stat(dirs, path) {
-            Ok(Some(sig)) if is_dir(&sig) => apply::set_dir_time(dirs, path, entry.mtime)
+            Ok(Some(sig)) if is_dir(&sig) => apply::set_dir_time(dirs, path, entry.mtime, &sig)
                 .map(Applied::AsWritten)
                 .map(Some),
             _ => Ok(None),
@@ -821,7 +821,7 @@ pub(super) fn recover(share: &Share) -> anyhow::Result<()> {
             (engine::Found::Untouched, Some(sig)) => {
                 untouched.insert(sig.ino);
                 if let Some(entry) = base.and_then(Row::live).filter(|entry| entry.is_dir()) {
-                    restored.push((path.clone(), entry.mtime));
+                    restored.push((path.clone(), entry.mtime, sig));
                 }
             }
             // Changed here since, or gone: it is looked at like anything else.
@@ -841,10 +841,10 @@ pub(super) fn recover(share: &Share) -> anyhow::Result<()> {
         drop(apply::remove_file(&dirs, path, &sig));
         false
     });
-    restored.sort_by_key(|(path, _)| std::cmp::Reverse(path.depth()));
-    for (path, mtime) in &restored {
+    restored.sort_by_key(|(path, ..)| std::cmp::Reverse(path.depth()));
+    for (path, mtime, sig) in &restored {
         // If it cannot be set, the directory is looked at like anything else.
-        drop(apply::set_dir_time(&dirs, path, *mtime));
+        drop(apply::set_dir_time(&dirs, path, *mtime, sig));
     }
     apply::sync_all(&share.root)?;
     share.index.write(|w| {

@@ -1,8 +1,10 @@
 //! What is at a path now.
 //!
 //! In: a path beneath a share's root, and what the index knows of it. Out: the
-//! entry as it is on disk, or that nothing has changed. It costs one `stat`
-//! where nothing has; a file is read only if its content may differ. Whatever
+//! entry as it is on disk, or that nothing has changed. A file is read only if
+//! its content may differ; attributes are read in any case: what changes them
+//! within a clock tick after a look leaves the same times, and an event of it is
+//! all that tells. Whatever
 //! is reported was seen at one moment: a file that changed while it was read
 //! is reported as such and not as a mixture. Nothing is ever written here.
 //!
@@ -35,7 +37,7 @@ pub(crate) use xattrs::{XattrOf, read as read_xattrs};
 pub enum Observed {
     /// Nothing is there, or a directory on the way is missing or no directory.
     Absent,
-    /// The same as is known; it was not read.
+    /// The same as is known; its content was not read.
     Unchanged { sig: StatSig },
     Present {
         entry: Entry,
@@ -109,19 +111,17 @@ impl Found<'_> {
     /// The second half of [`observe`].
     pub fn read(&self, known: Option<(&Entry, &StatSig)>, reading: Reading) -> Result<Observed, ApplyError> {
         let sig = self.sig();
-        if let Some((_, known_sig)) = known
-            && reading == Reading::IfChanged
-            && !known_sig.racy
-            && known_sig.same_as(&sig)
-        {
-            return Ok(Observed::Unchanged { sig });
-        }
+        let same =
+            known.filter(|(_, known)| reading == Reading::IfChanged && !known.racy && known.same_as(&sig));
         let place = Place {
             dir: self.dir.as_fd(),
             name: self.path.name(),
             path: self.path,
         };
         match place.read(&self.stat, sig, known, reading) {
+            Ok(Observed::Present { entry, .. }) if same.is_some_and(|(known, _)| is_same(known, &entry)) => {
+                Ok(Observed::Unchanged { sig })
+            }
             Ok(observed) => Ok(observed),
             // Gone, or replaced by another kind, since `stat` saw it. An open
             // with O_NONBLOCK also answers "again" while someone holds a lease
@@ -138,6 +138,14 @@ impl Found<'_> {
             Err(errno) => Err(ApplyError::system("read", self.path, errno)),
         }
     }
+}
+
+/// Whether both are the same but for the hard-link group, which is not looked
+/// at here.
+fn is_same(known: &Entry, found: &Entry) -> bool {
+    found.kind == known.kind
+        && (found.mode, found.uid, found.gid) == (known.mode, known.uid, known.gid)
+        && (found.mtime, &found.xattrs) == (known.mtime, &known.xattrs)
 }
 
 struct Place<'a> {

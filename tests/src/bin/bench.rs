@@ -2,8 +2,10 @@
 //! run, on the source tree of Linux.
 //!
 //! Prints a table in Markdown. Rounds alternate between the two tools, every
-//! copy goes to a fresh folder (deleting a tree first makes ext4 slow for
-//! everyone), and medians are given with the least and the most.
+//! copy goes to a fresh folder, nothing is deleted before the end (for minutes
+//! after a deletion ext4 passes over the inodes that became free, which makes
+//! every new file dear: `recently_deleted` in fs/ext4/ialloc.c), and medians are
+//! given with the least and the most.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -115,6 +117,8 @@ fn main() {
     let (mut rsync_s, mut omirr_s, mut live_s) = (Vec::new(), Vec::new(), Vec::new());
     let mut entries = 0;
     let (mut latency_ms, mut restart_s, mut rest) = (Vec::new(), Vec::new(), Vec::new());
+    // Nothing is deleted before the end.
+    let mut done = Vec::new();
     for round in 1..=args.rounds {
         eprintln!("round {round} of {}: rsync", args.rounds);
         let copy = base.path().join(format!("rsync-{round}"));
@@ -193,6 +197,9 @@ fn main() {
         restart_s.push(started.elapsed().as_secs_f64());
         std::thread::sleep(Duration::from_secs(6));
         rest.push(pair.one.resident_bytes().max(pair.two.resident_bytes()));
+        pair.one.stop();
+        pair.two.stop();
+        done.push(pair);
 
         eprintln!(
             "round {round} of {}: omirr, a tree copied into a running share",
@@ -210,6 +217,9 @@ fn main() {
         pair.one.settle(LONG);
         live_s.push(started.elapsed().as_secs_f64());
         pair.settle_equal(LONG);
+        pair.one.stop();
+        pair.two.stop();
+        done.push(pair);
     }
     let rsync = median(&mut rsync_s.clone());
     let omirr = median(&mut omirr_s.clone());
