@@ -387,7 +387,7 @@ fn a_damaged_frame_ends_the_connection_and_nothing_else() {
         (
             "no such message",
             framed(&[0, 200]),
-            "a frame that holds no message: ".to_owned(),
+            "a frame that holds no message: something in it is of an unknown kind (number 200)".to_owned(),
         ),
         (
             "cut short",
