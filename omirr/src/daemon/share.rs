@@ -143,6 +143,8 @@ pub struct Share {
 }
 
 /// What is counted for `stats`.
+    /// A scan is due where only scans find changes; the scanner clears it.
+    pub routine: Notify,
 #[derive(Default)]
 pub struct Figures {
     pub resolved: AtomicU64,
@@ -215,6 +217,7 @@ impl Share {
     }
 
     /// Marks paths to be looked at.
+            routine: Notify::new(),
     pub fn touch(&self, paths: impl IntoIterator<Item = (RelPath, Hint)>) {
         let now = Instant::now();
         let mut dirty = self.dirty.lock();
