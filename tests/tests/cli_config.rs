@@ -261,15 +261,21 @@ fn wrong_usage_is_told_from_failure_by_the_exit_code() {
 fn a_reader_that_has_had_enough_is_no_failure() {
     let node = Node::new();
     let file = node.configure(&format!("{}www.path = \"$D/www\"\n", node.head()));
-    let (reader, writer) = std::io::pipe().unwrap();
-    drop(reader);
-    let output = omirr()
-        .arg("check")
-        .arg("-c")
-        .arg(&file)
-        .stdout(writer)
-        .output()
-        .unwrap();
-    assert_eq!(output.status.code(), Some(0), "{output:?}");
-    assert!(output.stderr.is_empty(), "{output:?}");
+    let commands = [
+        ("check -c", file),
+        ("key generate", node.path("new.key")),
+        ("key show", node.path("new.key")),
+    ];
+    for (command, file) in commands {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let output = omirr()
+            .args(command.split(' '))
+            .arg(&file)
+            .stdout(writer)
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        assert!(output.stderr.is_empty(), "{output:?}");
+    }
 }

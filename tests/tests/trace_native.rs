@@ -186,8 +186,9 @@ fn replay(before: BTreeMap<PathBuf, bool>, lines: &[Line]) -> BTreeMap<PathBuf, 
             ("create" | "mkdir" | "mknod" | "symlink", ..) => {
                 tree.insert(line.path.clone(), line.dir);
             }
-            ("link", Some(to), _) => {
-                tree.insert(to.clone(), false);
+            // Without a new path, the old one is outside the folder.
+            ("link", to, _) => {
+                tree.insert(to.as_ref().unwrap_or(&line.path).clone(), false);
             }
             ("unlink" | "rmdir", ..) => {
                 tree.remove(&line.path);

@@ -44,23 +44,14 @@ pub use stage::{
     Ahead, Ready, Staged, clone_local, stage_file, staged_max, sync_all, sync_batch, sync_names,
 };
 
-use crate::model::{StatSig, Time};
-
-/// How names begin that the daemon uses while a step is under way. They are
-/// never replicated; after a crash they are leftovers.
-pub const TEMP_PREFIX: &[u8] = b".omirr-tmp-";
-
-/// Whether `name` is one of the daemon's own temporary names.
-pub fn is_temp_name(name: &[u8]) -> bool {
-    name.starts_with(TEMP_PREFIX)
-}
+use crate::model::{StatSig, TEMP_PREFIX, Time, is_temp_name};
 
 /// A temporary name that nobody else has: random per process, then counted.
 fn temp_name() -> String {
     static KEY: LazyLock<RandomState> = LazyLock::new(RandomState::new);
     static COUNT: AtomicU64 = AtomicU64::new(0);
     format!(
-        ".omirr-tmp-{:016x}",
+        "{TEMP_PREFIX}{:016x}",
         KEY.hash_one(COUNT.fetch_add(1, Ordering::Relaxed))
     )
 }

@@ -1,6 +1,9 @@
 //! `omirr key`: makes and shows this node's key.
 
-use std::path::PathBuf;
+use std::{
+    io::{self, Write},
+    path::PathBuf,
+};
 
 use clap::Subcommand;
 
@@ -24,15 +27,17 @@ pub enum KeyCommand {
 }
 
 pub fn run(command: &KeyCommand) -> anyhow::Result<()> {
+    let mut out = io::stdout().lock();
     match command {
         KeyCommand::Generate { file } => {
             let key = Identity::generate(file)?.public_key();
-            println!(
+            writeln!(
+                out,
                 "the private key is in {}, the public key is {key}",
                 file.display()
-            );
+            )?;
         }
-        KeyCommand::Show { file } => println!("{}", Identity::load(file)?.public_key()),
+        KeyCommand::Show { file } => writeln!(out, "{}", Identity::load(file)?.public_key())?,
     }
     Ok(())
 }

@@ -8,11 +8,7 @@ use std::{ffi::OsStr, os::unix::ffi::OsStrExt, path::Path};
 
 use ignore::gitignore::{Gitignore, GitignoreBuilder};
 
-use crate::model::RelPath;
-
-/// Names that start so are omirr's own, on their way to their real name. They
-/// are never replicated, whatever the patterns say.
-pub const TEMP_PREFIX: &[u8] = b".omirr-tmp-";
+use crate::model::{RelPath, is_temp_name};
 
 /// Why a pattern is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -107,7 +103,7 @@ impl Excludes {
             return false;
         }
         let name = path.rsplit(|&byte| byte == b'/').next().unwrap_or(path);
-        name.starts_with(TEMP_PREFIX)
+        is_temp_name(name)
             || self
                 .matcher
                 .matched(Path::new(OsStr::from_bytes(path)), is_dir)

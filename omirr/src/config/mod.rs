@@ -31,7 +31,7 @@ use self::mistake::Mistakes;
 pub use crate::engine::Policy;
 
 pub use self::{
-    excludes::{Excludes, PatternError, TEMP_PREFIX},
+    excludes::{Excludes, PatternError},
     mistake::{ConfigErrors, Mistake},
 };
 use crate::net::PublicKey;

@@ -87,7 +87,7 @@ fn take(share: &Share, locator: &Locator, alone: bool, signals: &[Signal]) {
                     tracing::warn!(share = %share.name, "events were lost: the tree is compared with the index");
                     share.rescan.notify_one();
                 }
-                Signal::Compare => share.rescan.notify_one(),
+                Signal::Compare => share.routine.notify_one(),
                 Signal::Event(event)
                     if event.dev == dev && (alone || resolver.knows(event) || event.at.is_none()) =>
                 {

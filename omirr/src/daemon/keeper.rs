@@ -191,6 +191,8 @@ impl Keeper {
                     .retain(|_, pending| !Arc::ptr_eq(&pending.inbound, &inbound));
             }
             Input::Barrier(done) => self.barriers.push_back(done),
+            // Several peers may ask for it at once.
+            Input::Renew if self.share.index.meta().replica != self.share.first_replica => {}
             Input::Renew => {
                 self.flush()?;
                 let replica = ReplicaId(crate::index::random_u64());

@@ -27,14 +27,24 @@ fn seen_mark(path: &RelPath) -> u128 {
     u128::from_le_bytes(*hash.as_bytes().first_chunk().expect("a BLAKE3 hash has 32 bytes"))
 }
 
+/// Why the tree is compared.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Occasion {
+    /// The start, or events that were lost.
+    Special,
+    /// The time has come, where there are no events.
+    Routine,
+}
+
 /// Scans at the start, and whenever it is asked for, until told to stop.
 pub async fn run(share: Arc<Share>, mut stop: watch::Receiver<bool>) {
+    let mut occasion = Occasion::Special;
     loop {
         if share.stopped().is_some() {
             return;
         }
         let task_share = Arc::clone(&share);
-        match tokio::task::spawn_blocking(move || scan(&task_share)).await {
+        match tokio::task::spawn_blocking(move || scan(&task_share, occasion)).await {
             Ok(Ok(())) => {
                 share.progress.lock().scanned = true;
                 share.wake.notify_one();
@@ -45,15 +55,16 @@ pub async fn run(share: Arc<Share>, mut stop: watch::Receiver<bool>) {
             }
             Err(_cancelled) => return,
         }
-        tokio::select! {
+        occasion = tokio::select! {
             _ = stop.wait_for(|stop| *stop) => return,
-            () = share.rescan.notified() => {}
-        }
+            () = share.rescan.notified() => Occasion::Special,
+            () = share.routine.notified() => Occasion::Routine,
+        };
     }
 }
 
 /// Compares everything beneath the share's root.
-pub fn scan(share: &Arc<Share>) -> anyhow::Result<()> {
+fn scan(share: &Arc<Share>, occasion: Occasion) -> anyhow::Result<()> {
     let started = Instant::now();
     Figures::add(&share.figures.rescans, 1);
     let reader = share.index.read()?;
@@ -135,12 +146,15 @@ pub fn scan(share: &Arc<Share>) -> anyhow::Result<()> {
         }
     }
     share.touch(portion.drain(..));
-    tracing::info!(
-        share = %share.name,
-        entries = seen.len(),
-        differing,
-        ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
-        "the tree is compared with the index"
+    let (entries, ms) = (
+        seen.len(),
+        u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
     );
+    let text = "the tree is compared with the index";
+    if occasion == Occasion::Routine && differing == 0 {
+        tracing::debug!(share = %share.name, entries, differing, ms, "{text}");
+    } else {
+        tracing::info!(share = %share.name, entries, differing, ms, "{text}");
+    }
     Ok(())
 }

@@ -115,6 +115,13 @@ async fn session(share: &Arc<Share>, link: &Arc<Link>, identity: &Identity) -> a
         ),
     };
     if cursor > durable {
+        if meta.replica != share.first_replica {
+            bail!(
+                "{} claims rows up to {cursor} of an index that this node has begun since it started and that ends at \
+                 {durable}: it cannot have them",
+                link.peer
+            );
+        }
         let _ = share.inputs.send(Input::Renew).await;
         bail!(
             "{} has rows up to {cursor} of this node's index, which ends at {durable}: the index was restored from a \

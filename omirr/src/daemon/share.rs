@@ -42,7 +42,9 @@ pub enum Input {
     /// Look at everything that is dirty; answer with the durable head after it.
     Barrier(oneshot::Sender<u64>),
     /// A peer has rows of this index that the index itself no longer has: it
-    /// was restored from a copy and must not number its rows as before.
+    /// was restored from a copy and must not number its rows as before. Done
+    /// once: no copy of an index is put in place while it is in use, so there
+    /// are no lost rows of a replica that began meanwhile.
     Renew,
     /// Names of nodes that a peer knows.
     Names(Vec<(ReplicaId, String)>),
@@ -136,6 +138,8 @@ pub struct Share {
     pub node: String,
     pub root: ShareRoot,
     pub index: Index,
+    /// The index' replica when the share was opened; see [`Input::Renew`].
+    pub first_replica: ReplicaId,
     pub excludes: Excludes,
     pub policy: Policy,
     pub links: Vec<Arc<Link>>,
@@ -150,6 +154,8 @@ pub struct Share {
     pub progress: Mutex<Progress>,
     /// A scan is asked for; the scanner clears it.
     pub rescan: Notify,
+    /// A scan is due where only scans find changes; the scanner clears it.
+    pub routine: Notify,
     pub figures: Figures,
 }
 
@@ -203,13 +209,15 @@ impl Share {
         // Some batches may wait, their contents staged, to be applied together;
         // after that the peer's connection waits.
         let (inputs, receiver) = mpsc::channel(16);
-        let head = parts.index.meta().head;
+        let meta = parts.index.meta();
+        let head = meta.head;
         let resolver = Mutex::new(Resolver::new(parts.root.ino()));
         let share = Share {
             name: parts.name,
             node: parts.node,
             root: parts.root,
             index: parts.index,
+            first_replica: meta.replica,
             excludes: parts.excludes,
             policy: parts.policy,
             links: parts.links,
@@ -221,6 +229,7 @@ impl Share {
             inputs,
             progress: Mutex::default(),
             rescan: Notify::new(),
+            routine: Notify::new(),
             figures: Figures::default(),
         };
         (Arc::new(share), receiver)

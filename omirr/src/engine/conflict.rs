@@ -13,13 +13,15 @@ const NAME_MAX: usize = 255;
 const EXTENSION_MAX: usize = 32;
 /// Node names are cut to this in conflict names.
 const NODE_MAX: usize = 63;
+/// What tells a conflict copy's name from any other.
+const MARKER: &str = ".omirr-conflict-";
 
 /// `name.omirr-conflict-YYYYMMDD-HHMMSS-node.ext`, in UTC. `nth` counts from 1;
 /// from 2 on it is added, for when the name is taken by something else.
 pub fn conflict_path(path: &RelPath, loser: &Stamp, node: &str, nth: u32) -> RelPath {
     let name = path.name();
     let (stem, extension) = split_extension(name);
-    let mut marker = format!(".omirr-conflict-{}-{}", utc(loser.wall_ms), sanitise(node, loser));
+    let mut marker = format!("{MARKER}{}-{}", utc(loser.wall_ms), sanitise(node, loser));
     if nth > 1 {
         marker.push_str(&format!("-{nth}"));
     }
@@ -41,8 +43,9 @@ pub fn conflict_path(path: &RelPath, loser: &Stamp, node: &str, nth: u32) -> Rel
 
 /// Whether a path has a name that [`conflict_path`] gives.
 pub fn is_conflict_path(path: &RelPath) -> bool {
-    const MARKER: &[u8] = b".omirr-conflict-";
-    path.name().windows(MARKER.len()).any(|part| part == MARKER)
+    path.name()
+        .windows(MARKER.len())
+        .any(|part| part == MARKER.as_bytes())
 }
 
 fn split_extension(name: &[u8]) -> (&[u8], &[u8]) {

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use redb::{ReadOnlyMultimapTable, ReadOnlyTable, ReadTransaction, ReadableTable};
+use redb::{ReadOnlyMultimapTable, ReadOnlyTable, ReadTransaction, ReadableMultimapTable, ReadableTable};
 
 use super::{GROUPS, INODES, INTENTS, IndexError, ROWS, SEQS, storage};
 use crate::model::{LinkGroup, Record, RelPath, Row};
@@ -64,6 +64,30 @@ pub(super) fn beneath<'t, T: ReadableTable<&'static [u8], &'static [u8]>>(
         let (key, value) = pair.map_err(|error| storage(index, error))?;
         Ok((decode_path(index, key.value())?, decode(index, value.value())?))
     }))
+}
+
+/// Looks a path of the inode up in any inodes table.
+pub(super) fn path_of_ino(
+    index: &Path,
+    inodes: &impl ReadableTable<u64, &'static [u8]>,
+    ino: u64,
+) -> Result<Option<RelPath>, IndexError> {
+    match inodes.get(ino).map_err(|error| storage(index, error))? {
+        Some(bytes) => decode_path(index, bytes.value()).map(Some),
+        None => Ok(None),
+    }
+}
+
+/// Looks a hard-link group's paths up in any groups table.
+pub(super) fn group(
+    index: &Path,
+    groups: &impl ReadableMultimapTable<u64, &'static [u8]>,
+    group: LinkGroup,
+) -> Result<Vec<RelPath>, IndexError> {
+    let paths = groups.get(group.0).map_err(|error| storage(index, error))?;
+    paths
+        .map(|bytes| decode_path(index, bytes.map_err(|error| storage(index, error))?.value()))
+        .collect()
 }
 
 impl Reader {
@@ -139,26 +163,12 @@ impl Reader {
 
     /// A path of the inode, as last seen.
     pub fn path_of_ino(&self, ino: u64) -> Result<Option<RelPath>, IndexError> {
-        match self.inodes.get(ino).map_err(|error| storage(&self.path, error))? {
-            Some(bytes) => decode_path(&self.path, bytes.value()).map(Some),
-            None => Ok(None),
-        }
+        path_of_ino(&self.path, &self.inodes, ino)
     }
 
     /// The live paths of a hard-link group.
     pub fn group(&self, group: LinkGroup) -> Result<Vec<RelPath>, IndexError> {
-        let paths = self
-            .groups
-            .get(group.0)
-            .map_err(|error| storage(&self.path, error))?;
-        paths
-            .map(|bytes| {
-                decode_path(
-                    &self.path,
-                    bytes.map_err(|error| storage(&self.path, error))?.value(),
-                )
-            })
-            .collect()
+        self::group(&self.path, &self.groups, group)
     }
 
     /// The rows that were being applied, if the last run ended meanwhile.

@@ -101,27 +101,12 @@ impl Writer<'_> {
 
     /// A path of the inode, as last seen.
     pub fn path_of_ino(&self, ino: u64) -> Result<Option<RelPath>, IndexError> {
-        match self.inodes.get(ino).map_err(|error| storage(&self.path, error))? {
-            Some(bytes) => read::decode_path(&self.path, bytes.value()).map(Some),
-            None => Ok(None),
-        }
+        read::path_of_ino(&self.path, &self.inodes, ino)
     }
 
     /// The live paths of a hard-link group.
     pub fn group(&self, group: LinkGroup) -> Result<Vec<RelPath>, IndexError> {
-        use redb::ReadableMultimapTable;
-        let paths = self
-            .groups
-            .get(group.0)
-            .map_err(|error| storage(&self.path, error))?;
-        paths
-            .map(|bytes| {
-                read::decode_path(
-                    &self.path,
-                    bytes.map_err(|error| storage(&self.path, error))?.value(),
-                )
-            })
-            .collect()
+        read::group(&self.path, &self.groups, group)
     }
 
     /// Puts `record` in the place of the path's former one, in both orders.

@@ -9,6 +9,6 @@ mod row;
 mod version;
 
 pub use entry::{Entry, Hash, Kind, LinkGroup, Time, Xattr};
-pub use path::{PathError, RelPath};
+pub use path::{PathError, RelPath, TEMP_PREFIX, is_temp_name};
 pub use row::{Record, Row, StatSig};
 pub use version::{Relation, ReplicaId, Stamp, Vector, Version};

@@ -13,6 +13,14 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 const PATH_MAX: usize = 4095;
 /// The longest name, in bytes, as Linux' `NAME_MAX`.
 const NAME_MAX: usize = 255;
+/// How names begin that the daemon itself uses while a step is under way. They
+/// are never replicated; after a crash they are leftovers.
+pub const TEMP_PREFIX: &str = ".omirr-tmp-";
+
+/// Whether `name` is one of the daemon's own temporary names.
+pub fn is_temp_name(name: &[u8]) -> bool {
+    name.starts_with(TEMP_PREFIX.as_bytes())
+}
 
 /// Why bytes are not a path beneath a share.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

@@ -13,8 +13,8 @@ use rustix::fs::{FileType, RawDir};
 use rustix::io::Errno;
 
 use super::stat::{file_type, is_foreign, sig_of, statx_at, statx_fd};
-use crate::apply::{ApplyError, Dirs, ShareRoot, is_temp_name};
-use crate::model::{RelPath, StatSig};
+use crate::apply::{ApplyError, Dirs, ShareRoot};
+use crate::model::{RelPath, StatSig, is_temp_name};
 
 /// Directories that are read at once: enough to keep the processors busy, few
 /// enough to keep what is read ahead of the caller small.

@@ -6,7 +6,7 @@
 //! session's business, not this file's.
 
 use super::{LIMITS, Message, Part, WireError, WireRow};
-use crate::model::{Entry, Kind, RelPath, ReplicaId, Version, Xattr};
+use crate::model::{Entry, Kind, RelPath, ReplicaId, Version, Xattr, is_temp_name};
 
 /// Chunk names in one `Want`. `content::ChunkSize` keeps files up to 512 GiB
 /// below it.
@@ -37,8 +37,6 @@ const MAX_STAMP_COUNT: u32 = 1 << 30;
 const MAX_FILE_BYTES: u64 = i64::MAX as u64;
 /// `chown` takes it as "leave as it is", so no file can belong to it.
 const NOBODY: u32 = u32::MAX;
-/// Names of files that are being staged; they are never replicated.
-const STAGING_PREFIX: &[u8] = b".omirr-tmp-";
 
 /// Refuses a message that cannot be, and makes its texts fit to be shown.
 pub(super) fn check(message: &mut Message) -> Result<(), WireError> {
@@ -163,7 +161,7 @@ fn check_path(path: &RelPath) -> Result<(), String> {
     if path.is_root() {
         return Err("the share's root is no such path".into());
     }
-    if path.names().any(|name| name.starts_with(STAGING_PREFIX)) {
+    if path.names().any(is_temp_name) {
         return Err(format!("{path} names a file that is being staged"));
     }
     Ok(())

@@ -249,10 +249,18 @@ fn malformed(why: DecodeError) -> WireError {
         DecodeError::InvalidIntegerType { .. } => "a number is larger than its place".to_owned(),
         DecodeError::InvalidBooleanValue(byte) => format!("{byte} is neither yes nor no"),
         DecodeError::Utf8 { .. } => "a text is not UTF-8".to_owned(),
-        DecodeError::OtherString(text) => text,
+        DecodeError::OtherString(text) => unknown_kind(&text).unwrap_or(text),
         other => format!("{other:?}"),
     };
     WireError::Malformed { why }
+}
+
+/// serde tells of a variant that there is not only in words for programmers.
+/// The variant may be a message's, or that of something in a message.
+fn unknown_kind(text: &str) -> Option<String> {
+    let number = text.strip_prefix("invalid value: integer `")?;
+    let (number, _) = number.split_once("`, expected variant index ")?;
+    Some(format!("something in it is of an unknown kind (number {number})"))
 }
 
 #[cfg(test)]

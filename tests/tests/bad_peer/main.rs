@@ -387,7 +387,7 @@ fn a_damaged_frame_ends_the_connection_and_nothing_else() {
         (
             "no such message",
             framed(&[0, 200]),
-            "a frame that holds no message: ".to_owned(),
+            "a frame that holds no message: something in it is of an unknown kind (number 200)".to_owned(),
         ),
         (
             "cut short",
@@ -681,11 +681,12 @@ fn a_directory_that_becomes_a_symlink_while_rows_arrive_is_not_followed() {
 }
 
 /// What a peer that is dialled may ask for: takes connections with mallory's
-/// key, as one expects, and answers the hello with what the test says.
+/// key, as one expects, and answers the hello, which the test gets, with what
+/// the test says.
 fn as_receiver(
     trio: &Trio,
     times: usize,
-    mut session: impl AsyncFnMut(usize, &mut omirr::net::Reader, &mut omirr::net::Writer),
+    mut session: impl AsyncFnMut(usize, Message, &mut omirr::net::Reader, &mut omirr::net::Writer),
 ) {
     let identity = omirr::net::Identity::load(&trio.mallory.folder.join("node.key")).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -705,7 +706,7 @@ fn as_receiver(
             let (mut reader, mut writer) = connection.split();
             let hello = reader.recv().await.unwrap();
             assert!(matches!(hello, Message::Hello { .. }), "{hello:?}");
-            session(time, &mut reader, &mut writer).await;
+            session(time, hello, &mut reader, &mut writer).await;
         }
     };
     runtime
@@ -714,14 +715,48 @@ fn as_receiver(
 }
 
 fn welcome() -> Message {
+    welcome_from(0)
+}
+
+/// A welcome of a peer that says to have the rows up to `cursor`.
+fn welcome_from(cursor: u64) -> Message {
     Message::Welcome {
         protocol: PROTOCOL,
         software: "omirr 0.1.0".to_owned(),
         node: "mallory".to_owned(),
         replica: hostile::REPLICA,
-        cursor: 0,
+        cursor,
         names: Vec::new(),
     }
+}
+
+#[test]
+fn a_peer_that_claims_rows_it_cannot_have_makes_the_index_new_once() {
+    let Some(mut trio) = Trio::start("a_peer_that_claims_rows_it_cannot_have_makes_the_index_new_once")
+    else {
+        return;
+    };
+    let mut hellos = Vec::new();
+    as_receiver(&trio, 4, async |_, hello, reader, writer| {
+        let Message::Hello { replica, names, .. } = hello else {
+            unreachable!()
+        };
+        hellos.push((replica, names.len()));
+        writer.send(&welcome_from(1 << 40)).await.unwrap();
+        // Until it hangs up.
+        while reader.recv().await.is_ok() {}
+    });
+    println!("{hellos:?}");
+    let (first, names) = hellos[0];
+    let (second, _) = hellos[3];
+    assert_ne!(first, second, "an index may indeed be restored from a copy");
+    hellos.dedup();
+    assert_eq!(hellos, [(first, names), (second, names + 1)]);
+    trio.line("mallory has rows up to 1099511627776 of this node's index");
+    trio.line(
+        "mallory claims rows up to 1099511627776 of an index that this node has begun since it started",
+    );
+    trio.goes_on();
 }
 
 #[test]
@@ -737,7 +772,7 @@ fn a_peer_cannot_ask_for_what_is_outside_the_share() {
     let content = b"precious";
     let hash = omirr::model::Hash(*blake3::hash(content).as_bytes());
     let mut answers = Vec::new();
-    as_receiver(&trio, 1, async |_, reader, writer| {
+    as_receiver(&trio, 1, async |_, _, reader, writer| {
         writer.send(&welcome()).await.unwrap();
         for (id, path) in ["link/precious", "to-precious", "not-there", "in-the-share"]
             .into_iter()
@@ -779,7 +814,7 @@ fn a_peer_that_answers_wrong_is_named_and_tried_again() {
     let Some(mut trio) = Trio::start("a_peer_that_answers_wrong_is_named_and_tried_again") else {
         return;
     };
-    as_receiver(&trio, 4, async |time, reader, writer| {
+    as_receiver(&trio, 4, async |time, _, reader, writer| {
         match time {
             0 => {
                 let reason = "mallory is not in the mood\x1b[2J".to_owned();
