@@ -103,6 +103,20 @@ impl ApplyError {
         ApplyError::Changed { path: path.clone() }
     }
 
+    /// The path that it is about; of an obstacle on the way, the obstacle's.
+    pub fn path(&self) -> &RelPath {
+        match self {
+            ApplyError::Beneath { component, .. } => component,
+            ApplyError::Changed { path }
+            | ApplyError::ParentMissing { path }
+            | ApplyError::NotEmpty { path }
+            | ApplyError::Reserved { path }
+            | ApplyError::Content { path, .. }
+            | ApplyError::Kind { path, .. }
+            | ApplyError::System { path, .. } => path,
+        }
+    }
+
     /// Whether the path must be observed again before anything is decided.
     pub fn is_changed(&self) -> bool {
         matches!(

@@ -272,7 +272,7 @@ pub fn link_existing(
     };
     let found =
         sig_of(&statx_fd(inode.as_fd()).map_err(|errno| ApplyError::system("open", existing, errno))?);
-    if !same_object(existing_sig, &found) {
+    if !is_as_expected(existing_sig, &found) {
         return Err(ApplyError::changed(existing));
     }
     let (dir, name) = dirs.parent(path)?;

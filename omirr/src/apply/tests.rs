@@ -81,7 +81,7 @@ fn write(dirs: &Dirs<'_>, path: &RelPath, entry: &Entry, from: &RelPath) -> Stat
 }
 
 fn no_leftovers(share: &ShareRoot) {
-    let summary = scan(share, &RelPath::root(), &|_, _| false, |_| {}).unwrap();
+    let summary = scan(share, &RelPath::root(), &|_, _| false, || (), |_, ()| {}).unwrap();
     assert_eq!(summary.leftovers, []);
     assert_eq!(summary.unseen, []);
 }
@@ -629,9 +629,13 @@ fn own_temporary_names_are_nobodys() {
             }
         );
         let mut seen = Vec::new();
-        let summary = scan(&share, &RelPath::root(), &|_, _| false, |dir| {
-            seen.extend(dir.children)
-        })
+        let summary = scan(
+            &share,
+            &RelPath::root(),
+            &|_, _| false,
+            || (),
+            |dir, ()| seen.extend(dir.children),
+        )
         .unwrap();
         assert_eq!(seen.len(), 1);
         assert_eq!(summary.leftovers.len(), 3);
@@ -905,23 +909,29 @@ fn a_scan_tells_everything_once_and_parents_first() {
         let mut found = std::collections::BTreeSet::new();
         let mut entered = std::collections::BTreeSet::from([".".to_owned()]);
         let skip = |path: &RelPath, is_dir: bool| is_dir && path.name() == b"skipped";
-        let summary = scan(&share, &RelPath::root(), &skip, |dir| {
-            assert!(dir.path.is_root() || entered.contains(&dir.path.parent().unwrap().to_string()));
-            entered.insert(dir.path.to_string());
-            for child in dir.children {
-                let child_path = dir.path.join(&child.name).unwrap();
-                assert_eq!(sig(&share.batch(), &child_path), child.sig);
-                assert!(found.insert(child_path.to_string()));
-            }
-        })
+        let summary = scan(
+            &share,
+            &RelPath::root(),
+            &skip,
+            || (),
+            |dir, ()| {
+                assert!(dir.path.is_root() || entered.contains(&dir.path.parent().unwrap().to_string()));
+                entered.insert(dir.path.to_string());
+                for child in dir.children {
+                    let child_path = dir.path.join(&child.name).unwrap();
+                    assert_eq!(sig(&share.batch(), &child_path), child.sig);
+                    assert!(found.insert(child_path.to_string()));
+                }
+            },
+        )
         .unwrap();
         assert_eq!(found, expected);
         assert_eq!(summary.entries, expected.len() as u64);
         assert_eq!(summary.dirs, 1 + 12 + 144);
         let mut beneath = 0;
-        let part = scan(&share, &rel("d3"), &|_, _| false, |_| beneath += 1).unwrap();
+        let part = scan(&share, &rel("d3"), &|_, _| false, || (), |_, ()| beneath += 1).unwrap();
         assert_eq!((part.entries, beneath), (12 + 36, 13));
-        assert!(scan(&share, &rel("none"), &|_, _| false, |_| {}).is_err());
+        assert!(scan(&share, &rel("none"), &|_, _| false, || (), |_, ()| {}).is_err());
     });
 }
 
@@ -960,7 +970,7 @@ fn a_mount_beneath_the_share_is_not_entered() {
             error.to_string(),
             "refused: 'm/y' leads through a mount point, 'm'"
         );
-        let summary = scan(&share, &RelPath::root(), &|_, _| false, |_| {}).unwrap();
+        let summary = scan(&share, &RelPath::root(), &|_, _| false, || (), |_, ()| {}).unwrap();
         assert_eq!(summary.entries, 0);
         assert_eq!(
             (&summary.unseen[0].path, summary.unseen[0].foreign),

@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 use super::dirty::Hint;
 use super::share::{Figures, Share};
 use crate::config::Tracer;
-use crate::model::RelPath;
+use crate::model::{RelPath, is_temp_name};
 use crate::resolve::fallback::{Located, Locator};
 use crate::resolve::{Change, Unknown};
 use crate::source::choice::SourceConfig;
@@ -76,6 +76,7 @@ fn take(share: &Share, locator: &Locator, alone: bool, signals: &[Signal]) {
     let dev = share.root.dev();
     let mut touched = Vec::new();
     let mut unknown = Vec::new();
+    let mut displaced = Vec::new();
     let mut resolved = 0;
     {
         let mut resolver = share.resolver.lock();
@@ -91,6 +92,7 @@ fn take(share: &Share, locator: &Locator, alone: bool, signals: &[Signal]) {
                 Signal::Event(event)
                     if event.dev == dev && (alone || resolver.knows(event) || event.at.is_none()) =>
                 {
+                    displaced.extend(of_displaced(event));
                     for change in resolver.apply(event) {
                         resolved += 1;
                         note(change, event, &mut touched, &mut unknown);
@@ -104,9 +106,30 @@ fn take(share: &Share, locator: &Locator, alone: bool, signals: &[Signal]) {
     for unknown in unknown {
         find(share, locator, &unknown, &mut touched);
     }
+    for ino in displaced {
+        // Most often it has lost its last name.
+        if let Ok(Some(path)) = share.index.read().and_then(|reader| reader.path_of_ino(ino)) {
+            let hint = Hint {
+                content: true,
+                ..Hint::default()
+            };
+            touched.push((path, hint));
+        }
+    }
+    for (path, hint) in &touched {
+        tracing::debug!(target: "omirr::touched", share = %share.name, ?hint, "{path}");
+    }
     if !touched.is_empty() {
         share.touch(touched);
     }
+}
+
+/// The inode of an event that names one of the daemon's temporary names: a user
+/// has it open, and goes on with it although the daemon has taken its name away.
+/// It may have been kept under another.
+fn of_displaced(event: &Event) -> Option<u64> {
+    let at = event.at.as_ref()?;
+    (event.ino != 0 && is_temp_name(&at.name)).then_some(event.ino)
 }
 
 fn note(change: Change, event: &Event, touched: &mut Vec<(RelPath, Hint)>, unknown: &mut Vec<Unknown>) {

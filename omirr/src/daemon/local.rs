@@ -5,6 +5,7 @@
 //! children, a moved file before the tombstone of its old name.
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -16,7 +17,7 @@ use super::dirty::{Dirt, Hint};
 use super::keeper::Keeper;
 use super::share::Figures;
 use crate::apply::{self, Dirs};
-use crate::engine::{self, Name, Seen};
+use crate::engine::{self, Name, Rows, Seen};
 use crate::index::{Durable, IndexError, Reader};
 use crate::model::{Entry, LinkGroup, Record, RelPath, StatSig};
 use crate::observe::{self, Observed, Reading, Sight};
@@ -50,6 +51,42 @@ struct Look {
 /// Looks by path: parents before what is in them.
 type Looks = BTreeMap<RelPath, Look>;
 
+/// What is to be looked at in one pass, each path once, directories before what
+/// is in them: one that is replaced after its look is found to be another at the
+/// next, and then what is in it is looked at again.
+#[derive(Default)]
+struct Queue {
+    /// By depth.
+    todo: BTreeMap<usize, BTreeMap<RelPath, Dirt>>,
+    /// Everything that was looked at or is about to be, if only to be put back.
+    looked: FxHashSet<RelPath>,
+    /// What was looked at before something was found that may have changed it:
+    /// for the next pass.
+    again: Vec<(RelPath, Hint)>,
+}
+
+impl Queue {
+    fn add(&mut self, path: RelPath, dirt: Dirt) {
+        if self.looked.contains(&path) {
+            let hint = Hint {
+                content: dirt.content,
+                ..Hint::default()
+            };
+            self.again.push((path, hint));
+        } else {
+            let level = self.todo.entry(path.depth()).or_default();
+            level.entry(path).or_insert(dirt);
+        }
+    }
+
+    /// The paths of the least depth.
+    fn next(&mut self) -> Option<Vec<(RelPath, Dirt)>> {
+        let (_, level) = self.todo.pop_first()?;
+        self.looked.extend(level.keys().cloned());
+        Some(level.into_iter().collect())
+    }
+}
+
 impl Keeper {
     /// Looks at what is due (at everything, if `force`) and writes its rows.
     /// Returns whether there was anything.
@@ -76,17 +113,14 @@ impl Keeper {
     /// be seen together.
     fn look_at_all(&self, reader: &Reader, taken: Vec<(RelPath, Dirt)>) -> anyhow::Result<Looks> {
         let mut done = Looks::new();
-        // Everything that was looked at, if only to be put back: what happens to
-        // it from then on is for the next pass.
-        let mut looked: FxHashSet<RelPath> = FxHashSet::default();
-        let mut again = Vec::new();
-        let mut todo = taken;
-        while !todo.is_empty() {
+        let mut queue = Queue::default();
+        for (path, dirt) in taken {
+            queue.add(path, dirt);
+        }
+        while let Some(paths) = queue.next() {
             let started = Instant::now();
-            looked.extend(todo.iter().map(|(path, _)| path.clone()));
-            let looks = self.look_at(reader, std::mem::take(&mut todo))?;
+            let looks = self.look_at(reader, paths)?;
             let cost = started.elapsed();
-            let mut more: FxHashMap<RelPath, Dirt> = FxHashMap::default();
             for (path, look) in looks {
                 let look = match look {
                     Looking::Done(look) => look,
@@ -102,34 +136,30 @@ impl Keeper {
                     ..look.dirt
                 };
                 if look.is_unknown_dir() {
-                    self.walk(&path, look.dirt, &looked, &mut more)?;
+                    self.walk(&path, look.dirt, &mut queue);
+                    // And what it has no more: it may be another directory than
+                    // before, or have been elsewhere, where names in it went.
+                    reader.live_beneath(&path, &mut |beneath| {
+                        queue.add(beneath.clone(), along);
+                        ControlFlow::Continue(())
+                    })?;
+                }
+                if let Some(parent) = path.parent().filter(|_| look.came_or_went()) {
+                    // For its times.
+                    queue.add(parent, along);
                 }
                 let mut also = other_names(reader, &look)?;
                 if let Some(seen) = &look.seen {
                     also.extend(engine::observe_also(reader, &path, seen)?);
                 }
-                if let (Some(parent), true) = (path.parent(), look.came_or_went()) {
-                    if looked.contains(&parent) {
-                        // It was looked at before this name came or went: its
-                        // times may have changed since.
-                        again.push((parent, Hint::default()));
-                    } else {
-                        also.push(parent);
-                    }
-                }
+                also.retain(|path| !queue.looked.contains(path));
                 for path in also {
-                    more.entry(path).or_insert(along);
+                    queue.add(path, along);
                 }
                 done.insert(path, look);
             }
-            todo = more
-                .into_iter()
-                .filter(|(path, _)| !looked.contains(path))
-                .collect();
-            todo.sort_unstable_by(|a, b| a.0.cmp(&b.0));
         }
-        again.dedup();
-        self.share.touch(again);
+        self.share.touch(queue.again);
         Ok(done)
     }
 
@@ -156,21 +186,16 @@ impl Keeper {
 
     /// Adds everything beneath a directory, and its directories to the
     /// resolver.
-    fn walk(
-        &self,
-        start: &RelPath,
-        dirt: Dirt,
-        looked: &FxHashSet<RelPath>,
-        found: &mut FxHashMap<RelPath, Dirt>,
-    ) -> anyhow::Result<()> {
+    fn walk(&self, start: &RelPath, dirt: Dirt, queue: &mut Queue) {
         let share = &self.share;
         let skip = |path: &RelPath, is_dir: bool| share.is_excluded(path, is_dir);
         let mut names = Vec::new();
-        let walked = observe::scan(&share.root, start, &skip, |dir| {
+        let now = || share.resolver.lock().now();
+        let walked = observe::scan(&share.root, start, &skip, now, |dir, since| {
             let mut resolver = share.resolver.lock();
             for child in &dir.children {
                 if is_dir(&child.sig) {
-                    resolver.learn_dir(child.sig.ino, dir.ino, &child.name);
+                    resolver.learn_dir_seen(since, child.sig.ino, dir.ino, &child.name);
                 }
                 names.extend(dir.path.join(&child.name));
             }
@@ -181,15 +206,15 @@ impl Keeper {
         }
         // What is looked at now need not be looked at for older events.
         let mut dirty = share.dirty();
-        for name in names.into_iter().filter(|name| !looked.contains(name)) {
+        for name in names {
             let content = dirty.remove(&name).is_some_and(|dirt| dirt.content);
-            found.entry(name).or_insert(Dirt {
+            let dirt = Dirt {
                 content,
                 subtree: false,
                 ..dirt
-            });
+            };
+            queue.add(name, dirt);
         }
-        Ok(())
     }
 
     fn look_at(
@@ -294,6 +319,15 @@ impl Keeper {
         let dirs = share.root.batch();
         let mut parents = FxHashMap::default();
         for (path, look) in &looks {
+            tracing::debug!(
+                target: "omirr::looked",
+                share = %share.name,
+                known = look.record.as_ref().is_some_and(|record| !record.row.deleted),
+                was = look.record.as_ref().and_then(|record| record.sig).map(|sig| sig.ino),
+                ino = look.sig.map(|sig| sig.ino),
+                changed = look.seen.is_some(),
+                "{path}"
+            );
             sigs.extend(look.sig.map(|sig| (path, sig)));
             let Some(seen) = &look.seen else { continue };
             // When the change was made, not when it was seen: what a scan finds

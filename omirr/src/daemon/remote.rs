@@ -96,6 +96,11 @@ struct Outcome {
     errors: FxHashMap<RelPath, ApplyError>,
     /// Someone has written to these since.
     touched: Vec<RelPath>,
+    /// The resolver's moment before the first step.
+    since: u64,
+    /// Names that an inode got which has, or had, another: what users did to it
+    /// by that one a moment ago has an event that leads there.
+    renamed: Vec<RelPath>,
 }
 
 impl Keeper {
@@ -250,6 +255,8 @@ impl Keeper {
             sigs: FxHashMap::default(),
             errors: FxHashMap::default(),
             touched: Vec::new(),
+            renamed: Vec::new(),
+            since: share.resolver.lock().now(),
         };
         let staged = stage(&dirs, reader, &steps, &mut arrivals, &mut outcome);
         if self.unflushed.is_some() {
@@ -326,7 +333,7 @@ impl Keeper {
         })?;
         Figures::add(&share.figures.rows_applied, applied);
         self.tidy_up(&dirs, &decided, &mut outcome)?;
-        self.learn(&decided, &outcome);
+        self.learn(&dirs, reader, &decided, &outcome)?;
         self.keep_failed(inbound, arrivals, outcome);
         Ok(())
     }
@@ -354,6 +361,8 @@ impl Keeper {
             sigs: outcome.sigs.clone(),
             errors: FxHashMap::default(),
             touched: Vec::new(),
+            renamed: Vec::new(),
+            since: outcome.since,
         };
         for step in &steps {
             let done = step_once(dirs, &reader, step, &after)?;
@@ -366,6 +375,7 @@ impl Keeper {
             Ok(((), Durable::Later))
         })?;
         outcome.touched.extend(after.touched);
+        outcome.renamed.extend(after.renamed);
         outcome.touched.extend(after.errors.into_keys());
         Ok(())
     }
@@ -437,15 +447,37 @@ impl Keeper {
     }
 
     /// Tells the resolver of directories that came and went.
-    fn learn(&self, decided: &[Decided], outcome: &Outcome) {
-        let mut resolver = self.share.resolver.lock();
+    fn learn(
+        &self,
+        dirs: &Dirs<'_>,
+        reader: &Reader,
+        decided: &[Decided],
+        outcome: &Outcome,
+    ) -> anyhow::Result<()> {
+        let resolver = &self.share.resolver;
         for one in decided {
-            if let (Some(Some(sig)), true) = (outcome.sigs.get(&one.path), one.row.is_live_dir())
-                && let Some(parent) = one.path.parent().and_then(|parent| resolver.dir_at(&parent))
+            let since = resolver.lock().now();
+            let was = reader
+                .get(&one.path)?
+                .and_then(|record| record.sig)
+                .filter(is_dir);
+            let is = outcome.sigs.get(&one.path).copied().flatten().filter(is_dir);
+            if let Some(was) = was.filter(|was| is.is_none_or(|is| is.ino != was.ino))
+                && outcome.sigs.contains_key(&one.path)
             {
-                resolver.learn_dir(sig.ino, parent, one.path.name());
+                resolver.lock().forget_dir_seen(outcome.since, was.ino);
+            }
+            // Where it is now: users may have moved it or what it was made in.
+            if let Some(is) = is.filter(|is| was.is_none_or(|was| is.ino != was.ino))
+                && let Some((parent, found)) = observe::place(dirs, &one.path)
+                && found.ino == is.ino
+            {
+                resolver
+                    .lock()
+                    .learn_dir_seen(since, is.ino, parent, one.path.name());
             }
         }
+        Ok(())
     }
 
     fn keep_failed(&mut self, inbound: &Arc<Inbound>, arrivals: Vec<Arrival>, mut outcome: Outcome) {
@@ -455,6 +487,7 @@ impl Keeper {
             at_rest: true,
         };
         let mut look: Vec<_> = outcome.touched.drain(..).map(|path| (path, changed)).collect();
+        look.extend(outcome.renamed.drain(..).map(|path| (path, Hint::default())));
         let now = Instant::now();
         for Arrival { row, tries, .. } in arrivals {
             if outcome.progress.is_done(&row.path) {
@@ -468,10 +501,12 @@ impl Keeper {
                 // It is looked at first; then the rows are decided again. What
                 // does not come right by that needs a person or a newer row.
                 look.push((row.path.clone(), changed));
+                look.push((error.path().clone(), changed));
                 look.extend(row.path.parent().map(|parent| (parent, Hint::default())));
                 let wait = Duration::from_millis(5 << tries.min(9)).min(RETRY_AFTER);
                 ((tries > 5).then(|| error.to_string()), wait, tries + 1)
             } else {
+                look.push((error.path().clone(), Hint::default()));
                 (Some(error.to_string()), RETRY_AFTER, tries)
             };
             if let Some(reason) = &reason {
@@ -659,12 +694,14 @@ impl Outcome {
                         how: Install::Link { existing: other },
                         ..
                     } => {
+                        self.renamed.push(path.clone());
                         self.sigs.insert(other.clone(), applied.sig());
                     }
                     Step::Install {
                         how: Install::Moved { from },
                         ..
                     } => {
+                        self.renamed.push(path.clone());
                         self.sigs.insert(from.clone(), None);
                     }
                     _ => {}
@@ -778,10 +815,12 @@ fn step_once(
                 .map(Some),
             Expect::Absent => changed(path),
         },
-        Step::Restore { path, entry } => match observe::stat(dirs, path) {
-            Ok(Some(sig)) if is_dir(&sig) => apply::set_dir_time(dirs, path, entry.mtime, &sig)
-                .map(Applied::AsWritten)
-                .map(Some),
+        // Another one that a user has put there is not this step's business.
+        Step::Restore { path, entry } => match reader.get(path)?.and_then(|record| record.sig) {
+            Some(sig) if is_dir(&sig) => match apply::set_dir_time(dirs, path, entry.mtime, &sig) {
+                Ok(sig) => Ok(Some(Applied::AsWritten(sig))),
+                Err(_gone) => Ok(None),
+            },
             _ => Ok(None),
         },
     })

@@ -98,14 +98,15 @@ fn scan(share: &Arc<Share>, occasion: Occasion) -> anyhow::Result<()> {
         compare(RelPath::root(), &sig)?;
     }
     let skip = |path: &RelPath, is_dir: bool| share.is_excluded(path, is_dir);
-    let summary = observe::scan(&share.root, &RelPath::root(), &skip, |dir| {
+    let now = || share.resolver.lock().now();
+    let summary = observe::scan(&share.root, &RelPath::root(), &skip, now, |dir, since| {
         if failed.is_err() {
             return;
         }
         {
             let mut resolver = share.resolver.lock();
             for child in dir.children.iter().filter(|child| is_dir(&child.sig)) {
-                resolver.learn_dir(child.sig.ino, dir.ino, &child.name);
+                resolver.learn_dir_seen(since, child.sig.ino, dir.ino, &child.name);
             }
         }
         for child in &dir.children {

@@ -61,12 +61,14 @@ pub struct ScanSummary {
 /// Walks the tree from the directory `start` down and hands each directory to
 /// `out`, on the calling thread, parents first. `skip` is asked for each child,
 /// and whether it is a directory; what it says yes to is neither reported nor
-/// entered.
-pub fn scan(
+/// entered. `moment` is asked before a directory is read, and its answer comes
+/// with what was found.
+pub fn scan<M: Copy>(
     root: &ShareRoot,
     start: &RelPath,
     skip: &(dyn Fn(&RelPath, bool) -> bool + Sync),
-    mut out: impl FnMut(ScannedDir),
+    mut moment: impl FnMut() -> M,
+    mut out: impl FnMut(ScannedDir, M),
 ) -> Result<ScanSummary, ApplyError> {
     let mut summary = ScanSummary::default();
     let mut waiting = vec![start.clone()];
@@ -75,6 +77,7 @@ pub fn scan(
         // From the end: depth first, so that few directories wait.
         let batch = waiting.split_off(waiting.len().saturating_sub(AT_ONCE));
         let dirs = root.batch();
+        let now = moment();
         let read: Vec<_> = match &batch[..] {
             [one] => vec![read_dir(&dirs, one, skip)],
             many => many.par_iter().map(|path| read_dir(&dirs, path, skip)).collect(),
@@ -87,7 +90,7 @@ pub fn scan(
                     summary.unseen.extend(read.unseen);
                     summary.leftovers.extend(read.leftovers);
                     waiting.extend(read.beneath);
-                    out(read.dir);
+                    out(read.dir, now);
                 }
                 Err(error) if first => return Err(error),
                 Err(error) => summary.unseen.push(Unseen {

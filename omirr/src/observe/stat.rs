@@ -54,6 +54,15 @@ pub fn stat(dirs: &Dirs<'_>, path: &RelPath) -> Result<Option<StatSig>, ApplyErr
     }
 }
 
+/// The inode of the directory that holds `path`, and what is there; none if
+/// nothing is, or if it is no part of the share.
+pub fn place(dirs: &Dirs<'_>, path: &RelPath) -> Option<(u64, StatSig)> {
+    let (dir, name) = dirs.parent(path).ok()?;
+    let holder = statx_fd(dir.as_fd()).ok()?;
+    let found = statx_at(&dir, name).ok()?;
+    (!is_foreign(&found, dirs.root().dev())).then(|| (holder.stx_ino, sig_of(&found)))
+}
+
 /// [`Looked`] with what a reader needs to go on.
 pub(super) enum Raw {
     Absent,

@@ -5,8 +5,9 @@
 //! asks the disk; `fallback` does, for the rare directory that it does not
 //! know.
 //!
-//! Two habits of whoever scans make the paths right however events and scans
-//! overlap. Attach the source first and scan second. Tell a directory before
+//! Three habits of whoever scans make the paths right however events and scans
+//! overlap. Ask [`Resolver::now`] before looking, and tell it with what was seen:
+//! a rename that has been applied meanwhile is newer. Attach the source first and scan second. Tell a directory before
 //! its entries are read: an entry that is made later then comes as an event in
 //! a directory that is known, and one made earlier is among the entries.
 //!
@@ -71,6 +72,8 @@ pub struct Resolver {
     table: Table,
     /// Numbers of directories that were displaced, oldest first.
     displaced: VecDeque<u64>,
+    /// Events applied so far.
+    events: u64,
     stats: ResolverStats,
 }
 
@@ -92,6 +95,7 @@ impl Resolver {
         Resolver {
             table: Table::new(root_ino),
             displaced: VecDeque::new(),
+            events: 0,
             stats: ResolverStats::default(),
         }
     }
@@ -117,6 +121,22 @@ impl Resolver {
         self.learn_in(ino, parent, name)
     }
 
+    /// The same, of something that was seen after [`Resolver::now`] had said
+    /// `since`: an event that has been applied since knows better.
+    pub fn learn_dir_seen(&mut self, since: u64, ino: u64, parent_ino: u64, name: &[u8]) -> bool {
+        let moved = self
+            .table
+            .find(ino)
+            .is_some_and(|slot| self.table.placed(slot) > since);
+        moved || self.learn_dir(ino, parent_ino, name)
+    }
+
+    /// A moment, as the count of the events that have been applied. To be asked
+    /// for before looking at what is then learned.
+    pub fn now(&self) -> u64 {
+        self.events
+    }
+
     fn learn_in(&mut self, ino: u64, parent: Slot, name: &[u8]) -> bool {
         if ino == 0 || RelPath::root().join(name).is_err() {
             return false;
@@ -130,9 +150,14 @@ impl Resolver {
         true
     }
 
-    /// Forgets a directory and everything beneath it.
-    pub fn forget_dir(&mut self, ino: u64) {
-        if let Some(slot) = self.table.find(ino) {
+    /// Forgets a directory that was seen to be gone after [`Resolver::now`] had
+    /// said `since`, and everything beneath it; unless an event has given the
+    /// number a place since.
+    pub fn forget_dir_seen(&mut self, since: u64, ino: u64) {
+        if let Some(slot) = self.table.find(ino)
+            && slot != self.table.root()
+            && self.table.placed(slot) <= since
+        {
             self.table.remove(slot);
         }
     }
@@ -170,6 +195,7 @@ impl Resolver {
     /// directories as the event tells.
     pub fn apply(&mut self, event: &Event) -> Vec<Change> {
         let mut changes = Vec::new();
+        self.events += 1;
         match event.op {
             Op::Rename if event.is_dir => self.rename_dir(event, &mut changes),
             Op::Rename => self.rename_file(event, &mut changes),
@@ -231,8 +257,12 @@ impl Resolver {
                 .find(event.ino)
                 .is_none_or(|slot| self.table.is_detached(slot));
         let is_free = self.table.child(parent, &at.name).is_none();
-        if event.op == Op::Mkdir || (is_new && is_free) {
-            self.learn_in(event.ino, parent, &at.name);
+        if (event.op == Op::Mkdir || (is_new && is_free))
+            && self.learn_in(event.ino, parent, &at.name)
+            && event.op == Op::Mkdir
+            && let Some(slot) = self.table.find(event.ino)
+        {
+            self.table.set_placed(slot, self.events);
         }
     }
 
@@ -288,7 +318,7 @@ impl Resolver {
                 if let Some(slot) = slot.or_else(|| (event.ino != 0).then(|| self.table.insert(event.ino)))
                     && let Some(parent) = self.table.find(dirent.dir)
                 {
-                    self.place(slot, parent, &dirent.name);
+                    self.place_now(slot, parent, &dirent.name);
                 }
                 match (from, believed) {
                     (Some(from), believed) => {
@@ -342,7 +372,7 @@ impl Resolver {
         for (slot, place) in [(slots.0, to), (slots.1, at)] {
             let Some(slot) = slot else { continue };
             match place.and_then(|place| Some((self.table.find(place.dir)?, &place.name))) {
-                Some((parent, name)) => self.place(slot, parent, name),
+                Some((parent, name)) => self.place_now(slot, parent, name),
                 None => self.table.remove(slot),
             }
         }
@@ -351,6 +381,12 @@ impl Resolver {
             (Some(path), None) | (None, Some(path)) => changes.push(touched(event, path)),
             (None, None) => changes.push(unknown(event, at.or(to))),
         }
+    }
+
+    /// Puts a directory where an event says that it is.
+    fn place_now(&mut self, slot: Slot, parent: Slot, name: &[u8]) {
+        self.place(slot, parent, name);
+        self.table.set_placed(slot, self.events);
     }
 
     /// Puts a directory somewhere, from wherever it was.

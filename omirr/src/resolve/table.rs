@@ -2,7 +2,7 @@
 //! inode number and by name.
 //!
 //! Only directories are kept, since a file is named by its directory in every
-//! event. A share may have a million of them, so a node is 48 bytes and the two
+//! event. A share may have a million of them, so a node is 56 bytes and the two
 //! indexes hold slots only: below 100 bytes a directory all in all, unless its
 //! name is longer than 22 bytes.
 //!
@@ -56,11 +56,13 @@ struct Node {
     /// Siblings, in no order. In a free slot: the next free one.
     next: Slot,
     previous: Slot,
+    /// How many events had been applied when one gave it its place; 0 if none has.
+    placed: u64,
     name: Name,
 }
 
 const _: () = assert!(
-    size_of::<Node>() == 48,
+    size_of::<Node>() == 56,
     "the bound of memory per directory rests on this"
 );
 
@@ -137,6 +139,15 @@ impl Table {
         self.node(slot).ino
     }
 
+    /// When an event last gave it its place, as counted by the resolver.
+    pub(crate) fn placed(&self, slot: Slot) -> u64 {
+        self.node(slot).placed
+    }
+
+    pub(crate) fn set_placed(&mut self, slot: Slot, events: u64) {
+        self.node_mut(slot).placed = events;
+    }
+
     pub(crate) fn has_children(&self, slot: Slot) -> bool {
         self.node(slot).first_child != NONE
     }
@@ -193,6 +204,7 @@ impl Table {
             first_child: NONE,
             next: NONE,
             previous: NONE,
+            placed: 0,
             name: Name::new(b""),
         };
         let slot = if self.free == NONE {
