@@ -424,9 +424,9 @@ impl Look {
         }
     }
 
-    /// The regular file with several names, or once with several, that it is.
+    /// The inode with several names, or once with several, that it is.
     fn inode(&self) -> Option<u64> {
-        let sig = self.sig.filter(|sig| sig.mode & S_IFMT == S_IFREG)?;
+        let sig = self.sig.filter(|sig| !is_dir(sig))?;
         let here = self.record.as_ref().and_then(|record| record.row.live());
         let there = self.elsewhere.as_ref().map(|other| &other.record.row.entry);
         let linked = here.into_iter().chain(there).any(|entry| entry.link.is_some());

@@ -2,7 +2,7 @@
 //!
 //! In: the names under which an inode was found, with their records. Out: the
 //! group, the same for all of them. A group stands for one inode; a file that
-//! has left its inode leaves the group. Only regular files have groups.
+//! has left its inode leaves the group. Directories have no groups.
 
 use std::collections::BTreeSet;
 
@@ -29,7 +29,9 @@ pub fn link_group(
     strangers: &mut dyn FnMut(LinkGroup) -> bool,
     fresh: &mut dyn FnMut() -> LinkGroup,
 ) -> Option<LinkGroup> {
-    seen.content()?;
+    if seen.is_dir() {
+        return None;
+    }
     let of_inode = |record: &&Record| record.sig.is_some_and(|sig| sig.ino == ino);
     // Where nothing changed, nothing changes: a look alone makes no row.
     let known = names

@@ -231,8 +231,8 @@ impl<'a, R: Rows> Planner<'a, R> {
 
     fn bring_up(&mut self, one: &'a Decided, early: &BTreeSet<&RelPath>) -> Result<(), R::Error> {
         let (path, entry) = (&one.path, &one.row.entry);
-        let (how, renewed) = if entry.content().is_some() {
-            self.bring_up_file(one, early)?
+        let (how, renewed) = if !entry.is_dir() {
+            self.bring_up_inode(one, early)?
         } else if self.base(path).is_some_and(|base| base.kind == entry.kind) {
             (Install::Attributes, Renewed::SameInode)
         } else {
@@ -250,7 +250,8 @@ impl<'a, R: Rows> Planner<'a, R> {
         Ok(())
     }
 
-    fn bring_up_file(
+    /// Anything but a directory: it may have other names.
+    fn bring_up_inode(
         &mut self,
         one: &'a Decided,
         early: &BTreeSet<&RelPath>,
@@ -271,6 +272,9 @@ impl<'a, R: Rows> Planner<'a, R> {
             if same.is_empty() || (entry.link.is_some() && same.iter().all(together)) {
                 return Ok((Install::Attributes, Renewed::SameInode));
             }
+        }
+        if entry.content().is_none() {
+            return Ok((Install::Fresh, Renewed::NewInode));
         }
         let mut content = Content::Transfer;
         for from in self.sources(one, own_content)? {

@@ -145,7 +145,7 @@ impl Users {
                 disk.put(&place, ino)?;
                 Ok(format!("ln -s {place}"))
             }
-            15..=16 if old.content().is_some() => {
+            15..=16 if !old.is_dir() => {
                 let ino = disk.ino(&some).ok_or(Refused)?;
                 if disk.is_dir(&place) || disk.ino(&place) == Some(ino) {
                     return Err(Refused);
