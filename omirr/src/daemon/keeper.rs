@@ -30,6 +30,9 @@ pub(super) const RETRY_AFTER: Duration = Duration::from_secs(2);
 const GROUP_ROWS: usize = 4096;
 /// Without anything to do, memory is given back after so long.
 const IDLE_AFTER: Duration = Duration::from_secs(2);
+/// So many nodes' names are kept, for the names of conflict copies: they are
+/// written with every commit, and a peer could tell any number.
+const NAMES_MAX: usize = 1024;
 /// How many waiting rows `status` names.
 const WAITING_SHOWN: usize = 20;
 
@@ -211,6 +214,7 @@ impl Keeper {
                 let new: Vec<_> = names
                     .into_iter()
                     .filter(|name| !known.iter().any(|k| k.0 == name.0))
+                    .take(NAMES_MAX.saturating_sub(known.len()))
                     .collect();
                 if !new.is_empty() {
                     self.share.index.write(|w| {

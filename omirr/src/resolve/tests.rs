@@ -457,3 +457,22 @@ proptest! {
         model.check(&resolver)?;
     }
 }
+
+#[test]
+fn what_was_seen_before_a_rename_was_applied_does_not_undo_it() {
+    let mut resolver = Resolver::new(ROOT);
+    resolver.learn_dir(10, ROOT, b"a");
+    let since = resolver.now();
+    // Somebody looks, sees 10 at `a`, and is slow to tell.
+    resolver.apply(&event(Op::Rename, 10, true, dirent(ROOT, "a"), dirent(ROOT, "b")));
+    assert!(resolver.learn_dir_seen(since, 10, ROOT, b"a"));
+    assert_eq!(resolver.path_of(10), Some(path("b")));
+    resolver.forget_dir_seen(since, 10);
+    assert_eq!(resolver.path_of(10), Some(path("b")));
+    // What was seen after it is newer, for events may have been lost.
+    let since = resolver.now();
+    assert!(resolver.learn_dir_seen(since, 10, ROOT, b"c"));
+    assert_eq!(resolver.path_of(10), Some(path("c")));
+    resolver.forget_dir_seen(since, 10);
+    assert_eq!(resolver.path_of(10), None);
+}
