@@ -156,7 +156,7 @@ impl Keeper {
                 for path in also {
                     queue.add(path, along);
                 }
-                done.insert(path, look);
+                done.insert(path, *look);
             }
         }
         self.share.touch(queue.again);
@@ -301,14 +301,14 @@ impl Keeper {
                 return Ok(None);
             }
         }
-        Ok(Some(Looking::Done(Look {
+        Ok(Some(Looking::Done(Box::new(Look {
             dirt,
             record,
             seen,
             sig,
             content,
             elsewhere,
-        })))
+        }))))
     }
 
     /// Writes the rows of what was found, and tells the senders.
@@ -386,7 +386,7 @@ impl Keeper {
 
 /// What looking at a path came to.
 enum Looking {
-    Done(Look),
+    Done(Box<Look>),
     /// It changed while it was read.
     Unstable(Dirt),
 }

@@ -257,11 +257,9 @@ impl Resolver {
                 .find(event.ino)
                 .is_none_or(|slot| self.table.is_detached(slot));
         let is_free = self.table.child(parent, &at.name).is_none();
-        if (event.op == Op::Mkdir || (is_new && is_free))
-            && self.learn_in(event.ino, parent, &at.name)
-            && event.op == Op::Mkdir
-            && let Some(slot) = self.table.find(event.ino)
-        {
+        let made = event.op == Op::Mkdir;
+        let learned = (made || (is_new && is_free)) && self.learn_in(event.ino, parent, &at.name);
+        if let Some(slot) = self.table.find(event.ino).filter(|_| learned && made) {
             self.table.set_placed(slot, self.events);
         }
     }
