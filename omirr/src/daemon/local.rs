@@ -9,44 +9,20 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use rayon::prelude::*;
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::dirty::{Dirt, Hint};
 use super::keeper::Keeper;
+use super::look::{Look, Looking, is_dir, look_at, other_names};
 use super::share::Figures;
 use crate::apply::{self, Dirs};
 use crate::engine::{self, Name, Rows, Seen};
 use crate::index::{Durable, IndexError, Reader};
-use crate::model::{Entry, LinkGroup, Record, RelPath, StatSig};
-use crate::observe::{self, Observed, Reading, Sight};
+use crate::model::{LinkGroup, Record, RelPath, StatSig};
+use crate::observe;
 
 /// So many paths are looked at before their rows are written.
 const PORTION: usize = 2048;
-
-/// File types in `st_mode`.
-const S_IFMT: u32 = 0o170_000;
-const S_IFREG: u32 = 0o100_000;
-const S_IFDIR: u32 = 0o040_000;
-
-pub(super) fn is_dir(sig: &StatSig) -> bool {
-    sig.mode & S_IFMT == S_IFDIR
-}
-
-/// A path that was looked at, with its record as of before.
-struct Look {
-    dirt: Dirt,
-    record: Option<Record>,
-    /// None if it is as the record says.
-    seen: Option<Seen>,
-    /// As of now; none if nothing is there.
-    sig: Option<StatSig>,
-    /// What was read of it, if that is little.
-    content: Option<Bytes>,
-    /// The inode was under this path before, or is there as well.
-    elsewhere: Option<Elsewhere>,
-}
 
 /// Looks by path: parents before what is in them.
 type Looks = BTreeMap<RelPath, Look>;
@@ -119,7 +95,7 @@ impl Keeper {
         }
         while let Some(paths) = queue.next() {
             let started = Instant::now();
-            let looks = self.look_at(reader, paths)?;
+            let looks = look_at(&self.share, reader, paths)?;
             let cost = started.elapsed();
             for (path, look) in looks {
                 let look = match look {
@@ -217,100 +193,6 @@ impl Keeper {
         }
     }
 
-    fn look_at(
-        &self,
-        reader: &Reader,
-        paths: Vec<(RelPath, Dirt)>,
-    ) -> anyhow::Result<Vec<(RelPath, Looking)>> {
-        let dirs = self.share.root.batch();
-        let look = |(path, dirt): (RelPath, Dirt)| {
-            let look = self.look_at_one(reader, &dirs, &path, dirt)?;
-            Ok(look.map(|look| (path, look)))
-        };
-        let looks: Vec<_> = if paths.len() < 8 {
-            paths.into_iter().map(look).collect::<Result<_, IndexError>>()?
-        } else {
-            paths
-                .into_par_iter()
-                .with_min_len(8)
-                .map(look)
-                .collect::<Result<_, IndexError>>()?
-        };
-        Ok(looks.into_iter().flatten().collect())
-    }
-
-    /// None if the path is none of the share's business, or cannot be read.
-    fn look_at_one(
-        &self,
-        reader: &Reader,
-        dirs: &Dirs<'_>,
-        path: &RelPath,
-        dirt: Dirt,
-    ) -> Result<Option<Looking>, IndexError> {
-        let record = reader.get(path)?;
-        let mut elsewhere = None;
-        let found = match observe::sight(dirs, path) {
-            Ok(Sight::Absent) => Ok(Observed::Absent),
-            Ok(Sight::Foreign) => Ok(Observed::Foreign),
-            Ok(Sight::Here(found)) => {
-                let known = record
-                    .as_ref()
-                    .and_then(|record| Some((record.row.live()?, record.sig.as_ref()?)));
-                if known.is_none() {
-                    // A file that has just got this name may be known under another.
-                    elsewhere = known_elsewhere(reader, path, &found.sig())?;
-                }
-                let known = known.or(elsewhere
-                    .as_ref()
-                    .map(|other| (&other.record.row.entry, &other.sig)));
-                found.read(known, Reading::IfChanged)
-            }
-            Err(error) => Err(error),
-        };
-        let found = match found {
-            Ok(found) => found,
-            Err(error) => {
-                tracing::warn!(share = %self.share.name, "cannot look at {path}: {error}");
-                return Ok(None);
-            }
-        };
-        let (seen, sig, content) = match found {
-            Observed::Foreign => return Ok(None),
-            Observed::Unstable { .. } => return Ok(Some(Looking::Unstable(dirt))),
-            Observed::Absent => (Some(Seen::Absent), None, None),
-            // The same as under its other name.
-            Observed::Unchanged { sig } => (
-                elsewhere
-                    .as_ref()
-                    .map(|other| Seen::Present(other.record.row.entry.clone())),
-                Some(sig),
-                None,
-            ),
-            Observed::Present { entry, sig, content } => (Some(Seen::Present(entry)), Some(sig), content),
-        };
-        let is_dir = match &sig {
-            Some(sig) => is_dir(sig),
-            None => record.as_ref().is_some_and(|record| record.row.is_live_dir()),
-        };
-        if self.share.is_excluded(path, is_dir) {
-            // Rows of before it was excluded go with their directory, and only
-            // with it.
-            let went = sig.is_none() && record.as_ref().is_some_and(|record| !record.row.deleted);
-            let parent = path.parent().map(|parent| observe::stat(dirs, &parent));
-            if !went || matches!(parent, Some(Ok(Some(parent))) if self::is_dir(&parent)) {
-                return Ok(None);
-            }
-        }
-        Ok(Some(Looking::Done(Box::new(Look {
-            dirt,
-            record,
-            seen,
-            sig,
-            content,
-            elsewhere,
-        }))))
-    }
-
     /// Writes the rows of what was found, and tells the senders.
     fn write_rows(&mut self, reader: &Reader, looks: Looks) -> anyhow::Result<()> {
         let share = Arc::clone(&self.share);
@@ -384,71 +266,6 @@ impl Keeper {
     }
 }
 
-/// What looking at a path came to.
-enum Looking {
-    Done(Box<Look>),
-    /// It changed while it was read.
-    Unstable(Dirt),
-}
-
-impl Look {
-    /// Whether it is a directory of whose names nothing is known, or not enough.
-    fn is_unknown_dir(&self) -> bool {
-        let Some(sig) = self.sig.filter(is_dir) else {
-            return false;
-        };
-        let known = self.record.as_ref().filter(|record| record.row.is_live_dir());
-        self.dirt.subtree
-            || known
-                .and_then(|known| known.sig)
-                .is_none_or(|known| known.ino != sig.ino)
-    }
-
-    /// Whether its directory's times must have changed with it.
-    fn came_or_went(&self) -> bool {
-        let was = self.record.as_ref().filter(|record| !record.row.deleted);
-        match (&self.seen, self.sig) {
-            (None, _) => false,
-            (Some(_), None) => was.is_some(),
-            (Some(_), Some(sig)) => was.and_then(|was| was.sig).is_none_or(|was| was.ino != sig.ino),
-        }
-    }
-
-    /// Where peers most likely have the content that was found.
-    fn moved_from(&self) -> Option<&RelPath> {
-        let other = self.elsewhere.as_ref()?;
-        // Read or not, it must be the same content for the peers to look there.
-        match &self.seen {
-            Some(Seen::Present(entry)) if entry.kind == other.record.row.entry.kind => Some(&other.path),
-            _ => None,
-        }
-    }
-
-    /// The inode with several names, or once with several, that it is.
-    fn inode(&self) -> Option<u64> {
-        let sig = self.sig.filter(|sig| !is_dir(sig))?;
-        let here = self.record.as_ref().and_then(|record| record.row.live());
-        let there = self.elsewhere.as_ref().map(|other| &other.record.row.entry);
-        let linked = here.into_iter().chain(there).any(|entry| entry.link.is_some());
-        (sig.nlink > 1 || linked).then_some(sig.ino)
-    }
-}
-
-/// The names under which the index has the inode that was found, if that has
-/// several.
-fn other_names(reader: &Reader, look: &Look) -> Result<Vec<RelPath>, IndexError> {
-    let (Some(ino), Some(Seen::Present(_))) = (look.inode(), &look.seen) else {
-        return Ok(Vec::new());
-    };
-    let group = look.record.as_ref().and_then(|record| record.row.live()?.link);
-    let mut names = group
-        .map(|group| reader.group(group))
-        .transpose()?
-        .unwrap_or_default();
-    names.extend(reader.path_of_ino(ino)?);
-    Ok(names)
-}
-
 /// Gives the files that were found their hard-link groups.
 fn link(reader: &Reader, looks: &mut Looks) -> Result<(), IndexError> {
     let mut inodes: BTreeMap<u64, Vec<RelPath>> = BTreeMap::new();
@@ -506,25 +323,6 @@ fn has_strangers(reader: &Reader, group: LinkGroup, ino: u64) -> Result<bool, In
     Ok(false)
 }
 
-impl Look {
-    fn set_group(&mut self, group: Option<LinkGroup>) {
-        match &mut self.seen {
-            Some(Seen::Present(entry)) => entry.link = group,
-            Some(Seen::Absent) => {}
-            // Nothing else has changed, but the group may have.
-            None => {
-                let entry = self.record.as_ref().and_then(|record| record.row.live());
-                if let Some(entry) = entry.filter(|entry| entry.link != group) {
-                    self.seen = Some(Seen::Present(Entry {
-                        link: group,
-                        ..entry.clone()
-                    }));
-                }
-            }
-        }
-    }
-}
-
 /// When a path that is not there went, at the latest: the change time of the
 /// nearest directory above that is there, ms since 1970.
 fn gone_since(dirs: &Dirs<'_>, path: &RelPath, known: &mut FxHashMap<RelPath, Option<u64>>) -> Option<u64> {
@@ -539,33 +337,4 @@ fn gone_since(dirs: &Dirs<'_>, path: &RelPath, known: &mut FxHashMap<RelPath, Op
     };
     known.insert(parent, when);
     when
-}
-
-/// An inode that the index knows under another path.
-struct Elsewhere {
-    path: RelPath,
-    record: Record,
-    /// As the index has it.
-    sig: StatSig,
-}
-
-/// Where the index has the regular file that `now` is found at `path`.
-fn known_elsewhere(reader: &Reader, path: &RelPath, now: &StatSig) -> Result<Option<Elsewhere>, IndexError> {
-    if now.mode & S_IFMT != S_IFREG {
-        return Ok(None);
-    }
-    let Some(other) = reader.path_of_ino(now.ino)?.filter(|other| other != path) else {
-        return Ok(None);
-    };
-    let Some(record) = reader.get(&other)? else {
-        return Ok(None);
-    };
-    let Some(sig) = record.sig.filter(|sig| sig.same_content(now)) else {
-        return Ok(None);
-    };
-    Ok((!record.row.deleted).then_some(Elsewhere {
-        path: other,
-        record,
-        sig,
-    }))
 }

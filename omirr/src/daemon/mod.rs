@@ -13,9 +13,11 @@ mod events;
 mod keeper;
 mod listener;
 mod local;
+mod look;
 mod memory;
 mod receiver;
 mod recent;
+mod recover;
 mod remote;
 mod report;
 mod scanner;
@@ -23,6 +25,7 @@ mod sender;
 mod service;
 mod share;
 mod state_dir;
+mod steps;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -96,7 +99,7 @@ async fn run_once(config: &Config, config_path: &Path, state: &StateDir) -> anyh
         let (share, inputs) = open_share(config, name, settings, state.path())
             .with_context(|| format!("share {name} cannot be served"))?;
         if share.stopped().is_none() {
-            remote::recover(&share).with_context(|| format!("share {name} cannot be served"))?;
+            recover::recover(&share).with_context(|| format!("share {name} cannot be served"))?;
         }
         let keeper = Keeper::new(
             Arc::clone(&share),

@@ -2,7 +2,8 @@
 //!
 //! In: rows, and contents that were asked for. Out: the tree as the rows say,
 //! and the rows in the index. A row that cannot be applied yet waits in
-//! `pending` with its reason; the others go on.
+//! `pending` with its reason; the others go on. The steps themselves are done in
+//! `steps`.
 //!
 //! The order of writes, and what a crash between two of them leaves:
 //!
@@ -18,18 +19,18 @@ use std::collections::hash_map::Entry;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rayon::prelude::*;
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::dirty::Hint;
 use super::keeper::{Keeper, RETRY_AFTER};
-use super::local::is_dir;
-use super::share::{Arrival, Command, Figures, Inbound, Share};
-use crate::apply::{self, Applied, ApplyError, DirRemoval, Dirs, Expect, Ready};
-use crate::engine::{self, Arrived, Content, Context, Decided, Install, Progress, Step, Work};
+use super::look::is_dir;
+use super::share::{Arrival, Command, Figures, Inbound};
+use super::steps::{Outcome, execute, stage, step_once};
+use crate::apply::{self, ApplyError, Dirs, Ready};
+use crate::engine::{self, Arrived, Content, Context, Decided, Progress, Step, Work};
 use crate::index::{Durable, Reader};
-use crate::model::{self, Kind, Record, RelPath, Row, StatSig};
-use crate::observe::{self, Observed, Reading};
+use crate::model::{Record, RelPath};
+use crate::observe;
 use crate::wire::WireRow;
 
 /// A row that could not be applied yet.
@@ -85,22 +86,6 @@ impl Group {
             }
         }
     }
-}
-
-/// What has become of steps.
-struct Outcome {
-    progress: Progress,
-    /// By path: what `stat` says after the last step; none if it is gone.
-    sigs: FxHashMap<RelPath, Option<StatSig>>,
-    /// Why steps failed, by path.
-    errors: FxHashMap<RelPath, ApplyError>,
-    /// Someone has written to these since.
-    touched: Vec<RelPath>,
-    /// The resolver's moment before the first step.
-    since: u64,
-    /// Names that an inode got which has, or had, another: what users did to it
-    /// by that one a moment ago has an event that leads there.
-    renamed: Vec<RelPath>,
 }
 
 impl Keeper {
@@ -250,14 +235,8 @@ impl Keeper {
             anyhow::bail!(reason);
         }
         let dirs = share.root.batch();
-        let mut outcome = Outcome {
-            progress: Progress::new(reader, &decided)?,
-            sigs: FxHashMap::default(),
-            errors: FxHashMap::default(),
-            touched: Vec::new(),
-            renamed: Vec::new(),
-            since: share.resolver.lock().now(),
-        };
+        let now = share.resolver.lock().now();
+        let mut outcome = Outcome::new(Progress::new(reader, &decided)?, now);
         let staged = stage(&dirs, reader, &steps, &mut arrivals, &mut outcome);
         if self.unflushed.is_some() {
             // One sync for this batch's contents and the last batch's names.
@@ -356,14 +335,8 @@ impl Keeper {
         if steps.is_empty() {
             return Ok(());
         }
-        let mut after = Outcome {
-            progress: Progress::default(),
-            sigs: outcome.sigs.clone(),
-            errors: FxHashMap::default(),
-            touched: Vec::new(),
-            renamed: Vec::new(),
-            since: outcome.since,
-        };
+        let mut after = Outcome::new(Progress::default(), outcome.since);
+        after.sigs.clone_from(&outcome.sigs);
         for step in &steps {
             let done = step_once(dirs, &reader, step, &after)?;
             after.note(step, done);
@@ -548,362 +521,4 @@ fn missing_content(steps: &[Step], arrivals: &[Arrival]) -> FxHashSet<RelPath> {
         .map(|arrival| &arrival.row.path)
         .collect();
     wanted.filter(|path| !there.contains(path)).cloned().collect()
-}
-
-/// Makes all contents ready, several at a time.
-fn stage(
-    dirs: &Dirs<'_>,
-    reader: &Reader,
-    steps: &[Step],
-    arrivals: &mut [Arrival],
-    outcome: &mut Outcome,
-) -> FxHashMap<RelPath, Ready> {
-    let mut sources: FxHashMap<RelPath, &mut Arrival> = arrivals
-        .iter_mut()
-        .map(|arrival| (arrival.row.path.clone(), arrival))
-        .collect();
-    let jobs: Vec<_> = steps
-        .iter()
-        .filter_map(|step| match step {
-            Step::Stage { path, entry, content } => Some((step, path, entry, content, sources.remove(path))),
-            _ => None,
-        })
-        .collect();
-    let results: Vec<_> = jobs
-        .into_par_iter()
-        .with_min_len(4)
-        .map(|(step, path, entry, content, source)| {
-            (step, stage_one(dirs, reader, path, entry, content, source))
-        })
-        .collect();
-    let mut staged = FxHashMap::default();
-    for (step, result) in results {
-        match result {
-            Ok(ready) => {
-                staged.insert(step.path().clone(), ready);
-            }
-            Err(error) => outcome.fail(step, error),
-        }
-    }
-    staged
-}
-
-fn stage_one(
-    dirs: &Dirs<'_>,
-    reader: &Reader,
-    path: &RelPath,
-    entry: &model::Entry,
-    content: &Content,
-    source: Option<&mut Arrival>,
-) -> Result<Ready, ApplyError> {
-    // What came is of use only as long as it is what was decided.
-    let source = source.filter(|arrival| arrival.row.row.entry == *entry);
-    let (ready, inline) = match source {
-        Some(arrival) => (arrival.ready.take(), arrival.row.inline.clone()),
-        None => (None, None),
-    };
-    let staged = match (content, ready, inline) {
-        (_, Some(ready), _) => return Ok(ready),
-        (_, None, Some(inline)) => {
-            let mut staged = apply::stage_file(dirs, path)?;
-            staged.append(&inline)?;
-            staged
-        }
-        (Content::Copy { from }, None, None) => {
-            let Ok(Some(Record { sig: Some(sig), .. })) = reader.get(from) else {
-                return Err(ApplyError::Changed { path: from.clone() });
-            };
-            apply::clone_local(dirs, from, &sig, path)?
-        }
-        (Content::Transfer, None, None) => apply::stage_file(dirs, path)?,
-    };
-    staged.finish(entry)
-}
-
-/// Does the steps in order; runs of independent new files at once.
-fn execute(
-    dirs: &Dirs<'_>,
-    reader: &Reader,
-    steps: &[Step],
-    mut staged: FxHashMap<RelPath, Ready>,
-    outcome: &mut Outcome,
-) -> anyhow::Result<()> {
-    let mut at = 0;
-    while at < steps.len() {
-        // A run of staged files, each under a name of its own.
-        let run = steps[at..]
-            .iter()
-            .take_while(|step| {
-                matches!(
-                    step,
-                    Step::Install {
-                        how: Install::Staged,
-                        ..
-                    }
-                )
-            })
-            .count();
-        if run == 0 {
-            if outcome.progress.admits(&steps[at]) {
-                let done = step_once(dirs, reader, &steps[at], outcome)?;
-                outcome.note(&steps[at], done);
-            }
-            at += 1;
-            continue;
-        }
-        let jobs: Vec<_> = steps[at..at + run]
-            .iter()
-            .filter(|step| outcome.progress.admits(step))
-            .filter_map(|step| Some((step, staged.remove(step.path())?)))
-            .collect();
-        let results: Vec<_> = jobs
-            .into_par_iter()
-            .with_min_len(4)
-            .map(|(step, ready)| -> anyhow::Result<_> {
-                let done = match outcome.expected(reader, step.path())? {
-                    Ok(expect) => apply::install(dirs, ready, &expect).map(Some),
-                    Err(error) => Err(error),
-                };
-                Ok((step, done))
-            })
-            .collect::<anyhow::Result<_>>()?;
-        for (step, done) in results {
-            outcome.note(step, done);
-        }
-        at += run;
-    }
-    Ok(())
-}
-
-impl Outcome {
-    fn note(&mut self, step: &Step, done: Result<Option<Applied>, ApplyError>) {
-        let path = match step {
-            Step::Aside { to, .. } => to,
-            step => step.path(),
-        };
-        match done {
-            Ok(Some(applied)) => {
-                if applied == Applied::ChangedSince {
-                    self.touched.push(path.clone());
-                }
-                self.sigs.insert(path.clone(), applied.sig());
-                // The inode's other name has seen the same; a moved one is gone.
-                match step {
-                    Step::Aside { path: other, .. }
-                    | Step::Install {
-                        how: Install::Link { existing: other },
-                        ..
-                    } => {
-                        self.renamed.push(path.clone());
-                        self.sigs.insert(other.clone(), applied.sig());
-                    }
-                    Step::Install {
-                        how: Install::Moved { from },
-                        ..
-                    } => {
-                        self.renamed.push(path.clone());
-                        self.sigs.insert(from.clone(), None);
-                    }
-                    _ => {}
-                }
-            }
-            Ok(None) if matches!(step, Step::Remove { .. }) => {
-                self.sigs.insert(path.clone(), None);
-            }
-            Ok(None) => {}
-            Err(error) => self.fail(step, error),
-        }
-    }
-
-    /// What must be at a path: what the last step left there, else what the
-    /// index says.
-    fn expected(&self, reader: &Reader, path: &RelPath) -> anyhow::Result<Result<Expect, ApplyError>> {
-        let changed = || ApplyError::Changed { path: path.clone() };
-        let expect = match (self.sigs.get(path), self.touched.contains(path)) {
-            (_, true) => return Ok(Err(changed())),
-            (Some(Some(sig)), false) => Expect::Sig(*sig),
-            (Some(None), false) => Expect::Absent,
-            (None, false) => match reader.get(path)? {
-                Some(record) if !record.row.deleted => match record.sig {
-                    Some(sig) => Expect::Sig(sig),
-                    None => return Ok(Err(changed())),
-                },
-                _ => Expect::Absent,
-            },
-        };
-        Ok(Ok(expect))
-    }
-
-    fn fail(&mut self, step: &Step, error: ApplyError) {
-        self.progress.fail(step);
-        self.errors.insert(step.path().clone(), error);
-    }
-}
-
-/// Does one step other than installing staged content.
-fn step_once(
-    dirs: &Dirs<'_>,
-    reader: &Reader,
-    step: &Step,
-    outcome: &Outcome,
-) -> anyhow::Result<Result<Option<Applied>, ApplyError>> {
-    let expect = match outcome.expected(reader, step.path())? {
-        Ok(expect) => expect,
-        Err(error) => return Ok(Err(error)),
-    };
-    let changed = |path: &RelPath| Err(ApplyError::Changed { path: path.clone() });
-    let sig_of = |path: &RelPath| -> anyhow::Result<Option<StatSig>> {
-        Ok(match outcome.expected(reader, path)? {
-            Ok(Expect::Sig(sig)) => Some(sig),
-            _ => None,
-        })
-    };
-    Ok(match step {
-        Step::Stage { .. }
-        | Step::Install {
-            how: Install::Staged, ..
-        } => Ok(None),
-        Step::Aside { path, to } => match sig_of(path)? {
-            Some(sig) => apply::link_existing(dirs, path, &sig, to, &Expect::Absent).map(Some),
-            None => changed(path),
-        },
-        Step::Install {
-            path,
-            how: Install::Link { existing },
-            ..
-        } => match sig_of(existing)? {
-            Some(sig) => apply::link_existing(dirs, existing, &sig, path, &expect).map(Some),
-            None => changed(existing),
-        },
-        Step::Install {
-            path,
-            how: Install::Moved { from },
-            ..
-        } => match sig_of(from)? {
-            Some(sig) => apply::move_entry(dirs, from, &sig, path, &expect).map(Some),
-            None => changed(from),
-        },
-        Step::Install {
-            path,
-            entry,
-            how: Install::Fresh,
-        } => match entry.kind {
-            Kind::Directory => apply::make_dir(dirs, path, entry, &expect).map(Some),
-            Kind::Symlink { .. } => apply::make_symlink(dirs, path, entry, &expect).map(Some),
-            _ => apply::make_node(dirs, path, entry, &expect).map(Some),
-        },
-        Step::Install {
-            path,
-            entry,
-            how: Install::Attributes,
-        } => match expect {
-            Expect::Sig(sig) => apply::set_attrs(dirs, path, entry, &sig).map(Some),
-            Expect::Absent => changed(path),
-        },
-        Step::Remove { path } => match expect {
-            Expect::Sig(sig) if is_dir(&sig) => match apply::remove_dir(dirs, path) {
-                Ok(DirRemoval::NotEmpty) => Err(ApplyError::NotEmpty { path: path.clone() }),
-                Ok(DirRemoval::Removed | DirRemoval::Absent) => Ok(None),
-                Err(error) => Err(error),
-            },
-            Expect::Sig(sig) => apply::remove_file(dirs, path, &sig).map(|()| None),
-            Expect::Absent => Ok(None),
-        },
-        Step::Times { path, entry } => match expect {
-            Expect::Sig(sig) => apply::set_dir_time(dirs, path, entry.mtime, &sig)
-                .map(Applied::AsWritten)
-                .map(Some),
-            Expect::Absent => changed(path),
-        },
-        // Another one that a user has put there is not this step's business.
-        Step::Restore { path, entry } => match reader.get(path)?.and_then(|record| record.sig) {
-            Some(sig) if is_dir(&sig) => match apply::set_dir_time(dirs, path, entry.mtime, &sig) {
-                Ok(sig) => Ok(Some(Applied::AsWritten(sig))),
-                Err(_gone) => Ok(None),
-            },
-            _ => Ok(None),
-        },
-    })
-}
-
-/// What a restart finds of rows that were being applied when the last run was
-/// killed; see `engine::recover`.
-pub(super) fn recover(share: &Share) -> anyhow::Result<()> {
-    let reader = share.index.read()?;
-    let intents = reader.intents()?;
-    if intents.is_empty() {
-        return Ok(());
-    }
-    tracing::info!(share = %share.name, rows = intents.len(), "the last run was cut off while it applied rows");
-    let dirs = share.root.batch();
-    let mut done = Vec::new();
-    let mut untouched = FxHashSet::default();
-    let mut restored = Vec::new();
-    for (path, row) in &intents {
-        let base = reader.get(path)?;
-        let (seen, sig) = match observe::observe(&dirs, path, None, Reading::Always) {
-            Ok(Observed::Present { entry, sig, .. }) => (engine::Seen::Present(entry), Some(sig)),
-            Ok(Observed::Absent) => (engine::Seen::Absent, None),
-            // It is looked at like anything else.
-            _ => continue,
-        };
-        let base = base.as_ref().map(|base| &base.row);
-        match (engine::recover(base, row, &seen), sig) {
-            (engine::Found::Done, sig) => done.push((path.clone(), row.clone(), sig)),
-            (engine::Found::Halfway, Some(sig)) => {
-                if let Ok(applied) = apply::set_attrs(&dirs, path, &row.entry, &sig) {
-                    done.push((path.clone(), row.clone(), applied.sig()));
-                }
-            }
-            // The peer sends it again. What was done within a directory has
-            // moved its times, which must not pass for a user's change.
-            (engine::Found::Untouched, Some(sig)) => {
-                untouched.insert(sig.ino);
-                if let Some(entry) = base.and_then(Row::live).filter(|entry| entry.is_dir()) {
-                    restored.push((path.clone(), entry.mtime, sig));
-                }
-            }
-            // Changed here since, or gone: it is looked at like anything else.
-            _ => {}
-        }
-    }
-    // A name at which something was to be kept aside, while the old one still
-    // has the same inode: that half is taken back.
-    done.retain(|(path, row, sig): &(RelPath, Row, Option<StatSig>)| {
-        let Some(sig) = sig.filter(|sig| sig.nlink > 1 && !row.deleted) else {
-            return true;
-        };
-        if !untouched.contains(&sig.ino) {
-            return true;
-        }
-        // If it cannot be removed, it is looked at like anything else.
-        drop(apply::remove_file(&dirs, path, &sig));
-        false
-    });
-    restored.sort_by_key(|(path, ..)| std::cmp::Reverse(path.depth()));
-    for (path, mtime, sig) in &restored {
-        // If it cannot be set, the directory is looked at like anything else.
-        drop(apply::set_dir_time(&dirs, path, *mtime, sig));
-    }
-    apply::sync_all(&share.root)?;
-    share.index.write(|w| {
-        for (path, _) in &intents {
-            w.settle(path)?;
-        }
-        for (path, row, sig) in done {
-            let seq = w.next_seq();
-            w.put(
-                &path,
-                &Record {
-                    row,
-                    seq,
-                    sig,
-                    via: None,
-                    moved_from: None,
-                },
-            )?;
-        }
-        Ok(((), Durable::Yes))
-    })?;
-    Ok(())
 }

@@ -11,7 +11,7 @@ use rustc_hash::FxHashSet;
 use tokio::sync::watch;
 
 use super::dirty::Hint;
-use super::local::is_dir;
+use super::look::is_dir;
 use super::share::{Figures, Share};
 use crate::apply;
 use crate::model::RelPath;

@@ -1,0 +1,320 @@
+//! A plan's steps on disk.
+//!
+//! In: steps in the plan's order, and contents. Out: what has become of each, in
+//! an [`Outcome`]. A step is done only where the disk is as the index says, or
+//! as an earlier step has left it; what is not is left alone, and everything
+//! that depends on it with it. The index is not written here.
+
+use rayon::prelude::*;
+use rustc_hash::FxHashMap;
+
+use super::look::is_dir;
+use super::share::Arrival;
+use crate::apply::{self, Applied, ApplyError, DirRemoval, Dirs, Expect, Ready};
+use crate::engine::{Content, Install, Progress, Step};
+use crate::index::Reader;
+use crate::model::{Entry, Kind, Record, RelPath, StatSig};
+
+/// What has become of steps.
+pub(super) struct Outcome {
+    pub(super) progress: Progress,
+    /// By path: what `stat` says after the last step; none if it is gone.
+    pub(super) sigs: FxHashMap<RelPath, Option<StatSig>>,
+    /// Why steps failed, by path.
+    pub(super) errors: FxHashMap<RelPath, ApplyError>,
+    /// Someone has written to these since.
+    pub(super) touched: Vec<RelPath>,
+    /// The resolver's moment before the first step.
+    pub(super) since: u64,
+    /// Names that an inode got which has, or had, another: what users did to it
+    /// by that one a moment ago has an event that leads there.
+    pub(super) renamed: Vec<RelPath>,
+}
+
+/// Makes all contents ready, several at a time.
+pub(super) fn stage(
+    dirs: &Dirs<'_>,
+    reader: &Reader,
+    steps: &[Step],
+    arrivals: &mut [Arrival],
+    outcome: &mut Outcome,
+) -> FxHashMap<RelPath, Ready> {
+    let mut sources: FxHashMap<RelPath, &mut Arrival> = arrivals
+        .iter_mut()
+        .map(|arrival| (arrival.row.path.clone(), arrival))
+        .collect();
+    let jobs: Vec<_> = steps
+        .iter()
+        .filter_map(|step| match step {
+            Step::Stage { path, entry, content } => Some((step, path, entry, content, sources.remove(path))),
+            _ => None,
+        })
+        .collect();
+    let results: Vec<_> = jobs
+        .into_par_iter()
+        .with_min_len(4)
+        .map(|(step, path, entry, content, source)| {
+            (step, stage_one(dirs, reader, path, entry, content, source))
+        })
+        .collect();
+    let mut staged = FxHashMap::default();
+    for (step, result) in results {
+        match result {
+            Ok(ready) => {
+                staged.insert(step.path().clone(), ready);
+            }
+            Err(error) => outcome.fail(step, error),
+        }
+    }
+    staged
+}
+
+fn stage_one(
+    dirs: &Dirs<'_>,
+    reader: &Reader,
+    path: &RelPath,
+    entry: &Entry,
+    content: &Content,
+    source: Option<&mut Arrival>,
+) -> Result<Ready, ApplyError> {
+    // What came is of use only as long as it is what was decided.
+    let source = source.filter(|arrival| arrival.row.row.entry == *entry);
+    let (ready, inline) = match source {
+        Some(arrival) => (arrival.ready.take(), arrival.row.inline.clone()),
+        None => (None, None),
+    };
+    let staged = match (content, ready, inline) {
+        (_, Some(ready), _) => return Ok(ready),
+        (_, None, Some(inline)) => {
+            let mut staged = apply::stage_file(dirs, path)?;
+            staged.append(&inline)?;
+            staged
+        }
+        (Content::Copy { from }, None, None) => {
+            let Ok(Some(Record { sig: Some(sig), .. })) = reader.get(from) else {
+                return Err(ApplyError::Changed { path: from.clone() });
+            };
+            apply::clone_local(dirs, from, &sig, path)?
+        }
+        (Content::Transfer, None, None) => apply::stage_file(dirs, path)?,
+    };
+    staged.finish(entry)
+}
+
+/// Does the steps in order; runs of independent new files at once.
+pub(super) fn execute(
+    dirs: &Dirs<'_>,
+    reader: &Reader,
+    steps: &[Step],
+    mut staged: FxHashMap<RelPath, Ready>,
+    outcome: &mut Outcome,
+) -> anyhow::Result<()> {
+    let mut at = 0;
+    while at < steps.len() {
+        // A run of staged files, each under a name of its own.
+        let run = steps[at..]
+            .iter()
+            .take_while(|step| {
+                matches!(
+                    step,
+                    Step::Install {
+                        how: Install::Staged,
+                        ..
+                    }
+                )
+            })
+            .count();
+        if run == 0 {
+            if outcome.progress.admits(&steps[at]) {
+                let done = step_once(dirs, reader, &steps[at], outcome)?;
+                outcome.note(&steps[at], done);
+            }
+            at += 1;
+            continue;
+        }
+        let jobs: Vec<_> = steps[at..at + run]
+            .iter()
+            .filter(|step| outcome.progress.admits(step))
+            .filter_map(|step| Some((step, staged.remove(step.path())?)))
+            .collect();
+        let results: Vec<_> = jobs
+            .into_par_iter()
+            .with_min_len(4)
+            .map(|(step, ready)| -> anyhow::Result<_> {
+                let done = match outcome.expected(reader, step.path())? {
+                    Ok(expect) => apply::install(dirs, ready, &expect).map(Some),
+                    Err(error) => Err(error),
+                };
+                Ok((step, done))
+            })
+            .collect::<anyhow::Result<_>>()?;
+        for (step, done) in results {
+            outcome.note(step, done);
+        }
+        at += run;
+    }
+    Ok(())
+}
+
+impl Outcome {
+    /// Of no step yet; `since` is the resolver's moment.
+    pub(super) fn new(progress: Progress, since: u64) -> Outcome {
+        Outcome {
+            progress,
+            sigs: FxHashMap::default(),
+            errors: FxHashMap::default(),
+            touched: Vec::new(),
+            renamed: Vec::new(),
+            since,
+        }
+    }
+
+    pub(super) fn note(&mut self, step: &Step, done: Result<Option<Applied>, ApplyError>) {
+        let path = match step {
+            Step::Aside { to, .. } => to,
+            step => step.path(),
+        };
+        match done {
+            Ok(Some(applied)) => {
+                if applied == Applied::ChangedSince {
+                    self.touched.push(path.clone());
+                }
+                self.sigs.insert(path.clone(), applied.sig());
+                // The inode's other name has seen the same; a moved one is gone.
+                match step {
+                    Step::Aside { path: other, .. }
+                    | Step::Install {
+                        how: Install::Link { existing: other },
+                        ..
+                    } => {
+                        self.renamed.push(path.clone());
+                        self.sigs.insert(other.clone(), applied.sig());
+                    }
+                    Step::Install {
+                        how: Install::Moved { from },
+                        ..
+                    } => {
+                        self.renamed.push(path.clone());
+                        self.sigs.insert(from.clone(), None);
+                    }
+                    _ => {}
+                }
+            }
+            Ok(None) if matches!(step, Step::Remove { .. }) => {
+                self.sigs.insert(path.clone(), None);
+            }
+            Ok(None) => {}
+            Err(error) => self.fail(step, error),
+        }
+    }
+
+    /// What must be at a path: what the last step left there, else what the
+    /// index says.
+    fn expected(&self, reader: &Reader, path: &RelPath) -> anyhow::Result<Result<Expect, ApplyError>> {
+        let changed = || ApplyError::Changed { path: path.clone() };
+        let expect = match (self.sigs.get(path), self.touched.contains(path)) {
+            (_, true) => return Ok(Err(changed())),
+            (Some(Some(sig)), false) => Expect::Sig(*sig),
+            (Some(None), false) => Expect::Absent,
+            (None, false) => match reader.get(path)? {
+                Some(record) if !record.row.deleted => match record.sig {
+                    Some(sig) => Expect::Sig(sig),
+                    None => return Ok(Err(changed())),
+                },
+                _ => Expect::Absent,
+            },
+        };
+        Ok(Ok(expect))
+    }
+
+    fn fail(&mut self, step: &Step, error: ApplyError) {
+        self.progress.fail(step);
+        self.errors.insert(step.path().clone(), error);
+    }
+}
+
+/// Does one step other than installing staged content.
+pub(super) fn step_once(
+    dirs: &Dirs<'_>,
+    reader: &Reader,
+    step: &Step,
+    outcome: &Outcome,
+) -> anyhow::Result<Result<Option<Applied>, ApplyError>> {
+    let expect = match outcome.expected(reader, step.path())? {
+        Ok(expect) => expect,
+        Err(error) => return Ok(Err(error)),
+    };
+    let changed = |path: &RelPath| Err(ApplyError::Changed { path: path.clone() });
+    let sig_of = |path: &RelPath| -> anyhow::Result<Option<StatSig>> {
+        Ok(match outcome.expected(reader, path)? {
+            Ok(Expect::Sig(sig)) => Some(sig),
+            _ => None,
+        })
+    };
+    Ok(match step {
+        Step::Stage { .. }
+        | Step::Install {
+            how: Install::Staged, ..
+        } => Ok(None),
+        Step::Aside { path, to } => match sig_of(path)? {
+            Some(sig) => apply::link_existing(dirs, path, &sig, to, &Expect::Absent).map(Some),
+            None => changed(path),
+        },
+        Step::Install {
+            path,
+            how: Install::Link { existing },
+            ..
+        } => match sig_of(existing)? {
+            Some(sig) => apply::link_existing(dirs, existing, &sig, path, &expect).map(Some),
+            None => changed(existing),
+        },
+        Step::Install {
+            path,
+            how: Install::Moved { from },
+            ..
+        } => match sig_of(from)? {
+            Some(sig) => apply::move_entry(dirs, from, &sig, path, &expect).map(Some),
+            None => changed(from),
+        },
+        Step::Install {
+            path,
+            entry,
+            how: Install::Fresh,
+        } => match entry.kind {
+            Kind::Directory => apply::make_dir(dirs, path, entry, &expect).map(Some),
+            Kind::Symlink { .. } => apply::make_symlink(dirs, path, entry, &expect).map(Some),
+            _ => apply::make_node(dirs, path, entry, &expect).map(Some),
+        },
+        Step::Install {
+            path,
+            entry,
+            how: Install::Attributes,
+        } => match expect {
+            Expect::Sig(sig) => apply::set_attrs(dirs, path, entry, &sig).map(Some),
+            Expect::Absent => changed(path),
+        },
+        Step::Remove { path } => match expect {
+            Expect::Sig(sig) if is_dir(&sig) => match apply::remove_dir(dirs, path) {
+                Ok(DirRemoval::NotEmpty) => Err(ApplyError::NotEmpty { path: path.clone() }),
+                Ok(DirRemoval::Removed | DirRemoval::Absent) => Ok(None),
+                Err(error) => Err(error),
+            },
+            Expect::Sig(sig) => apply::remove_file(dirs, path, &sig).map(|()| None),
+            Expect::Absent => Ok(None),
+        },
+        Step::Times { path, entry } => match expect {
+            Expect::Sig(sig) => apply::set_dir_time(dirs, path, entry.mtime, &sig)
+                .map(Applied::AsWritten)
+                .map(Some),
+            Expect::Absent => changed(path),
+        },
+        // Another one that a user has put there is not this step's business.
+        Step::Restore { path, entry } => match reader.get(path)?.and_then(|record| record.sig) {
+            Some(sig) if is_dir(&sig) => match apply::set_dir_time(dirs, path, entry.mtime, &sig) {
+                Ok(sig) => Ok(Some(Applied::AsWritten(sig))),
+                Err(_gone) => Ok(None),
+            },
+            _ => Ok(None),
+        },
+    })
+}
