@@ -281,6 +281,9 @@ impl Keeper {
                     continue;
                 }
                 applied += 1;
+                if let Work::KeepAside { from } = &one.work {
+                    tracing::warn!(share = %share.name, from = %inbound.peer, "conflict: '{from}' was changed here, too; that version is kept as '{}'", one.path);
+                }
                 let what = if one.row.deleted { "deleted" } else { one.row.entry.kind_name() };
                 tracing::debug!(target: "omirr::applied", share = %share.name, from = %inbound.peer, what, "{}", one.path);
                 let old = w.get(&one.path)?;
