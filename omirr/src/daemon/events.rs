@@ -108,12 +108,12 @@ fn take(share: &Share, locator: &Locator, alone: bool, signals: &[Signal]) {
     }
     for ino in displaced {
         // Most often it has lost its last name.
-        if let Ok(Some(path)) = share.index.read().and_then(|reader| reader.path_of_ino(ino)) {
-            let hint = Hint {
-                content: true,
-                ..Hint::default()
-            };
-            touched.push((path, hint));
+        let hint = Hint {
+            content: true,
+            ..Hint::default()
+        };
+        if let Ok(paths) = share.index.read().and_then(|reader| reader.paths_of_ino(ino)) {
+            touched.extend(paths.into_iter().map(|path| (path, hint)));
         }
     }
     for (path, hint) in &touched {

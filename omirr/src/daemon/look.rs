@@ -209,7 +209,7 @@ pub(super) fn other_names(reader: &Reader, look: &Look) -> Result<Vec<RelPath>, 
         .map(|group| reader.group(group))
         .transpose()?
         .unwrap_or_default();
-    names.extend(reader.path_of_ino(ino)?);
+    names.extend(reader.paths_of_ino(ino)?);
     Ok(names)
 }
 

@@ -31,6 +31,8 @@ const ROWS: TableDefinition<&[u8], &[u8]> = TableDefinition::new("rows");
 const SEQS: TableDefinition<u64, &[u8]> = TableDefinition::new("seqs");
 /// Inode → one of its paths.
 const INODES: TableDefinition<u64, &[u8]> = TableDefinition::new("inodes");
+/// Inode that had several names when it was last seen → the paths at which.
+const NAMES: MultimapTableDefinition<u64, &[u8]> = MultimapTableDefinition::new("names");
 /// Hard-link group → its live paths.
 const GROUPS: MultimapTableDefinition<u64, &[u8]> = MultimapTableDefinition::new("groups");
 /// Path → the row that is being applied there.
@@ -161,8 +163,10 @@ impl Index {
         txn.open_table(ROWS).map_err(|error| fail(error.into()))?;
         txn.open_table(SEQS).map_err(|error| fail(error.into()))?;
         txn.open_table(INODES).map_err(|error| fail(error.into()))?;
-        txn.open_multimap_table(GROUPS)
-            .map_err(|error| fail(error.into()))?;
+        for several in [NAMES, GROUPS] {
+            txn.open_multimap_table(several)
+                .map_err(|error| fail(error.into()))?;
+        }
         txn.open_table(INTENTS).map_err(|error| fail(error.into()))?;
         txn.commit().map_err(|error| fail(error.into()))?;
         let index = Index {
@@ -328,6 +332,7 @@ mod tests {
         assert_eq!(beneath, ["a/b"]);
         assert_eq!(read.path_of_ino(12).unwrap(), Some(path("a-b")));
         assert_eq!(read.group(LinkGroup(7)).unwrap(), [path("a-b"), path("a/b")]);
+        assert_eq!(read.paths_of_ino(12).unwrap(), [path("a-b")]);
         assert!(read.has_live_beneath(&path("a")).unwrap());
         index
             .write(|w| {
@@ -339,6 +344,36 @@ mod tests {
         assert!(!read.has_live_beneath(&path("a")).unwrap());
         assert_eq!(read.path_of_ino(11).unwrap(), None);
         assert_eq!((index.meta().live, index.meta().tombstones), (2, 1));
+    }
+
+    #[test]
+    fn finds_all_names_of_an_inode() {
+        let folder = tempfile::tempdir().unwrap();
+        let index = Index::open(&folder.path().join("index.redb"), "one").unwrap();
+        let put = |name: &str, ino: u64, nlink: u32, deleted: bool| {
+            index
+                .write(|w| {
+                    let mut record = record(w.next_seq(), ino, deleted, None);
+                    if let Some(sig) = &mut record.sig {
+                        sig.nlink = nlink;
+                    }
+                    Ok((w.put(&path(name), &record)?, Durable::Later))
+                })
+                .unwrap();
+        };
+        let names = |ino| index.read().unwrap().paths_of_ino(ino).unwrap();
+        put("a", 5, 1, false);
+        put("b", 5, 2, false);
+        // `a` was last seen when it was the only one.
+        assert_eq!(names(5), [path("b")]);
+        put("a", 5, 2, false);
+        put("c", 5, 3, false);
+        assert_eq!(names(5), [path("a"), path("b"), path("c")]);
+        // One becomes another inode, one goes.
+        put("a", 6, 1, false);
+        put("b", 0, 0, true);
+        assert_eq!(names(5), [path("c")]);
+        assert_eq!(names(6), [path("a")]);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use redb::{ReadOnlyMultimapTable, ReadOnlyTable, ReadTransaction, ReadableMultimapTable, ReadableTable};
 
-use super::{GROUPS, INODES, INTENTS, IndexError, ROWS, SEQS, storage};
+use super::{GROUPS, INODES, INTENTS, IndexError, NAMES, ROWS, SEQS, storage};
 use crate::model::{LinkGroup, Record, RelPath, Row};
 
 /// A snapshot of the index. Long-lived ones keep old pages from being reused:
@@ -16,6 +16,7 @@ pub struct Reader {
     rows: ReadOnlyTable<&'static [u8], &'static [u8]>,
     seqs: ReadOnlyTable<u64, &'static [u8]>,
     inodes: ReadOnlyTable<u64, &'static [u8]>,
+    names: ReadOnlyMultimapTable<u64, &'static [u8]>,
     groups: ReadOnlyMultimapTable<u64, &'static [u8]>,
     intents: ReadOnlyTable<&'static [u8], &'static [u8]>,
 }
@@ -78,13 +79,13 @@ pub(super) fn path_of_ino(
     }
 }
 
-/// Looks a hard-link group's paths up in any groups table.
-pub(super) fn group(
+/// Looks the paths under a number up in any table of names or groups.
+pub(super) fn paths(
     index: &Path,
-    groups: &impl ReadableMultimapTable<u64, &'static [u8]>,
-    group: LinkGroup,
+    table: &impl ReadableMultimapTable<u64, &'static [u8]>,
+    number: u64,
 ) -> Result<Vec<RelPath>, IndexError> {
-    let paths = groups.get(group.0).map_err(|error| storage(index, error))?;
+    let paths = table.get(number).map_err(|error| storage(index, error))?;
     paths
         .map(|bytes| decode_path(index, bytes.map_err(|error| storage(index, error))?.value()))
         .collect()
@@ -97,6 +98,9 @@ impl Reader {
             rows: txn.open_table(ROWS).map_err(|error| storage(&path, error))?,
             seqs: txn.open_table(SEQS).map_err(|error| storage(&path, error))?,
             inodes: txn.open_table(INODES).map_err(|error| storage(&path, error))?,
+            names: txn
+                .open_multimap_table(NAMES)
+                .map_err(|error| storage(&path, error))?,
             groups: txn
                 .open_multimap_table(GROUPS)
                 .map_err(|error| storage(&path, error))?,
@@ -166,9 +170,17 @@ impl Reader {
         path_of_ino(&self.path, &self.inodes, ino)
     }
 
+    /// All paths of the inode, as last seen.
+    pub fn paths_of_ino(&self, ino: u64) -> Result<Vec<RelPath>, IndexError> {
+        let mut found = paths(&self.path, &self.names, ino)?;
+        let last = self.path_of_ino(ino)?;
+        found.extend(last.filter(|last| !found.contains(last)));
+        Ok(found)
+    }
+
     /// The live paths of a hard-link group.
     pub fn group(&self, group: LinkGroup) -> Result<Vec<RelPath>, IndexError> {
-        self::group(&self.path, &self.groups, group)
+        paths(&self.path, &self.groups, group.0)
     }
 
     /// The rows that were being applied, if the last run ended meanwhile.

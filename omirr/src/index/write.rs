@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use redb::{Database, MultimapTable, ReadableTable, Table};
 use serde::Serialize;
 
-use super::{FORMAT, GROUPS, INODES, INTENTS, IndexError, META, Meta, PeerState, ROWS, SEQS};
+use super::{FORMAT, GROUPS, INODES, INTENTS, IndexError, META, Meta, NAMES, PeerState, ROWS, SEQS};
 use super::{read, storage};
 use crate::engine::is_conflict_path;
 use crate::model::{LinkGroup, Record, RelPath, ReplicaId, Row, StatSig};
@@ -25,6 +25,7 @@ pub struct Writer<'txn> {
     rows: Table<'txn, &'static [u8], &'static [u8]>,
     seqs: Table<'txn, u64, &'static [u8]>,
     inodes: Table<'txn, u64, &'static [u8]>,
+    names: MultimapTable<'txn, u64, &'static [u8]>,
     groups: MultimapTable<'txn, u64, &'static [u8]>,
     intents: Table<'txn, &'static [u8], &'static [u8]>,
 }
@@ -42,6 +43,9 @@ pub(super) fn transaction<T>(
             rows: txn.open_table(ROWS).map_err(|error| storage(&path, error))?,
             seqs: txn.open_table(SEQS).map_err(|error| storage(&path, error))?,
             inodes: txn.open_table(INODES).map_err(|error| storage(&path, error))?,
+            names: txn
+                .open_multimap_table(NAMES)
+                .map_err(|error| storage(&path, error))?,
             groups: txn
                 .open_multimap_table(GROUPS)
                 .map_err(|error| storage(&path, error))?,
@@ -68,6 +72,12 @@ pub(super) fn transaction<T>(
 
 fn encode<T: Serialize>(value: &T) -> Vec<u8> {
     crate::wire::codec::to_bytes(value).expect("records have no types that cannot be encoded")
+}
+
+/// The inode of a record, if that had other names when it was last seen.
+fn with_other_names(record: &Record) -> Option<u64> {
+    let sig = record.sig.filter(|sig| sig.nlink > 1)?;
+    record.row.live().filter(|entry| !entry.is_dir()).map(|_| sig.ino)
 }
 
 impl Writer<'_> {
@@ -106,7 +116,7 @@ impl Writer<'_> {
 
     /// The live paths of a hard-link group.
     pub fn group(&self, group: LinkGroup) -> Result<Vec<RelPath>, IndexError> {
-        read::group(&self.path, &self.groups, group)
+        read::paths(&self.path, &self.groups, group.0)
     }
 
     /// Puts `record` in the place of the path's former one, in both orders.
@@ -159,6 +169,13 @@ impl Writer<'_> {
         }
         if let Some(group) = record.row.live().and_then(|entry| entry.link) {
             self.groups.insert(group.0, key).map_err(fail)?;
+        }
+        let (was, is) = (old.as_ref().and_then(with_other_names), with_other_names(record));
+        if let Some(ino) = was.filter(|_| was != is) {
+            self.names.remove(ino, key).map_err(fail)?;
+        }
+        if let Some(ino) = is.filter(|_| was != is) {
+            self.names.insert(ino, key).map_err(fail)?;
         }
         self.meta.head = self.meta.head.max(record.seq);
         self.meta.stamp = self.meta.stamp.max(record.row.version.stamp);

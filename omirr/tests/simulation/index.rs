@@ -42,13 +42,14 @@ impl Index {
         self.records.values().map(|record| record.row.version.stamp).max()
     }
 
-    /// A path at which the inode was when it was last looked at.
-    pub(crate) fn path_of_ino(&self, ino: u64) -> Option<RelPath> {
+    /// The paths at which the inode was when they were last looked at.
+    pub(crate) fn paths_of_ino(&self, ino: u64) -> Vec<RelPath> {
         let is = |record: &Record| record.sig.is_some_and(|sig| sig.ino == ino);
-        self.records
+        let named = self
+            .records
             .iter()
-            .find(|(_, record)| !record.row.deleted && is(record))
-            .map(|(path, _)| path.clone())
+            .filter(|(_, record)| !record.row.deleted && is(record));
+        named.map(|(path, _)| path.clone()).collect()
     }
 
     pub(crate) fn get(&self, path: &RelPath) -> Option<&Record> {

@@ -254,7 +254,7 @@ impl Node {
             if let Some(ino) = ino.filter(|_| several) {
                 let group = record.and_then(|record| record.row.live()?.link);
                 todo.extend(group.into_iter().flat_map(|group| sure(self.index.linked(group))));
-                todo.extend(self.index.path_of_ino(ino));
+                todo.extend(self.index.paths_of_ino(ino));
             }
             let look = Look {
                 ino,
