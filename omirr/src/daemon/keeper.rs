@@ -113,6 +113,8 @@ impl Keeper {
         let force = !self.barriers.is_empty();
         let mut busy = self.local_pass(force)?;
         if force && self.share.dirty().is_empty() && self.share.progress.lock().scanned {
+            // Conflict copies of what was applied are rows of this node's own.
+            self.flush()?;
             for barrier in self.barriers.drain(..) {
                 // Whoever asked may have given up.
                 let _ = barrier.send(*self.share.head.borrow());

@@ -62,7 +62,8 @@ impl Look {
         let was = self.record.as_ref().filter(|record| !record.row.deleted);
         match (&self.seen, self.sig) {
             (None, _) => false,
-            (Some(_), None) => was.is_some(),
+            // Even one that was not known may have come and gone.
+            (Some(_), None) => true,
             (Some(_), Some(sig)) => was.and_then(|was| was.sig).is_none_or(|was| was.ino != sig.ino),
         }
     }

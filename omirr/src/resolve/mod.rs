@@ -280,10 +280,22 @@ impl Resolver {
     }
 
     fn link(&mut self, event: &Event, changes: &mut Vec<Change>) {
-        let paths = [self.entry(event.to.as_ref()), self.entry(event.at.as_ref())];
-        changes.extend(paths.into_iter().flatten().map(|path| touched(event, path)));
+        for half in [event.to.as_ref(), event.at.as_ref()].into_iter().flatten() {
+            changes.push(match self.entry(Some(half)) {
+                Some(path) => touched(event, path),
+                None => unknown(event, Some(half)),
+            });
+        }
         if changes.is_empty() {
-            changes.push(unknown(event, event.to.as_ref().or(event.at.as_ref())));
+            changes.push(unknown(event, None));
+        }
+    }
+
+    /// One half of a rename leads to a directory that is not known: it may lie
+    /// outside of the share, or have been made a moment ago.
+    fn other_half(event: &Event, half: Option<&Dirent>, changes: &mut Vec<Change>) {
+        if half.is_some() {
+            changes.push(unknown(event, half));
         }
     }
 
@@ -294,8 +306,14 @@ impl Resolver {
                 to,
                 is_dir: false,
             }),
-            (Some(path), None) => changes.push(Change::Gone { path }),
-            (None, Some(path)) => changes.push(touched(event, path)),
+            (Some(path), None) => {
+                changes.push(Change::Gone { path });
+                Resolver::other_half(event, event.to.as_ref(), changes);
+            }
+            (None, Some(path)) => {
+                changes.push(touched(event, path));
+                Resolver::other_half(event, event.at.as_ref(), changes);
+            }
             (None, None) => changes.push(unknown(event, event.to.as_ref().or(event.at.as_ref()))),
         }
     }
@@ -332,7 +350,10 @@ impl Resolver {
                         to,
                         is_dir: true,
                     }),
-                    (None, _) => changes.push(touched(event, to)),
+                    (None, _) => {
+                        changes.push(touched(event, to));
+                        Resolver::other_half(event, event.at.as_ref(), changes);
+                    }
                 }
             }
             (_, _) => {
@@ -340,10 +361,15 @@ impl Resolver {
                 if let Some(slot) = slot {
                     self.leave(slot, event.ino);
                 }
-                if left.is_empty() {
-                    changes.push(unknown(event, event.to.as_ref().or(event.at.as_ref())));
+                let other = match left.is_empty() {
+                    true => event.to.as_ref().or(event.at.as_ref()),
+                    false => event.to.as_ref(),
+                };
+                if left.is_empty() && other.is_none() {
+                    changes.push(unknown(event, None));
                 }
                 changes.extend(left.into_iter().map(|path| Change::Gone { path }));
+                Resolver::other_half(event, other, changes);
             }
         }
     }
@@ -376,7 +402,14 @@ impl Resolver {
         }
         match paths {
             (Some(a), Some(b)) => changes.push(Change::Exchanged { a, b }),
-            (Some(path), None) | (None, Some(path)) => changes.push(touched(event, path)),
+            (Some(path), None) => {
+                changes.push(touched(event, path));
+                Resolver::other_half(event, to, changes);
+            }
+            (None, Some(path)) => {
+                changes.push(touched(event, path));
+                Resolver::other_half(event, at, changes);
+            }
             (None, None) => changes.push(unknown(event, at.or(to))),
         }
     }
