@@ -156,6 +156,10 @@ impl Keeper {
         let mut input = Some(first);
         while let Some(next) = input {
             match next {
+                // The next connection brings it again. What waits for this one
+                // must not be touched: it holds the cursor back.
+                Input::Batch { inbound, .. } | Input::Content { inbound, .. }
+                    if Self::is_closed(&inbound) => {}
                 Input::Batch { inbound, upto, rows } => {
                     let group = Group::of(&mut groups, inbound);
                     group.upto = Some(upto);

@@ -140,9 +140,8 @@ impl Keeper {
             arrivals,
             ..
         } = group;
-        if Self::is_closed(&inbound) {
-            return Ok(());
-        }
+        // Even if the connection has closed since: rows that waited are in here,
+        // and nothing else holds the cursor back for them now.
         if let Some(upto) = upto {
             self.delivered(&inbound).upto = upto;
         } else if arrivals.is_empty() {
@@ -422,7 +421,8 @@ impl Keeper {
         cursors
     }
 
-    /// Tells the resolver of directories that came and went.
+    /// Tells the resolver of directories that came and went, and marks the other
+    /// names of inodes that lost one.
     fn learn(
         &self,
         dirs: &Dirs<'_>,
@@ -431,12 +431,17 @@ impl Keeper {
         outcome: &Outcome,
     ) -> anyhow::Result<()> {
         let resolver = &self.share.resolver;
+        let mut others = Vec::new();
         for one in decided {
             let since = resolver.lock().now();
-            let was = reader
-                .get(&one.path)?
-                .and_then(|record| record.sig)
-                .filter(is_dir);
+            let was = reader.get(&one.path)?.and_then(|record| record.sig);
+            if let Some(was) = was.filter(|was| was.nlink > 1 && !is_dir(was)) {
+                // What users did to it by this name a moment ago has an event
+                // that leads here, where it may not be any more.
+                let names = reader.paths_of_ino(was.ino)?;
+                others.extend(names.into_iter().filter(|name| *name != one.path));
+            }
+            let was = was.filter(is_dir);
             let is = outcome.sigs.get(&one.path).copied().flatten().filter(is_dir);
             if let Some(was) = was.filter(|was| is.is_none_or(|is| is.ino != was.ino))
                 && outcome.sigs.contains_key(&one.path)
@@ -453,6 +458,8 @@ impl Keeper {
                     .learn_dir_seen(since, is.ino, parent, one.path.name());
             }
         }
+        self.share
+            .touch(others.into_iter().map(|path| (path, Hint::default())));
         Ok(())
     }
 
