@@ -98,9 +98,8 @@ pub(super) fn outcome(dir: &DirFd, name: &[u8], put: &StatSig) -> Applied {
     match statx_at(dir, name) {
         Ok(stat) => {
             let sig = sig_of(&stat);
-            let attributes = (sig.mode, sig.uid, sig.gid) == (put.mode, put.uid, put.gid);
-            let as_put = sig.ino == put.ino && sig.size == put.size && sig.mtime == put.mtime && attributes;
-            if as_put || (is_dir(put) && sig.ino == put.ino && attributes) {
+            let same = (sig.ino, sig.mode, sig.uid, sig.gid) == (put.ino, put.mode, put.uid, put.gid);
+            if same && (is_dir(put) || (sig.size, sig.mtime) == (put.size, put.mtime)) {
                 let settled = settled(sig, put.mtime);
                 Applied::AsWritten(StatSig {
                     racy: settled.racy || put.racy,

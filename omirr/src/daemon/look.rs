@@ -184,8 +184,8 @@ fn look_at_one(
         // Rows of before it was excluded go with their directory, and only
         // with it.
         let went = sig.is_none() && record.as_ref().is_some_and(|record| !record.row.deleted);
-        let parent = path.parent().map(|parent| observe::stat(dirs, &parent));
-        if !went || matches!(parent, Some(Ok(Some(parent))) if is_dir(&parent)) {
+        let in_dir = |parent| matches!(observe::stat(dirs, &parent), Ok(Some(sig)) if is_dir(&sig));
+        if !went || path.parent().is_some_and(in_dir) {
             return Ok(None);
         }
     }

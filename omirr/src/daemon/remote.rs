@@ -285,12 +285,11 @@ impl Keeper {
                 }
                 let what = if one.row.deleted { "deleted" } else { one.row.entry.kind_name() };
                 tracing::debug!(target: "omirr::applied", share = %share.name, from = %inbound.peer, what, "{}", one.path);
-                let old = w.get(&one.path)?;
                 let sig = match one.row.deleted {
                     true => None,
                     false => match outcome.sigs.get(&one.path) {
                         Some(sig) => *sig,
-                        None => old.and_then(|old| old.sig),
+                        None => w.get(&one.path)?.and_then(|old| old.sig),
                     },
                 };
                 let record = Record {
