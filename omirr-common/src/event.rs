@@ -57,6 +57,8 @@ pub struct Header {
     /// Inode of the directory that the name is in.
     pub parent: u64,
     pub to_parent: u64,
+    /// The process's cgroup (v2): the inode number of its directory.
+    pub cgroup: u64,
     pub pid: u32,
     pub uid: u32,
     /// The kernel's own encoding: `major << 20 | minor`.
@@ -86,8 +88,8 @@ pub const HEADER_BYTES: usize = size_of::<Header>();
 /// Where the second name begins.
 pub const TO_OFFSET: usize = HEADER_BYTES + NAME_SPACE;
 
-const _: () = assert!(HEADER_BYTES == 88);
-const _: () = assert!(size_of::<Record>() == 88 + 2 * NAME_SPACE);
+const _: () = assert!(HEADER_BYTES == 96);
+const _: () = assert!(size_of::<Record>() == 96 + 2 * NAME_SPACE);
 const _: () = assert!(align_of::<Record>() == 8);
 
 /// An operation between its entry and its exit, or while its record is built.

@@ -9,7 +9,10 @@ use aya_ebpf::{
     bindings::{BPF_ANY, BPF_F_CURRENT_CPU, BPF_RB_AVAIL_DATA},
     helpers::{
         bpf_get_current_pid_tgid, bpf_get_current_uid_gid, bpf_get_smp_processor_id, bpf_ktime_get_ns,
-        generated::{bpf_get_current_comm, bpf_perf_event_output, bpf_probe_read_kernel, bpf_ringbuf_output},
+        generated::{
+            bpf_get_current_cgroup_id, bpf_get_current_comm, bpf_perf_event_output, bpf_probe_read_kernel,
+            bpf_ringbuf_output,
+        },
     },
 };
 use core::{arch::asm, ffi::c_void, mem::MaybeUninit};
@@ -164,6 +167,8 @@ pub fn open<S: Site>(site: &S, change: &Change, life: Life) -> Option<*mut Frame
     header.dev = dev;
     header.pid = (frame_key.pid_tgid >> 32) as u32;
     header.uid = bpf_get_current_uid_gid() as u32;
+    // SAFETY: a helper without preconditions.
+    header.cgroup = unsafe { bpf_get_current_cgroup_id() };
     header.ino = ino;
     if known {
         header.generation = kernel::inode_generation(site, change.inode);

@@ -109,6 +109,9 @@ pub struct Event {
     /// Who did it: process, command, user. 0 and empty where unknown.
     pub pid: u32,
     pub uid: u32,
+    /// Its cgroup (v2), as the inode number of the cgroup's directory; 0 where
+    /// unknown.
+    pub cgroup: u64,
     pub comm: [u8; 16],
 }
 

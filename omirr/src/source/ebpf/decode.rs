@@ -23,8 +23,8 @@ pub fn decode(bytes: &[u8]) -> Option<Decoded> {
     let u64_at = |at: usize| bytes.get(at..at + 8)?.try_into().ok().map(u64::from_ne_bytes);
     let u32_at = |at: usize| bytes.get(at..at + 4)?.try_into().ok().map(u32::from_ne_bytes);
     let u16_at = |at: usize| bytes.get(at..at + 2)?.try_into().ok().map(u16::from_ne_bytes);
-    let comm: [u8; 16] = bytes.get(72..HEADER_BYTES)?.try_into().ok()?;
-    let flags = bytes[65];
+    let comm: [u8; 16] = bytes.get(80..HEADER_BYTES)?.try_into().ok()?;
+    let flags = bytes[73];
     let name = |at: usize, len: u16| -> Option<Box<[u8]>> {
         let len = usize::from(len);
         if len > NAME_MAX {
@@ -37,33 +37,34 @@ pub fn decode(bytes: &[u8]) -> Option<Decoded> {
         0 => None,
         _ => Some(Dirent {
             dir: u64_at(32)?,
-            name: name(HEADER_BYTES, u16_at(68)?)?,
+            name: name(HEADER_BYTES, u16_at(76)?)?,
         }),
     };
     let to = match flags & flag::TO {
         0 => None,
         _ => Some(Dirent {
             dir: u64_at(40)?,
-            name: name(TO_OFFSET, u16_at(70)?)?,
+            name: name(TO_OFFSET, u16_at(78)?)?,
         }),
     };
     let range = match flags & flag::RANGE {
         0 => None,
         _ => Some((u64_at(16)?, u64_at(24)?)),
     };
-    let kernel_dev = u32_at(56)?;
+    let kernel_dev = u32_at(64)?;
     let event = Event {
         time_ns: u64_at(0)?,
-        op: op_of(bytes[64])?,
+        op: op_of(bytes[72])?,
         dev: u64::from(kernel_dev),
         ino: u64_at(8)?,
-        generation: u32_at(60)?,
+        generation: u32_at(68)?,
         is_dir: flags & flag::DIR != 0,
         at,
         to,
         range,
-        pid: u32_at(48)?,
-        uid: u32_at(52)?,
+        pid: u32_at(56)?,
+        uid: u32_at(60)?,
+        cgroup: u64_at(48)?,
         comm,
     };
     Some(Decoded {
@@ -105,13 +106,13 @@ mod tests {
         b[8..16].copy_from_slice(&42u64.to_ne_bytes());
         b[32..40].copy_from_slice(&2u64.to_ne_bytes());
         b[40..48].copy_from_slice(&3u64.to_ne_bytes());
-        b[48..52].copy_from_slice(&100u32.to_ne_bytes());
-        b[56..60].copy_from_slice(&(8u32 << 20 | 1).to_ne_bytes());
-        b[64] = op::RENAME;
-        b[65] = flag::AT | flag::TO;
-        b[68..70].copy_from_slice(&3u16.to_ne_bytes());
-        b[70..72].copy_from_slice(&3u16.to_ne_bytes());
-        b[72..75].copy_from_slice(b"mv\0");
+        b[56..60].copy_from_slice(&100u32.to_ne_bytes());
+        b[64..68].copy_from_slice(&(8u32 << 20 | 1).to_ne_bytes());
+        b[72] = op::RENAME;
+        b[73] = flag::AT | flag::TO;
+        b[76..78].copy_from_slice(&3u16.to_ne_bytes());
+        b[78..80].copy_from_slice(&3u16.to_ne_bytes());
+        b[80..83].copy_from_slice(b"mv\0");
         b[HEADER_BYTES..HEADER_BYTES + 3].copy_from_slice(b"old");
         b[TO_OFFSET..].copy_from_slice(b"new");
         b
@@ -157,10 +158,10 @@ mod tests {
     #[test]
     fn an_unknown_operation_or_an_impossible_length_is_no_record() {
         let mut bytes = rename();
-        bytes[64] = 99;
+        bytes[72] = 99;
         assert_eq!(decode(&bytes), None);
         let mut bytes = rename();
-        bytes[68..70].copy_from_slice(&300u16.to_ne_bytes());
+        bytes[76..78].copy_from_slice(&300u16.to_ne_bytes());
         bytes.resize(2000, 0);
         assert_eq!(decode(&bytes), None);
     }

@@ -430,6 +430,7 @@ fn frame_bytes(frame: &omirr_common::event::Frame) -> Vec<u8> {
         header.end,
         header.parent,
         header.to_parent,
+        header.cgroup,
     ] {
         bytes.extend_from_slice(&word.to_ne_bytes());
     }

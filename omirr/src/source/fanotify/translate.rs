@@ -188,6 +188,7 @@ impl Translator {
             range: None,
             pid,
             uid: who.uid,
+            cgroup: 0,
             comm: who.comm,
         }
     }
