@@ -31,6 +31,8 @@ pub struct Dirt {
     pub due: Instant,
     /// How often it was found changing while it was read.
     pub unstable: u32,
+    /// The set's age when it was added: see [`DirtySet::turn`].
+    pub age: u64,
 }
 
 /// What is known of a change when it is added.
@@ -45,6 +47,7 @@ pub struct Hint {
 #[derive(Debug, Default)]
 pub struct DirtySet {
     paths: BTreeMap<RelPath, Dirt>,
+    age: u64,
 }
 
 impl DirtySet {
@@ -56,6 +59,17 @@ impl DirtySet {
         self.paths.is_empty()
     }
 
+    /// Begins a new age: what is added from now on can be told from what was
+    /// added before.
+    pub fn turn(&mut self) {
+        self.age += 1;
+    }
+
+    /// Whether something is left from before the last turn.
+    pub fn has_older(&self) -> bool {
+        self.paths.values().any(|dirt| dirt.age < self.age)
+    }
+
     /// Adds a change of `path` at `now`.
     pub fn add(&mut self, path: RelPath, hint: Hint, now: Instant) {
         let dirt = self.paths.entry(path).or_insert(Dirt {
@@ -64,6 +78,7 @@ impl DirtySet {
             since: now,
             due: now + SETTLE,
             unstable: 0,
+            age: self.age,
         });
         dirt.content |= hint.content;
         dirt.subtree |= hint.subtree;
@@ -85,6 +100,7 @@ impl DirtySet {
         kept.content |= dirt.content;
         kept.subtree |= dirt.subtree;
         kept.since = kept.since.min(dirt.since);
+        kept.age = kept.age.min(dirt.age);
     }
 
     /// Takes up to `limit` paths that are due at `now`, in path order;
