@@ -28,7 +28,7 @@ use crate::{
     dirty,
     kernel::{self, Addr, Site},
     maps::{CONTROL, FRAMES, PERF, RING, constant},
-    scope::{self, Place},
+    scope::{self, DirAt, Place},
 };
 
 /// How long a frame is needed.
@@ -112,11 +112,20 @@ pub fn target<S: Site>(site: &S, change: &Change) -> Option<Target> {
 /// Tells of a change that has happened.
 #[inline(always)]
 pub fn report<S: Site>(site: &S, change: &Change, target: &Target, range: Option<(u64, u64)>) {
+    if change.op == op::RMDIR {
+        scope::forget_places();
+    }
+    let dir = remembered_by(site, change, target);
+    let inside = dir.and_then(scope::remembered);
+    if inside == Some(false) {
+        return;
+    }
     if change.inode != 0 && dirty::merges(change.op) && dirty::widened(site, change, &target.key, range) {
         count::hit(change.hook, true);
         return;
     }
-    if let Some(frame) = open(site, change, target, Life::Program) {
+    let known = Known { dir, inside };
+    if let Some(frame) = open(site, change, target, Life::Program, known) {
         if let Some((start, end)) = range {
             set_range(frame, start, end);
         }
@@ -125,10 +134,48 @@ pub fn report<S: Site>(site: &S, change: &Change, target: &Target, range: Option
     }
 }
 
+/// What is known of a change's place.
+#[derive(Clone, Copy)]
+pub struct Known {
+    /// The directory whose place stands for the change's.
+    pub dir: Option<DirAt>,
+    pub inside: Option<bool>,
+}
+
+impl Known {
+    pub const NOTHING: Self = Self {
+        dir: None,
+        inside: None,
+    };
+}
+
+/// The directory that decides about a change: that of a file with one name.
+#[inline(always)]
+fn remembered_by<S: Site>(site: &S, change: &Change, target: &Target) -> Option<DirAt> {
+    if target.bits & device::WHOLE != 0 || change.to != 0 {
+        return None;
+    }
+    if change.inode != 0 {
+        let is_dir = kernel::inode_mode(site, change.inode) & 0xf000 == 0x4000;
+        if is_dir || kernel::inode_nlink(site, change.inode) > 1 {
+            return None;
+        }
+    }
+    let parent = kernel::dentry_parent(site, change.dentry);
+    // A dentry without a path is its own parent.
+    (parent != change.dentry).then(|| scope::dir_at(site, parent, target.key.dev))
+}
+
 /// Judges a change and, if it is to be reported, opens its frame and fills in
 /// all that is known now.
 #[inline(always)]
-pub fn open<S: Site>(site: &S, change: &Change, target: &Target, life: Life) -> Option<*mut Frame> {
+pub fn open<S: Site>(
+    site: &S,
+    change: &Change,
+    target: &Target,
+    life: Life,
+    judged: Known,
+) -> Option<*mut Frame> {
     let known = change.inode != 0;
     let own = scope::is_own();
     if own && change.op != op::ATTR {
@@ -144,7 +191,13 @@ pub fn open<S: Site>(site: &S, change: &Change, target: &Target, life: Life) -> 
     };
     let is_dir = mode & 0xf000 == 0x4000;
     let first = if known { change.dentry } else { parent };
-    let mut place = scope::place(site, first, target.sb, dev, target.bits);
+    let mut place = match judged.inside {
+        Some(_) => Place::Inside,
+        None => scope::place(site, first, target.sb, dev, target.bits),
+    };
+    if let (Some(dir), None) = (judged.dir, judged.inside) {
+        scope::remember(dir, place != Place::Outside);
+    }
     if place == Place::Outside && change.to != 0 {
         place = scope::place(
             site,
@@ -172,6 +225,9 @@ pub fn open<S: Site>(site: &S, change: &Change, target: &Target, life: Life) -> 
 
     if life == Life::Program {
         count::hit(change.hook, false);
+    }
+    if life == Life::Operation && (is_dir || change.op == op::EXCHANGE) {
+        scope::forget_places();
     }
     let frame_key = key(change.hook, life);
     if life == Life::Operation

@@ -37,6 +37,15 @@ pub static DEVICES: HashMap<u32, u32> = HashMap::with_max_entries(1024, 0);
 #[map]
 pub static ROOTS: HashMap<RootKey, u32> = HashMap::with_max_entries(1024, 0);
 
+/// Where directories were found to be, by their inode: see
+/// [`crate::scope::remembered`].
+#[map]
+pub static PLACES: Array<u64> = Array::with_max_entries(crate::scope::PLACES_KEPT, 0);
+
+/// Counts what may move a directory into a share or out of one.
+#[map]
+pub static MOVES: Array<u64> = Array::with_max_entries(1, 0);
+
 /// Renames between entry and exit, and records being built. A value belongs to
 /// one thread, so a program that is preempted keeps its own.
 #[map]

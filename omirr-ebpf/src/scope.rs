@@ -13,8 +13,9 @@ use omirr_common::{
 };
 
 use crate::{
+    count,
     kernel::{self, Addr, Site},
-    maps::{CONTROL, DEVICES, ROOTS, constant},
+    maps::{CONTROL, DEVICES, MOVES, PLACES, ROOTS, constant},
 };
 
 /// Where a dentry is.
@@ -129,4 +130,69 @@ pub fn place<S: Site>(site: &S, dentry: Addr, sb: Addr, dev: u32, bits: u32) -> 
         at = parent;
     }
     Place::Inside
+}
+
+/// Directories whose place is remembered; a power of two.
+pub const PLACES_KEPT: u32 = 4096;
+
+/// A directory at a moment between two moves, as one word: a slot is read and
+/// written in one step, and two directories that share a slot differ in it. The
+/// lowest bit is free.
+#[derive(Clone, Copy)]
+pub struct DirAt {
+    slot: u32,
+    mark: u64,
+}
+
+/// The directory that a file's name is in. It is asked for before looking: a
+/// directory that moves meanwhile makes the answer out of date.
+#[inline(always)]
+pub fn dir_at<S: Site>(site: &S, parent: Addr, dev: u32) -> DirAt {
+    /// Odd, with its bits spread (from the golden ratio).
+    const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
+    let moves = match MOVES.get_ptr(0) {
+        // SAFETY: a live map value; others add to it.
+        Some(moves) => unsafe { core::ptr::read_volatile(moves) },
+        None => 0,
+    };
+    let inode = kernel::dentry_inode(site, parent);
+    let ino = kernel::inode_ino(site, inode);
+    // A number that is used again was removed before, which counts as a move.
+    let which = u64::from(kernel::inode_generation(site, inode)) << 32 | u64::from(dev);
+    let mut mark = (ino ^ ino >> 32).wrapping_mul(SPREAD);
+    let slot = (mark >> 40) as u32 & (PLACES_KEPT - 1);
+    mark = (mark ^ mark >> 32 ^ which).wrapping_mul(SPREAD);
+    mark = (mark ^ mark >> 29 ^ moves).wrapping_mul(SPREAD);
+    mark ^= mark >> 31;
+    DirAt { slot, mark: mark | 1 }
+}
+
+/// Whether what is in the directory lies beneath a share, if that was found out
+/// before.
+#[inline(always)]
+pub fn remembered(dir: DirAt) -> Option<bool> {
+    // SAFETY: a live map value, written whole.
+    let kept = unsafe { core::ptr::read_volatile(PLACES.get_ptr(dir.slot)?) };
+    if kept | 1 == dir.mark {
+        Some(kept & 1 == 1)
+    } else {
+        None
+    }
+}
+
+/// Remembers it.
+#[inline(always)]
+pub fn remember(dir: DirAt, inside: bool) {
+    if let Some(kept) = PLACES.get_ptr_mut(dir.slot) {
+        // SAFETY: as above.
+        unsafe { core::ptr::write_volatile(kept, dir.mark & !1 | u64::from(inside)) };
+    }
+}
+
+/// A directory may have moved, or its number become free.
+#[inline(always)]
+pub fn forget_places() {
+    if let Some(moves) = MOVES.get_ptr_mut(0) {
+        count::add_one(moves);
+    }
 }

@@ -57,7 +57,7 @@ const BPFTRACE: &str = "fexit:vfs_write { @w[args->file->f_inode->i_ino, pid] = 
 enum Running {
     Nothing,
     Source(Box<dyn Source>),
-    Reader(OwnedFd),
+    Reader(#[expect(dead_code, reason = "open for as long as it lives")] OwnedFd),
     Process(Child),
 }
 

@@ -11,12 +11,16 @@ mod data;
 mod namespace;
 
 use aya_ebpf::programs::RetProbeContext;
-use omirr_common::{dirty::Call, event::op, settings::Slots};
+use omirr_common::{
+    dirty::Call,
+    event::{flag, op},
+    settings::Slots,
+};
 
 use crate::{
     count::{self, count},
     dirty,
-    emit::{self, Change, Life},
+    emit::{self, Change, Known, Life},
     kernel::{self, SavedSite, Site},
     maps::{CALLS, FRAMES},
     scope,
@@ -138,7 +142,7 @@ fn enter<H: Hook, S: Site>(site: &S) {
         return;
     };
     if let Some(target) = emit::target(site, &change) {
-        let _ = emit::open(site, &change, &target, Life::Operation);
+        let _ = emit::open(site, &change, &target, Life::Operation, Known::NOTHING);
     }
 }
 
@@ -149,6 +153,11 @@ fn leave<H: Hook, S: Site>(site: &S, ret: u64) {
         return;
     };
     if H::succeeded(ret, kernel::slots(H::ID)) {
+        // SAFETY: a live map value that only this thread uses.
+        let header = unsafe { &(*frame).record.header };
+        if header.flags & flag::DIR != 0 || header.op == op::EXCHANGE {
+            scope::forget_places();
+        }
         count::hit(H::ID, false);
         emit::send(site, frame);
     }
