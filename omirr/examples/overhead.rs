@@ -117,7 +117,11 @@ fn inotify(folder: &Path) -> Result<OwnedFd> {
         let path = std::ffi::CString::new(folder.as_os_str().as_encoded_bytes())?;
         // SAFETY: an open descriptor and a string that ends.
         let watch = unsafe { libc::inotify_add_watch(fd.as_raw_fd(), path.as_ptr(), mask) };
-        ensure!(watch >= 0, "inotify_add_watch: {}", std::io::Error::last_os_error());
+        ensure!(
+            watch >= 0,
+            "inotify_add_watch: {}",
+            std::io::Error::last_os_error()
+        );
     }
     let reader = fd.try_clone()?;
     std::thread::spawn(move || {

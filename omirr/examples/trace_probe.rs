@@ -488,7 +488,9 @@ fn run(folder: &Path, attach: &str, transport: &str) -> Result<()> {
                 other => bail!("{name}: {other:?}"),
             }
         }
-        let seen = expected.iter().all(|op| events.iter().any(|e| e.op == *op || e.also.contains(*op)))
+        let seen = expected
+            .iter()
+            .all(|op| events.iter().any(|e| e.op == *op || e.also.contains(*op)))
             && (!expected.is_empty() || events.is_empty());
         // Where the kernel has no function for it, that is known.
         let gap = *name == "chattr"

@@ -173,20 +173,36 @@ fn killed_again_and_again(attach: &str, transport: &str) {
 
 #[test]
 fn stopped_on_6_1() {
-    guest::inside("6.1", |guest| fit(guest, 2), || stopped_for_half_of_the_time("fentry", "ring"));
+    guest::inside(
+        "6.1",
+        |guest| fit(guest, 2),
+        || stopped_for_half_of_the_time("fentry", "ring"),
+    );
 }
 
 #[test]
 fn stopped_on_one_processor() {
-    guest::inside("6.12", |guest| fit(guest, 1), || stopped_for_half_of_the_time("fentry", "ring"));
+    guest::inside(
+        "6.12",
+        |guest| fit(guest, 1),
+        || stopped_for_half_of_the_time("fentry", "ring"),
+    );
 }
 
 #[test]
 fn killed_on_6_1() {
-    guest::inside("6.1", |guest| fit(guest, 2), || killed_again_and_again("fentry", "ring"));
+    guest::inside(
+        "6.1",
+        |guest| fit(guest, 2),
+        || killed_again_and_again("fentry", "ring"),
+    );
 }
 
 #[test]
 fn killed_on_7_2_with_kprobe() {
-    guest::inside("7.2", |guest| fit(guest, 2), || killed_again_and_again("kprobe", "ring"));
+    guest::inside(
+        "7.2",
+        |guest| fit(guest, 2),
+        || killed_again_and_again("kprobe", "ring"),
+    );
 }

@@ -42,6 +42,7 @@ use crate::apply::ShareRoot;
 use crate::config::Config;
 use crate::index::{Durable, Index};
 use crate::net::{Identity, Listener};
+use crate::source::ebpf::pins;
 use keeper::Keeper;
 use share::{Link, Parts, Share};
 
@@ -89,6 +90,15 @@ pub fn run(config_path: &Path) -> anyhow::Result<()> {
     service::stopping();
     runtime.shutdown_timeout(END_WITHIN);
     Ok(())
+}
+
+/// Detaches what a daemon with this configuration has left in the kernel; false
+/// if there was nothing. Refuses while one runs.
+pub fn unpin(config_path: &Path) -> anyhow::Result<bool> {
+    let config = Config::load(config_path)?;
+    let state = StateDir::open(&config.node.state_dir)?;
+    let base = pins::base_of(state.path());
+    pins::remove(&base).with_context(|| format!("{} cannot be removed; it takes root", base.display()))
 }
 
 /// The mirror with one configuration.

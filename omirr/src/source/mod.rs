@@ -39,6 +39,24 @@ pub enum Op {
 }
 
 impl Op {
+    pub const ALL: [Op; 15] = [
+        Op::Write,
+        Op::Truncate,
+        Op::Fallocate,
+        Op::Create,
+        Op::Mkdir,
+        Op::Mknod,
+        Op::Symlink,
+        Op::Link,
+        Op::Unlink,
+        Op::Rmdir,
+        Op::Rename,
+        Op::Exchange,
+        Op::Attr,
+        Op::Xattr,
+        Op::Close,
+    ];
+
     /// The operation in one lower-case word, as `omirr trace` prints it.
     pub fn name(self) -> &'static str {
         match self {
@@ -83,6 +101,10 @@ pub struct OpSet(u16);
 impl OpSet {
     pub fn insert(&mut self, op: Op) {
         self.0 |= 1 << op as u16;
+    }
+
+    pub fn extend(&mut self, others: OpSet) {
+        self.0 |= others.0;
     }
 
     pub fn contains(self, op: Op) -> bool {

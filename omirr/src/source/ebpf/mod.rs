@@ -12,6 +12,7 @@
 //!   [`take`]: entries out of the map of changed inodes, which outlives a full
 //!   ring; [`counts`]: what the programs counted.
 //! - [`pins`]: what outlives the daemon; [`own`]: whose changes are passed over.
+//! - [`selftest`]: whether what is attached also speaks.
 //! - [`device`]: the kernel's device numbers; [`probe`]: what this host allows.
 
 pub mod btf;
@@ -24,12 +25,13 @@ mod own;
 pub mod pins;
 pub mod probe;
 mod ring;
+mod selftest;
 mod take;
 
 use std::{
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     thread::JoinHandle,
     time::{Duration, Instant},
 };
@@ -42,7 +44,7 @@ use omirr_common::{
 };
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, UTIME_OMIT};
 
-use super::{About, CpuStats, HookStats, KeptUp, Sink, Source, SourceStats, Watch};
+use super::{About, CpuStats, HookStats, KeptUp, OpSet, Signal, Sink, Source, SourceStats, Watch};
 use load::{Loaded, WatchedDevice};
 use ring::{Reader, Shared};
 
@@ -117,6 +119,27 @@ pub enum EbpfError {
     Thread(std::io::Error),
 }
 
+/// How long the changes of the self-test may take to arrive.
+const TEST_WITHIN: Duration = Duration::from_secs(20);
+/// How often the trees are compared where some changes are not seen.
+const COMPARE_EVERY: Duration = Duration::from_secs(600);
+
+/// Notes which operations come by.
+fn listening(heard: Arc<Mutex<OpSet>>, mut sink: Sink) -> Sink {
+    Box::new(move |signals| {
+        {
+            let mut heard = heard.lock().unwrap_or_else(PoisonError::into_inner);
+            for signal in &signals {
+                if let Signal::Event(event) = signal {
+                    heard.insert(event.op);
+                    heard.extend(event.also);
+                }
+            }
+        }
+        sink(signals);
+    })
+}
+
 /// The running source.
 pub struct EbpfSource {
     about: About,
@@ -176,6 +199,8 @@ impl EbpfSource {
                 root_ino: watch.ino,
             });
         }
+        let heard = Arc::new(Mutex::new(OpSet::default()));
+        let sink = listening(Arc::clone(&heard), sink);
         let (loaded, reason) = load_best(object, &layout, &devices, &options)?;
         let about = About {
             kind: "ebpf",
@@ -184,7 +209,12 @@ impl EbpfSource {
             reason,
         };
         let mut loaded = loaded;
-        loaded.maps.control.set_own(&own::Own::of(own_pid));
+        let fresh = !loaded.taken_over;
+        // Until it is known that everything is seen, its own changes are, too.
+        loaded
+            .maps
+            .control
+            .set_own(&own::Own::of(own_pid.filter(|_| !fresh)));
         let shared = Arc::new(Shared::new().map_err(EbpfError::Thread)?);
         let merge = options.dirty_entries.is_some();
         let reader = Reader::new(&mut loaded, &devices, merge, Arc::clone(&shared), sink)?;
@@ -194,7 +224,7 @@ impl EbpfSource {
             .spawn(move || reader.run())
             .map_err(EbpfError::Thread)?;
         let roots = watches.iter().map(|w| w.path.clone()).collect();
-        Ok(Self {
+        let mut source = Self {
             about,
             loaded: Some(loaded),
             shared,
@@ -202,7 +232,60 @@ impl EbpfSource {
             roots,
             devices,
             held,
-        })
+        };
+        if fresh {
+            let silent = source.test_yourself(&heard);
+            if let Some(loaded) = &source.loaded {
+                loaded.maps.control.set_own(&own::Own::of(own_pid));
+            }
+            source.say_silent(&silent);
+        }
+        Ok(source)
+    }
+
+    /// Makes a change of each kind and says which were not seen.
+    fn test_yourself(&self, heard: &Mutex<OpSet>) -> Vec<&'static str> {
+        let mut silent = Vec::new();
+        for root in &self.roots {
+            *heard.lock().unwrap_or_else(PoisonError::into_inner) = OpSet::default();
+            let made = match selftest::make_changes(root) {
+                Ok(made) => made,
+                // A full disk, say: nothing is known then.
+                Err(error) => {
+                    tracing::warn!(
+                        "{}: the event source cannot be tried there: {error}",
+                        root.display()
+                    );
+                    continue;
+                }
+            };
+            let seen = match self.barrier(TEST_WITHIN) {
+                Ok(()) => *heard.lock().unwrap_or_else(PoisonError::into_inner),
+                Err(error) => {
+                    tracing::error!("{error:#}");
+                    OpSet::default()
+                }
+            };
+            for op in selftest::silent(made, seen) {
+                tracing::error!("{}: {op} is attached to and not seen", root.display());
+                if !silent.contains(&op) {
+                    silent.push(op);
+                }
+            }
+        }
+        silent
+    }
+
+    /// What is not seen is made good by comparing the trees now and then.
+    fn say_silent(&mut self, silent: &[&str]) {
+        if !silent.is_empty() {
+            self.about.reason += &format!(
+                "; it does not see {} here, so the trees are compared every {} minutes",
+                silent.join(", "),
+                COMPARE_EVERY.as_secs() / 60
+            );
+            self.shared.compare_regularly();
+        }
     }
 
     /// Makes a change that the programs report although it is the daemon's

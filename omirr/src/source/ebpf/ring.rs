@@ -29,7 +29,7 @@ use rustix::{
 };
 
 use super::{
-    EbpfError,
+    COMPARE_EVERY, EbpfError,
     decode::{Decoded, decode},
     load::{Attaching, LoadError, Loaded, Maps, WatchedDevice, chain, perf_pages},
     probe,
@@ -67,6 +67,8 @@ pub(super) struct Shared {
     high_water: AtomicU64,
     /// Losses that have been handed over.
     lost_told: AtomicU64,
+    /// Some changes are not seen.
+    compare: AtomicBool,
     recovery: Mutex<Recovery>,
 }
 
@@ -90,6 +92,7 @@ impl Shared {
             events: AtomicU64::new(0),
             high_water: AtomicU64::new(0),
             lost_told: AtomicU64::new(0),
+            compare: AtomicBool::new(false),
             recovery: Mutex::default(),
         })
     }
@@ -100,6 +103,11 @@ impl Shared {
 
     pub(super) fn high_water(&self) -> u64 {
         self.high_water.load(Ordering::Relaxed)
+    }
+
+    /// From now on the trees are to be compared regularly.
+    pub(super) fn compare_regularly(&self) {
+        self.compare.store(true, Ordering::Release);
     }
 
     pub(super) fn lost_told(&self) -> u64 {
@@ -194,6 +202,7 @@ pub(super) struct Reader {
     /// Programs that the kernel did not run.
     passed_over: u64,
     next_missed_look: Instant,
+    next_comparison: Instant,
 }
 
 impl Reader {
@@ -257,6 +266,7 @@ impl Reader {
             next_overdue_look: Instant::now() + OVERDUE,
             passed_over,
             next_missed_look: Instant::now() + IDLE,
+            next_comparison: Instant::now() + COMPARE_EVERY,
         })
     }
 
@@ -301,6 +311,15 @@ impl Reader {
         drop(undisturbed);
         self.recover(&mut batch);
         self.tell_losses(waiting, &mut batch);
+        if Instant::now() >= self.next_comparison {
+            self.next_comparison = Instant::now() + COMPARE_EVERY;
+            batch.extend(
+                self.shared
+                    .compare
+                    .load(Ordering::Acquire)
+                    .then_some(Signal::Compare),
+            );
+        }
         if waiting || Instant::now() >= self.next_overdue_look {
             let before = if waiting {
                 complete
