@@ -11,6 +11,7 @@ pub mod control;
 mod dirty;
 mod events;
 mod keeper;
+mod last_change;
 mod listener;
 mod local;
 mod look;
@@ -26,6 +27,7 @@ mod service;
 mod share;
 mod state_dir;
 mod steps;
+mod who;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

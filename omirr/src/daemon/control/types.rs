@@ -1,6 +1,12 @@
 //! What is said over the control socket, and printed by `--json`: plain values.
 //! Fields are added, never renamed: scripts read them.
 
+use std::{
+    ffi::OsStr,
+    os::unix::ffi::OsStrExt,
+    path::{Path, PathBuf},
+};
+
 use serde::{Deserialize, Serialize};
 
 use crate::source::{About, SourceStats};
@@ -12,6 +18,7 @@ pub enum Request {
     Status,
     Stats,
     Wait(WaitRequest),
+    Log(LogRequest),
 }
 
 /// The answer to a request, one line.
@@ -52,6 +59,82 @@ pub struct Lag {
     pub behind: u64,
     /// Why, in a few words.
     pub reason: Option<String>,
+}
+
+/// A path as bytes: text if it is, for JSON has no other.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum AnyPath {
+    Text(String),
+    Bytes(Vec<u8>),
+}
+
+impl From<PathBuf> for AnyPath {
+    fn from(path: PathBuf) -> AnyPath {
+        match path.into_os_string().into_string() {
+            Ok(text) => AnyPath::Text(text),
+            Err(other) => AnyPath::Bytes(other.as_bytes().to_vec()),
+        }
+    }
+}
+
+impl AnyPath {
+    pub fn as_path(&self) -> &Path {
+        match self {
+            AnyPath::Text(text) => Path::new(text),
+            AnyPath::Bytes(bytes) => Path::new(OsStr::from_bytes(bytes)),
+        }
+    }
+}
+
+/// Which path's last change is asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogRequest {
+    /// Absolute, without `.` and `..`.
+    pub path: AnyPath,
+    /// The same with the links on the way to it resolved.
+    #[serde(default)]
+    pub resolved: Option<AnyPath>,
+}
+
+/// The last change of a path.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogReport {
+    pub share: String,
+    /// Beneath the share, as `RelPath` shows it.
+    pub path: String,
+    /// Whether that change deleted it; kind and size are of before then.
+    pub deleted: bool,
+    pub kind: String,
+    /// Of a file.
+    pub size: Option<u64>,
+    /// When, RFC 3339, by the clock of the node where it was changed.
+    pub changed: Option<String>,
+    /// The node where it was changed, if its name is known here.
+    pub node: Option<String>,
+    /// That node's index.
+    pub replica: String,
+    /// None if the source did not tell.
+    pub who: Option<WhoReport>,
+    /// Whether the path is the name of a conflict copy.
+    pub conflict_copy: bool,
+    /// Why changes of the last moments may be missing, if so.
+    pub missing: Option<String>,
+}
+
+/// A process, on the node where it made the change; what is not known is none.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WhoReport {
+    pub pid: Option<u32>,
+    pub uid: Option<u32>,
+    /// That user's name where it is asked, by whoever asks.
+    #[serde(default)]
+    pub user: Option<String>,
+    pub command: Option<String>,
+    /// Its path beneath the root of version 2 of cgroups.
+    pub cgroup: Option<String>,
+    /// omirr did it of its own accord.
+    pub omirr: bool,
 }
 
 /// What `omirr status` shows.
