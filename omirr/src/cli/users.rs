@@ -1,6 +1,6 @@
-//! Users' names, out of `/etc/passwd`.
+//! Users' names and numbers, out of `/etc/passwd`.
 //!
-//! In: a number. Out: the name, if the file has it. Users of a
+//! In: a name or a number. Out: the other one, if the file has it. Users of a
 //! directory service are not asked for: they go by their number.
 
 const USERS: &str = "/etc/passwd";
@@ -9,6 +9,18 @@ const USERS: &str = "/etc/passwd";
 pub(super) fn name_of(uid: u32) -> Option<String> {
     let (name, _) = entries(&std::fs::read_to_string(USERS).ok()?).find(|(_, number)| *number == uid)?;
     Some(name)
+}
+
+/// The user that is meant by a name or a number.
+pub(super) fn parse(text: &str) -> Result<u32, String> {
+    if let Ok(uid) = text.parse() {
+        return Ok(uid);
+    }
+    let users = std::fs::read_to_string(USERS).unwrap_or_default();
+    match entries(&users).find(|(name, _)| name == text) {
+        Some((_, uid)) => Ok(uid),
+        None => Err(format!("{USERS} has no user of this name: give the number")),
+    }
 }
 
 fn entries(passwd: &str) -> impl Iterator<Item = (String, u32)> {
@@ -28,6 +40,8 @@ mod tests {
         let found: Vec<_> =
             entries("root:x:0:0:root:/root:/bin/sh\n# remark\nodd:x:y:\nwww:x:33:33::/:\n").collect();
         assert_eq!(found, [("root".to_owned(), 0), ("www".to_owned(), 33)]);
-        assert_eq!(name_of(0), Some("root".to_owned()));
+        assert_eq!(parse("4294967294"), Ok(u32::MAX - 1));
+        assert_eq!((parse("root"), name_of(0)), (Ok(0), Some("root".to_owned())));
+        assert!(parse("no such user").is_err_and(|why| why.contains("give the number")));
     }
 }
