@@ -9,7 +9,6 @@ use std::{
     io::{self, IsTerminal, Write as _},
     os::unix::ffi::OsStrExt,
     path::{Component, Path, PathBuf},
-    time::Duration,
 };
 
 use anyhow::Context;
@@ -21,9 +20,6 @@ use super::{
     users,
 };
 use crate::daemon::control::{LogReport, LogRequest, Request, WhoReport};
-
-/// How long the daemon has to answer; it first catches up with its events.
-const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Say who changed a path last: when, on which node, by which process
 ///
@@ -43,7 +39,6 @@ pub(super) struct LogArgs {
 }
 
 pub(super) fn run(args: &LogArgs) -> anyhow::Result<()> {
-    let client = ask::client(&args.config.config)?;
     let path = std::path::absolute(&args.path)
         .with_context(|| format!("cannot tell where {} is", args.path.display()))?;
     let path = without_dots(&path);
@@ -51,7 +46,7 @@ pub(super) fn run(args: &LogArgs) -> anyhow::Result<()> {
         resolved: resolved(&path).map(Into::into),
         path: path.clone().into(),
     });
-    let mut report: LogReport = ask::block_on(async { Ok(client.call(&request, PATIENCE).await?) })?;
+    let mut report: LogReport = ask::once(&args.config, &request)?;
     if let Some(who) = &mut report.who {
         who.user = who.uid.and_then(users::name_of);
     }

@@ -16,6 +16,7 @@ mod listener;
 mod local;
 mod look;
 mod memory;
+mod overflow;
 mod receiver;
 mod recent;
 mod recover;

@@ -12,11 +12,11 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 use super::control::{
-    Answer, ControlHandler, Lag, LogReport, LogRequest, OverflowReport, PeerReport, PeerState, PendingItem,
-    Percentiles, Progress, ShareFigures, ShareReport, ShareState, StatsReport, StatusReport, WaitReply,
-    WaitRequest,
+    Answer, ControlHandler, Lag, LogReport, LogRequest, PeerReport, PeerState, PendingItem, Percentiles,
+    Progress, ShareFigures, ShareReport, ShareState, StatsReport, StatusReport, WaitReply, WaitRequest,
 };
 use super::last_change;
+use super::overflow::{self, Losses};
 use super::share::{Input, Link, Share};
 use crate::source::Source;
 
@@ -71,7 +71,8 @@ impl Report {
             uptime_s: self.started.elapsed().as_secs(),
             ..StatsReport::default()
         };
-        report.set_source(self.source.about(), &self.source.stats());
+        let counted = self.source.stats();
+        report.set_source(self.source.about(), &counted);
         let mut delays = Vec::new();
         let (mut lost, mut lost_at_ms) = (0, 0);
         for share in self.shares.iter() {
@@ -101,20 +102,11 @@ impl Report {
             p50: at(0.5),
             p99: at(0.99),
         };
-        if lost > 0 {
-            report.overflow = OverflowReport {
-                count: lost,
-                last: jiff::Timestamp::from_millisecond(i64::try_from(lost_at_ms).unwrap_or(0))
-                    .ok()
-                    .filter(|at| at.as_second() > 0)
-                    .map(|at| at.to_string()),
-                recovered_how: Some(
-                    "the share's tree was compared with the index by stat, and what differed was read"
-                        .to_owned(),
-                ),
-                advice: Some("raise [tracer] ring_size if this happens often".to_owned()),
-            };
-        }
+        let losses = Losses {
+            count: lost,
+            at_ms: lost_at_ms,
+        };
+        report.overflow = overflow::report(self.source.about(), &counted, losses);
         report
     }
 

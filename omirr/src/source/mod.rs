@@ -177,6 +177,22 @@ pub struct SourceStats {
     pub buffer_bytes: u64,
     /// The most that was seen waiting in it, bytes.
     pub high_water_bytes: u64,
+    /// Changes merged into an entry that was already waiting.
+    pub coalesced: u64,
+    /// Entries of the kernel's map of changes now, and how many it has room for;
+    /// 0 where there is no such map.
+    pub map_entries: u64,
+    pub map_capacity: u64,
+    /// Times the buffer was full.
+    pub overflows: u64,
+    /// Inodes recovered from the map after that.
+    pub recovered: u64,
+    /// Directories compared because the map was full or names were lost.
+    pub dirs_compared: u64,
+    /// Changes that only a comparison of the whole tree could make good.
+    pub lost: u64,
+    /// Changes found waiting at the start, from while the daemon was away.
+    pub taken_over: u64,
     /// Per CPU: handed over, dropped. Empty where the source does not tell.
     pub per_cpu: Vec<CpuStats>,
     /// Hooks that are attached, and those that are not with what covers them.
@@ -188,6 +204,8 @@ pub struct CpuStats {
     pub cpu: u32,
     pub submitted: u64,
     pub dropped: u64,
+    /// Changes merged into an entry that was already waiting.
+    pub coalesced: u64,
 }
 
 #[derive(Clone, Debug, serde::Serialize)]

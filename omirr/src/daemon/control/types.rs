@@ -280,6 +280,25 @@ pub struct StatsReport {
     pub overflow: OverflowReport,
     #[serde(default)]
     pub shares: Vec<ShareFigures>,
+    /// Changes merged into one that was already waiting.
+    #[serde(default)]
+    pub coalesced: u64,
+    /// The kernel's map of changes; 0 where there is none.
+    #[serde(default)]
+    pub map_entries: u64,
+    #[serde(default)]
+    pub map_capacity: u64,
+    /// As in [`SourceStats`].
+    #[serde(default)]
+    pub overflows: u64,
+    #[serde(default)]
+    pub recovered: u64,
+    #[serde(default)]
+    pub dirs_compared: u64,
+    #[serde(default)]
+    pub lost: u64,
+    #[serde(default)]
+    pub taken_over: u64,
 }
 
 /// What a share's tasks have done since the daemon started.
@@ -309,6 +328,7 @@ impl StatsReport {
             cpu: c.cpu,
             submitted: c.submitted,
             dropped: c.dropped,
+            coalesced: c.coalesced,
         };
         self.per_cpu = stats.per_cpu.iter().map(cpu).collect();
         let hook = |h: &crate::source::HookStats| HookReport {
@@ -318,6 +338,14 @@ impl StatsReport {
             hits: h.hits,
         };
         self.hooks = stats.hooks.iter().map(hook).collect();
+        self.coalesced = stats.coalesced;
+        self.map_entries = stats.map_entries;
+        self.map_capacity = stats.map_capacity;
+        self.overflows = stats.overflows;
+        self.recovered = stats.recovered;
+        self.dirs_compared = stats.dirs_compared;
+        self.lost = stats.lost;
+        self.taken_over = stats.taken_over;
     }
 }
 
@@ -326,6 +354,8 @@ pub struct CpuReport {
     pub cpu: u32,
     pub submitted: u64,
     pub dropped: u64,
+    #[serde(default)]
+    pub coalesced: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -359,6 +389,9 @@ pub struct OverflowReport {
     pub count: u64,
     /// When last, RFC 3339.
     pub last: Option<String>,
+    /// What happened, in a sentence.
+    #[serde(default)]
+    pub happened: Option<String>,
     /// What brought the lost changes back.
     pub recovered_how: Option<String>,
     /// Which setting to change, if that would help.

@@ -212,6 +212,7 @@ impl Source for EbpfSource {
                     cpu,
                     submitted: c.submitted,
                     dropped: c.dropped + c.unframed,
+                    ..CpuStats::default()
                 })
                 .collect(),
             hooks: loaded
@@ -224,6 +225,7 @@ impl Source for EbpfSource {
                     hits: hits.get(usize::from(h.id)).copied().unwrap_or(0),
                 })
                 .collect(),
+            ..SourceStats::default()
         }
     }
 
