@@ -1,8 +1,9 @@
-//! From a cgroup's number to its path.
+//! From a cgroup's number to its path, and from a process to that number.
 //!
 //! In: the number that an event has, which is the inode number of the cgroup's
-//! directory. Out: the path beneath the root of the cgroup filesystem,
-//! `/system.slice/nginx.service` say. Each number is asked for once. One that
+//! directory; or a process, for sources that are not told the number. Out: the
+//! path beneath the root of the cgroup filesystem, `/system.slice/nginx.service`
+//! say; or the number. Each number is asked for once. One that
 //! cannot be found (the cgroup is gone, version 2 is not mounted, no right to
 //! open by handle) has the empty path; it is never guessed.
 
@@ -11,7 +12,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use lru::LruCache;
-use rustix::fs::{CWD, Mode, OFlags, fstat, fstatfs, openat};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, fstat, fstatfs, openat, statat};
 
 use super::fanotify::handle::Handle;
 use super::fanotify::sys;
@@ -47,6 +48,24 @@ impl Cgroups {
                 .and_then(|(path, fd)| look_up(path, fd, id))
                 .unwrap_or_default()
         })
+    }
+
+    /// The number of the cgroup in which a process is now; 0 if it is not known.
+    pub fn of_process(&self, pid: u32) -> u64 {
+        let Some((_, fd)) = &self.mount else { return 0 };
+        let Ok(text) = std::fs::read(format!("/proc/{pid}/cgroup")) else {
+            return 0;
+        };
+        // The other lines are of version 1.
+        let path = text
+            .split(|&byte| byte == b'\n')
+            .find_map(|line| line.strip_prefix(b"0::/"));
+        let path = match path {
+            None => return 0,
+            Some(b"") => &b"."[..],
+            Some(path) => path,
+        };
+        statat(fd, path, AtFlags::empty()).map_or(0, |found| found.st_ino)
     }
 }
 
@@ -88,11 +107,23 @@ mod tests {
         }
         let id = std::fs::metadata(&made).map(|found| found.ino());
         let path = id.as_ref().map(|id| cgroups.path_of(*id).to_owned());
+        let mut child = std::process::Command::new("sleep")
+            .arg("60")
+            .spawn()
+            .expect("sleep starts");
+        let before = cgroups.of_process(child.id());
+        let moved = std::fs::write(made.join("cgroup.procs"), child.id().to_string());
+        let after = cgroups.of_process(child.id());
+        child.kill().expect("it can be ended");
+        child.wait().expect("it ends");
         std::fs::remove_dir(&made).expect("an empty cgroup can be removed");
         let name = made.file_name().expect("it has a name").display().to_string();
         assert_eq!(path.expect("it was there"), format!("/{name}"));
         let id = id.expect("it was there");
         assert_eq!(cgroups.path_of(id), format!("/{name}"), "it is remembered");
+        moved.expect("a process can be moved");
+        assert!(before != 0 && before != id, "{before}");
+        assert_eq!((after, cgroups.of_process(child.id())), (id, 0));
         assert_eq!(Cgroups::open().path_of(id), "", "it is gone");
         assert_eq!(cgroups.path_of(0), "");
     }

@@ -195,7 +195,7 @@ impl Translator {
             range: None,
             pid,
             uid: who.uid,
-            cgroup: 0,
+            cgroup: who.cgroup,
             comm: who.comm,
         }
     }

@@ -1,5 +1,5 @@
-//! Who a process is: its user and command, out of `/proc`, for people who
-//! watch. fanotify tells the process id only.
+//! Who a process is: its user, command and cgroup, out of `/proc`, for people
+//! who watch or ask later. fanotify tells the process id only.
 //!
 //! The answer is looked up once per process and moment: one drain of the queue
 //! for people who watch, [`LEAN_MOMENT`] for the daemon, which must not spend
@@ -11,13 +11,15 @@ use std::time::{Duration, Instant};
 
 use lru::LruCache;
 
+use crate::source::cgroup::Cgroups;
+
 /// Processes that are remembered.
 const REMEMBERED: NonZeroUsize = NonZeroUsize::new(4096).expect("not zero");
 
 /// How long an answer counts for the daemon: a process that writes all the time
-/// costs some fifty looks into `/proc` each second, one microsecond in a
-/// thousand. One that executes another program meanwhile goes by its old name.
-pub(crate) const LEAN_MOMENT: Duration = Duration::from_millis(20);
+/// costs twenty looks into `/proc` each second, of thirty microseconds each. One
+/// that executes another program meanwhile goes by its old name.
+pub(crate) const LEAN_MOMENT: Duration = Duration::from_millis(50);
 /// Numbers of processes are not given again so soon.
 const STALE: Duration = Duration::from_secs(5);
 
@@ -25,6 +27,8 @@ const STALE: Duration = Duration::from_secs(5);
 pub(crate) struct Identity {
     pub(crate) uid: u32,
     pub(crate) comm: [u8; 16],
+    /// As in an event.
+    pub(crate) cgroup: u64,
 }
 
 pub(crate) struct Who {
@@ -33,6 +37,7 @@ pub(crate) struct Who {
     now: Instant,
     /// How long an answer counts; zero for the drain in which it was given.
     moment: Duration,
+    cgroups: Cgroups,
 }
 
 impl Who {
@@ -41,6 +46,7 @@ impl Who {
             seen: LruCache::new(REMEMBERED),
             now: Instant::now(),
             moment,
+            cgroups: Cgroups::open(),
         }
     }
 
@@ -58,7 +64,7 @@ impl Who {
         {
             return identity;
         }
-        let (at, identity) = match (look_up(pid), before, age) {
+        let (at, identity) = match (self.look_up(pid), before, age) {
             (Some(found), ..) => (self.now, found),
             // It has ended.
             (None, Some((at, known)), Some(age)) if age < STALE => (at, known),
@@ -67,11 +73,14 @@ impl Who {
         self.seen.put(pid, (at, identity));
         identity
     }
-}
 
-fn look_up(pid: u32) -> Option<Identity> {
-    let status = std::fs::read(format!("/proc/{pid}/status")).ok()?;
-    parse(&status)
+    fn look_up(&self, pid: u32) -> Option<Identity> {
+        let status = std::fs::read(format!("/proc/{pid}/status")).ok()?;
+        Some(Identity {
+            cgroup: self.cgroups.of_process(pid),
+            ..parse(&status)?
+        })
+    }
 }
 
 /// Name and real user out of `/proc/PID/status`.
