@@ -1,18 +1,32 @@
-//! What the programs count.
+//! What the programs count, and what they are told while they run.
 //!
-//! The counts lie in maps that the user side sees as memory, one set per
+//! The values lie in maps that the user side sees as memory, one set per
 //! processor, and not in per-processor maps, because reading those takes a
 //! system call during which the kernel runs no kprobe program on that
 //! processor: on a kernel that preempts itself a change would go unseen.
 
+use crate::hooks::HOOK_COUNT;
+
+/// Room for the hooks' counts.
+pub const HITS: usize = 54;
+
 /// Written by the programs, summed by the user side.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Counters {
     /// Records handed over.
     pub submitted: u64,
-    /// Records that the ring had no room for.
+    /// Changes that only widened an entry that was waiting.
+    pub coalesced: u64,
+    /// Records that the ring had no room for; the inode's entry, or its
+    /// directories', says what they were about.
     pub dropped: u64,
+    /// Of those, the ones that left a directory to compare and no entry.
+    pub to_dirs: u64,
+    /// Changes of which nothing was kept: the tree must be compared.
+    pub lost: u64,
+    /// Changes without an entry, because the map was full.
+    pub unmapped: u64,
     /// Operations that could not be followed from entry to exit, because too
     /// many were under way.
     pub unframed: u64,
@@ -21,12 +35,42 @@ pub struct Counters {
     pub stale: u64,
     /// The most that was seen waiting in the ring, bytes.
     pub high_water: u64,
-    /// Fills the line of memory, so that processors do not share it.
+    /// Fills the line of memory.
+    pub reserved: u64,
+    /// Changes beneath a share that each hook saw.
+    pub hits: [u64; HITS],
+}
+
+const _: () = assert!(size_of::<Counters>() == 512);
+const _: () = assert!(HOOK_COUNT <= HITS);
+
+/// Written by the user side.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Control {
+    /// Until then (`CLOCK_MONOTONIC`, ns) the reader comes by itself and need
+    /// not be woken.
+    pub quiet_until_ns: u64,
+    /// The process whose changes are passed over; 0: none.
+    pub own_tgid: u64,
+    /// When it started, in hundredths of a second since boot: the number alone
+    /// may be given to another process while the programs stay. 0: the programs
+    /// go with the process.
+    pub own_start: u64,
+    /// The process number space that it counts in, as (device, inode) of its
+    /// file; 0: the first one.
+    pub pid_space_dev: u64,
+    pub pid_space_ino: u64,
+    /// Fills the line of memory.
     pub reserved: [u64; 3],
 }
 
-const _: () = assert!(size_of::<Counters>() == 64);
+const _: () = assert!(size_of::<Control>() == 64);
 
 #[cfg(feature = "user")]
-// SAFETY: `repr(C)`, integers of one size only, no padding.
-unsafe impl aya::Pod for Counters {}
+mod pod {
+    // SAFETY: `repr(C)`, integers of one size only, no padding.
+    unsafe impl aya::Pod for super::Counters {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Control {}
+}

@@ -97,12 +97,13 @@ const _: () = assert!(align_of::<Record>() == 8);
 #[derive(Clone, Copy)]
 pub struct Frame {
     pub record: Record,
-    /// A kernel address whose target is only right after the operation: the
-    /// new dentry, the file position. What it is depends on the hook.
-    pub aux: u64,
+    /// The name's dentry, and what the kernel keeps of the name: see
+    /// [`crate::dirty::Dirty`].
+    pub dentry: u64,
+    pub name: u64,
 }
 
-const _: () = assert!(size_of::<Frame>() == size_of::<Record>() + 8);
+const _: () = assert!(size_of::<Frame>() == size_of::<Record>() + 16);
 
 /// The key of a [`Frame`]: the thread and the hook, so that an operation that
 /// runs inside another one has its own frame.

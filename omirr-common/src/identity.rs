@@ -10,6 +10,22 @@ pub struct RootKey {
     pub ino: u64,
 }
 
+/// Until where the user side has kept up with a share, for the case that it
+/// comes back while the programs have stayed.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mark {
+    /// Names the index that has kept up.
+    pub replica: u64,
+    /// Its highest sequence number, at least.
+    pub head: u64,
+    /// The boot, as a hash of the kernel's own name for it.
+    pub boot: u64,
+    /// Losses that have been told: see `Counters::lost` and the kernel's own
+    /// count of programs passed over.
+    pub lost_told: u64,
+}
+
 /// Bits of what is known about a watched device.
 pub mod device {
     /// On the list.
@@ -26,5 +42,9 @@ pub mod device {
 pub const MAX_DEPTH: u32 = 64;
 
 #[cfg(feature = "user")]
-// SAFETY: `repr(C)`, integers only, no padding.
-unsafe impl aya::Pod for RootKey {}
+mod pod {
+    // SAFETY: `repr(C)`, integers only, no padding.
+    unsafe impl aya::Pod for super::RootKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Mark {}
+}

@@ -9,6 +9,7 @@
 #![no_std]
 
 pub mod counters;
+pub mod dirty;
 pub mod event;
 pub mod hooks;
 pub mod identity;

@@ -19,20 +19,17 @@ pub const NO_ARG: u8 = u8::MAX;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// The process whose changes are passed over; 0: none.
-    pub own_tgid: u32,
     /// One of [`transport`].
     pub transport: u32,
     /// The only watched device, and its bits; 0: ask the map.
     pub one_dev: u32,
     pub one_dev_flags: u32,
-    /// The process number space that `own_tgid` counts in, as (device, inode)
-    /// of its file; 0: the first one.
-    pub pid_space_dev: u64,
-    pub pid_space_ino: u64,
+    /// 1: an inode's changes are merged until they are taken; 0: each one is a
+    /// record.
+    pub merge: u32,
 }
 
-const _: () = assert!(size_of::<Settings>() == 32);
+const _: () = assert!(size_of::<Settings>() == 16);
 
 /// Byte offsets of members in the running kernel.
 #[repr(C)]
@@ -64,9 +61,11 @@ pub struct Offsets {
     pub vma_file: u32,
     pub io_kiocb_file: u32,
     pub path_dentry: u32,
+    pub task_leader: u32,
+    pub task_start: u32,
 }
 
-const _: () = assert!(size_of::<Offsets>() == 26 * 4);
+const _: () = assert!(size_of::<Offsets>() == 28 * 4);
 
 impl Offsets {
     /// No member is known.
@@ -97,6 +96,8 @@ impl Offsets {
         vma_file: ABSENT,
         io_kiocb_file: ABSENT,
         path_dentry: ABSENT,
+        task_leader: ABSENT,
+        task_start: ABSENT,
     };
 }
 

@@ -1,14 +1,14 @@
-//! From a dentry to a record in the ring.
+//! From a dentry to an entry in the map and a record in the ring.
 //!
 //! A record is built in a map entry that belongs to the thread and the hook,
 //! not on the stack (512 bytes are too few for two names) and not in a
 //! per-processor scratch value (a preempted program would find another's data
-//! in it). For operations with two programs it lives from entry to exit.
+//! in it). For renames it lives from entry to exit.
 
 use aya_ebpf::{
-    bindings::{BPF_ANY, BPF_F_CURRENT_CPU, BPF_RB_AVAIL_DATA},
+    bindings::{BPF_ANY, BPF_F_CURRENT_CPU, BPF_RB_AVAIL_DATA, BPF_RB_NO_WAKEUP},
     helpers::{
-        bpf_get_current_pid_tgid, bpf_get_current_uid_gid, bpf_get_smp_processor_id, bpf_ktime_get_ns,
+        bpf_get_current_pid_tgid, bpf_get_current_uid_gid, bpf_ktime_get_ns,
         generated::{
             bpf_get_current_cgroup_id, bpf_get_current_comm, bpf_perf_event_output, bpf_probe_read_kernel,
             bpf_ringbuf_output,
@@ -17,16 +17,17 @@ use aya_ebpf::{
 };
 use core::{arch::asm, ffi::c_void, mem::MaybeUninit};
 use omirr_common::{
-    counters::Counters,
+    dirty::DirtyKey,
     event::{Frame, FrameKey, HEADER_BYTES, NAME_MAX, NAME_SPACE, TO_OFFSET, flag, op},
-    hooks::HOOK_COUNT,
     identity::device,
     settings::transport,
 };
 
 use crate::{
+    count::{self, count, processor},
+    dirty,
     kernel::{self, Addr, Site},
-    maps::{COUNTERS, FRAMES, HITS, PERF, RING, constant},
+    maps::{CONTROL, FRAMES, PERF, RING, constant},
     scope::{self, Place},
 };
 
@@ -50,10 +51,17 @@ pub struct Change {
     pub inode: Addr,
     /// Rename, exchange, link: the other name.
     pub to: Addr,
-    /// Kept for the hook's second half.
-    pub aux: u64,
     /// The hook lies above the filesystem's own write, which is hooked.
     pub above_funnel: bool,
+}
+
+/// Where a change on a watched device is.
+#[derive(Clone, Copy)]
+pub struct Target {
+    pub sb: Addr,
+    pub bits: u32,
+    /// The inode is 0 if it does not exist yet.
+    pub key: DirtyKey,
 }
 
 static EMPTY: MaybeUninit<Frame> = MaybeUninit::zeroed();
@@ -70,42 +78,63 @@ pub fn key(hook: u8, life: Life) -> FrameKey {
     }
 }
 
+/// The change's inode, if it is on a watched device and this hook's to tell.
+/// The device comes first: it is all that a change elsewhere costs.
 #[inline(always)]
-fn count(which: impl Fn(*mut Counters) -> *mut u64) {
-    if let Some(counters) = COUNTERS.get_ptr_mut(processor()) {
-        add_one(which(counters));
-    }
-}
-
-/// Adds atomically, because a program may be preempted by another on the same
-/// processor. The target has no atomics in the language.
-#[inline(always)]
-fn add_one(counter: *mut u64) {
-    // SAFETY: callers pass a live map value.
-    unsafe { asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) counter, in(reg) 1u64, options(nostack)) };
-}
-
-/// Judges a change and, if it is to be reported, opens its frame and fills in
-/// all that is known now.
-#[inline(always)]
-pub fn open<S: Site>(site: &S, change: &Change, life: Life) -> Option<*mut Frame> {
+pub fn target<S: Site>(site: &S, change: &Change) -> Option<Target> {
     let known = change.inode != 0;
     let judged = if known {
         change.inode
     } else {
         kernel::dentry_inode(site, kernel::dentry_parent(site, change.dentry))
     };
-    // The device first: it is all that a change elsewhere costs.
     let sb = kernel::inode_sb(site, judged);
     let dev = kernel::sb_dev(site, sb);
     let bits = scope::device_bits(dev);
     if bits == 0 || (change.above_funnel && bits & device::FUNNEL != 0) {
         return None;
     }
+    let (ino, generation) = if known {
+        (
+            kernel::inode_ino(site, change.inode),
+            kernel::inode_generation(site, change.inode),
+        )
+    } else {
+        (0, 0)
+    };
+    Some(Target {
+        sb,
+        bits,
+        key: DirtyKey { ino, dev, generation },
+    })
+}
+
+/// Tells of a change that has happened.
+#[inline(always)]
+pub fn report<S: Site>(site: &S, change: &Change, target: &Target, range: Option<(u64, u64)>) {
+    if change.inode != 0 && dirty::merges(change.op) && dirty::widened(site, change, &target.key, range) {
+        count::hit(change.hook, true);
+        return;
+    }
+    if let Some(frame) = open(site, change, target, Life::Program) {
+        if let Some((start, end)) = range {
+            set_range(frame, start, end);
+        }
+        send(site, frame);
+        close(change.hook, Life::Program);
+    }
+}
+
+/// Judges a change and, if it is to be reported, opens its frame and fills in
+/// all that is known now.
+#[inline(always)]
+pub fn open<S: Site>(site: &S, change: &Change, target: &Target, life: Life) -> Option<*mut Frame> {
+    let known = change.inode != 0;
     let own = scope::is_own();
     if own && change.op != op::ATTR {
         return None;
     }
+    let DirtyKey { ino, dev, generation } = target.key;
     let parent = kernel::dentry_parent(site, change.dentry);
     let parent_inode = kernel::dentry_inode(site, parent);
     let mode = if known {
@@ -114,14 +143,16 @@ pub fn open<S: Site>(site: &S, change: &Change, life: Life) -> Option<*mut Frame
         0
     };
     let is_dir = mode & 0xf000 == 0x4000;
-    let ino = if known {
-        kernel::inode_ino(site, change.inode)
-    } else {
-        0
-    };
-    let mut place = scope::place(site, if known { change.dentry } else { parent }, sb, dev, bits);
+    let first = if known { change.dentry } else { parent };
+    let mut place = scope::place(site, first, target.sb, dev, target.bits);
     if place == Place::Outside && change.to != 0 {
-        place = scope::place(site, kernel::dentry_parent(site, change.to), sb, dev, bits);
+        place = scope::place(
+            site,
+            kernel::dentry_parent(site, change.to),
+            target.sb,
+            dev,
+            target.bits,
+        );
         if place == Place::Root {
             place = Place::Inside;
         }
@@ -139,23 +170,24 @@ pub fn open<S: Site>(site: &S, change: &Change, life: Life) -> Option<*mut Frame
         return None;
     }
 
-    if let Some(hits) = HITS.get_ptr_mut(processor() * HOOK_COUNT as u32 + u32::from(change.hook)) {
-        add_one(hits);
+    if life == Life::Program {
+        count::hit(change.hook, false);
     }
     let frame_key = key(change.hook, life);
-    if life == Life::Operation && FRAMES.get_ptr(&frame_key).is_some() {
+    if life == Life::Operation
+        && let Some(stale) = FRAMES.get_ptr_mut(&frame_key)
+    {
         // The exit of this thread's last operation was not seen: the number of
         // return probes that can be pending at once is limited. It may have
         // happened, so it is told now.
         count(|c| unsafe { &raw mut (*c).stale });
-        if let Some(stale) = FRAMES.get_ptr_mut(&frame_key) {
-            send(site, stale);
-        }
+        send(site, stale);
     }
     // SAFETY: zeros are a value of `Frame`.
     let empty: &Frame = unsafe { &*EMPTY.as_ptr() };
     if FRAMES.insert(&frame_key, empty, u64::from(BPF_ANY)).is_err() {
         count(|c| unsafe { &raw mut (*c).unframed });
+        count(|c| unsafe { &raw mut (*c).lost });
         return None;
     }
     let frame = FRAMES.get_ptr_mut(&frame_key)?;
@@ -170,11 +202,9 @@ pub fn open<S: Site>(site: &S, change: &Change, life: Life) -> Option<*mut Frame
     // SAFETY: a helper without preconditions.
     header.cgroup = unsafe { bpf_get_current_cgroup_id() };
     header.ino = ino;
-    if known {
-        header.generation = kernel::inode_generation(site, change.inode);
-    }
+    header.generation = generation;
     let mut flags = 0;
-    if is_dir {
+    if is_dir || matches!(change.op, op::MKDIR) {
         flags |= flag::DIR;
     }
     if own {
@@ -201,14 +231,27 @@ pub fn open<S: Site>(site: &S, change: &Change, life: Life) -> Option<*mut Frame
     // SAFETY: the helper writes the 16 bytes that it is given.
     unsafe { bpf_get_current_comm((&raw mut header.comm).cast(), size_of_val(&header.comm) as u32) };
     // SAFETY: as above.
-    unsafe { (*frame).aux = change.aux };
+    unsafe {
+        (*frame).dentry = change.dentry;
+        (*frame).name = dirty::name_mark(site, change.dentry);
+    }
     Some(frame)
 }
 
+/// Gives a frame back.
 #[inline(always)]
-fn processor() -> u32 {
-    // SAFETY: a helper without preconditions.
-    unsafe { bpf_get_smp_processor_id() }
+pub fn close(hook: u8, life: Life) {
+    // Gone already is as good as removed.
+    let _ = FRAMES.remove(key(hook, life));
+}
+
+#[inline(always)]
+fn set_range(frame: *mut Frame, start: u64, end: u64) {
+    // SAFETY: a live map value that only this thread uses.
+    let header = unsafe { &mut (*frame).record.header };
+    header.start = start;
+    header.end = end;
+    header.flags |= flag::RANGE;
 }
 
 #[inline(always)]
@@ -247,7 +290,7 @@ fn copy_name<S: Site>(site: &S, dentry: Addr, frame: *mut Frame, offset: usize) 
     if failed == 0 { len as u16 } else { 0 }
 }
 
-/// Sends the frame's record with the time of now.
+/// Sends the frame's record with the time of now, its entry made before.
 #[inline(always)]
 pub fn send<S: Site>(site: &S, frame: *mut Frame) {
     // SAFETY: a live map value that only this thread uses.
@@ -264,6 +307,9 @@ pub fn send<S: Site>(site: &S, frame: *mut Frame) {
         return;
     }
     header.time_ns = now();
+    if header.ino != 0 && header.flags & flag::OWN == 0 && dirty::merges(header.op) {
+        dirty::begin(frame);
+    }
     let failed = if constant!(SETTINGS.transport) == transport::PERF {
         // SAFETY: the map is a perf event array, the record is `len` bytes of
         // a map value.
@@ -277,24 +323,34 @@ pub fn send<S: Site>(site: &S, frame: *mut Frame) {
             )
         }
     } else {
+        let wake = wake_up(header.time_ns);
         // SAFETY: the map is a ring buffer, the record is `len` bytes of a
         // map value.
-        unsafe { bpf_ringbuf_output((&raw const RING).cast_mut().cast(), frame.cast(), len, 0) }
+        unsafe { bpf_ringbuf_output((&raw const RING).cast_mut().cast(), frame.cast(), len, wake) }
     };
     if failed < 0 {
-        count(|c| unsafe { &raw mut (*c).dropped });
+        if header.flags & flag::OWN == 0 {
+            dirty::keep_unsent(frame);
+        }
         return;
     }
     count(|c| unsafe { &raw mut (*c).submitted });
     if constant!(SETTINGS.transport) == transport::RING {
-        let waiting = RING.query(u64::from(BPF_RB_AVAIL_DATA));
-        if let Some(counters) = COUNTERS.get_ptr_mut(processor()) {
-            // SAFETY: a live map value; a lost update costs a little accuracy.
-            unsafe {
-                if waiting > (*counters).high_water {
-                    (*counters).high_water = waiting;
-                }
-            }
+        count::high_water(RING.query(u64::from(BPF_RB_AVAIL_DATA)));
+    }
+}
+
+/// Whether the reader must be woken: most of a watcher's cost to a writer is
+/// that, and a reader that has just been here comes again by itself.
+#[inline(always)]
+fn wake_up(now_ns: u64) -> u64 {
+    match CONTROL.get_ptr(0) {
+        // SAFETY: a live map value; the user side writes it whole.
+        Some(control)
+            if now_ns < unsafe { core::ptr::read_volatile(&raw const (*control).quiet_until_ns) } =>
+        {
+            u64::from(BPF_RB_NO_WAKEUP)
         }
+        _ => 0,
     }
 }

@@ -127,9 +127,39 @@ impl Site for RetProbeContext {
         self.as_ptr()
     }
 
-    /// A return probe has no arguments.
+    /// A return probe has no arguments of its own.
     fn arg(&self, _: u8) -> u64 {
         0
+    }
+
+    #[inline(always)]
+    fn load<T: Copy>(&self, base: Addr, offset: u32) -> T {
+        probe(base + u64::from(offset))
+    }
+}
+
+/// A return probe, with the arguments that were kept from the entry.
+pub struct SavedSite {
+    pub context: RetProbeContext,
+    pub args: [u64; 6],
+}
+
+impl Site for SavedSite {
+    fn context(&self) -> *mut c_void {
+        self.context.as_ptr()
+    }
+
+    #[inline(always)]
+    fn arg(&self, n: u8) -> u64 {
+        match n {
+            0 => self.args[0],
+            1 => self.args[1],
+            2 => self.args[2],
+            3 => self.args[3],
+            4 => self.args[4],
+            5 => self.args[5],
+            _ => 0,
+        }
     }
 
     #[inline(always)]
@@ -180,6 +210,13 @@ macro_rules! members {
     };
 }
 
+/// The hash that the kernel keeps of a name: it lies before the length
+/// (`struct qstr`, `HASH_LEN_DECLARE`, little-endian).
+#[inline(always)]
+pub fn dentry_name_hash<S: Site>(site: &S, dentry: Addr) -> u32 {
+    site.load(dentry, constant!(OFFSETS.dentry_name_len) - 4)
+}
+
 members! {
     file_dentry: Addr = file_dentry;
     file_inode: Addr = file_inode;
@@ -196,6 +233,7 @@ members! {
     sb_dev: u32 = sb_dev;
     sb_root: Addr = sb_root;
     kiocb_file: Addr = kiocb_file;
+    kiocb_pos: u64 = kiocb_pos;
     kiocb_flags: u32 = kiocb_flags;
     rename_old_dentry: Addr = rename_old_dentry;
     rename_new_dentry: Addr = rename_new_dentry;

@@ -2,7 +2,9 @@
 //!
 //! In: calls of the hooked functions. Out: records in the ring, counters. A
 //! program takes one way: is it ours to report ([`scope`]) → what is it
-//! ([`kernel`]) → fill a frame, send it or count its loss ([`emit`]). The
+//! ([`kernel`]) → widen the inode's entry ([`dirty`]), or make one and send a
+//! record ([`emit`]); what finds no room stays in the map, and is counted
+//! ([`count`]). The
 //! [`hooks`] say which function tells what; how a function is entered (`fentry`
 //! or `kprobe`) and which ring is used changes nothing in them.
 
@@ -10,6 +12,8 @@
 #![no_main]
 #![feature(asm_experimental_arch)]
 
+mod count;
+mod dirty;
 mod emit;
 mod hooks;
 mod kernel;

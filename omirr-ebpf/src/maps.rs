@@ -7,21 +7,20 @@ use aya_ebpf::{
     maps::{Array, HashMap, PerfEventByteArray, RingBuf},
 };
 use omirr_common::{
-    counters::Counters,
+    counters::{Control, Counters},
+    dirty::{Call, Dirty, DirtyKey},
     event::{Frame, FrameKey},
     hooks::HOOK_COUNT,
-    identity::RootKey,
+    identity::{Mark, RootKey},
     settings::{AllSlots, Offsets, Settings, Slots},
 };
 
 #[unsafe(no_mangle)]
 pub static SETTINGS: Global<Settings> = Global::new(Settings {
-    own_tgid: 0,
     transport: 0,
     one_dev: 0,
     one_dev_flags: 0,
-    pid_space_dev: 0,
-    pid_space_ino: 0,
+    merge: 0,
 });
 
 #[unsafe(no_mangle)]
@@ -38,19 +37,36 @@ pub static DEVICES: HashMap<u32, u32> = HashMap::with_max_entries(1024, 0);
 #[map]
 pub static ROOTS: HashMap<RootKey, u32> = HashMap::with_max_entries(1024, 0);
 
-/// Operations between entry and exit, and records being built. A value
-/// belongs to one thread, so a program that is preempted keeps its own.
+/// Renames between entry and exit, and records being built. A value belongs to
+/// one thread, so a program that is preempted keeps its own.
 #[map]
-pub static FRAMES: HashMap<FrameKey, Frame> = HashMap::with_max_entries(4096, 0);
+pub static FRAMES: HashMap<FrameKey, Frame> = HashMap::with_max_entries(1024, 0);
+
+/// Operations between entry and exit, where an exit program does not see the
+/// arguments (kprobe).
+#[map]
+pub static CALLS: HashMap<FrameKey, Call> = HashMap::with_max_entries(8192, 0);
+
+/// What changed and has not been taken. Sized by the loader.
+#[map]
+pub static DIRTY: HashMap<DirtyKey, Dirty> = HashMap::with_max_entries(1, 0);
+
+/// Directories to be compared with the index, because there was no room to say
+/// more. Sized by the loader.
+#[map]
+pub static DIRS: HashMap<DirtyKey, u32> = HashMap::with_max_entries(1, 0);
 
 /// By processor; sized by the loader, which reads it as memory.
 #[map]
 pub static COUNTERS: Array<Counters> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
-/// Changes beneath a share that each hook saw: by processor, then by hook.
-/// Sized and read like the counters.
+/// Written by the user side, as memory.
 #[map]
-pub static HITS: Array<u64> = Array::with_max_entries(HOOK_COUNT as u32, BPF_F_MMAPABLE);
+pub static CONTROL: Array<Control> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// What the user side remembers for as long as the programs stay.
+#[map]
+pub static MARKS: HashMap<RootKey, Mark> = HashMap::with_max_entries(1024, 0);
 
 /// Sized by the loader; the one that is not used is kept at its smallest.
 #[map]

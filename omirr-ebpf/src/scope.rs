@@ -2,13 +2,19 @@
 
 use aya_ebpf::{
     bindings::bpf_pidns_info,
-    helpers::{bpf_get_current_pid_tgid, generated::bpf_get_ns_current_pid_tgid},
+    helpers::{
+        bpf_get_current_pid_tgid,
+        generated::{bpf_get_current_task, bpf_get_ns_current_pid_tgid},
+    },
 };
-use omirr_common::identity::{MAX_DEPTH, RootKey, device};
+use omirr_common::{
+    counters::Control,
+    identity::{MAX_DEPTH, RootKey, device},
+};
 
 use crate::{
     kernel::{self, Addr, Site},
-    maps::{DEVICES, ROOTS, constant},
+    maps::{CONTROL, DEVICES, ROOTS, constant},
 };
 
 /// Where a dentry is.
@@ -23,20 +29,45 @@ pub enum Place {
 /// Whether the process that the programs pass over is the one that runs.
 #[inline(always)]
 pub fn is_own() -> bool {
-    let own = constant!(SETTINGS.own_tgid);
-    if own == 0 {
+    let Some(control) = CONTROL.get_ptr(0) else {
         return false;
+    };
+    // SAFETY: a live map value; the user side writes each word whole.
+    let control = unsafe { &*control };
+    control.own_tgid != 0 && has_own_number(control) && started_as_own(control.own_start)
+}
+
+#[inline(always)]
+fn has_own_number(control: &Control) -> bool {
+    if control.pid_space_ino == 0 {
+        return bpf_get_current_pid_tgid() >> 32 == control.own_tgid;
     }
-    let ino = constant!(SETTINGS.pid_space_ino);
-    if ino == 0 {
-        return (bpf_get_current_pid_tgid() >> 32) as u32 == own;
-    }
-    let dev = constant!(SETTINGS.pid_space_dev);
     let mut info = bpf_pidns_info { pid: 0, tgid: 0 };
     // SAFETY: the helper writes at most the given size at the pointer.
-    let failed =
-        unsafe { bpf_get_ns_current_pid_tgid(dev, ino, &raw mut info, size_of::<bpf_pidns_info>() as u32) };
-    failed == 0 && info.tgid == own
+    let failed = unsafe {
+        bpf_get_ns_current_pid_tgid(
+            control.pid_space_dev,
+            control.pid_space_ino,
+            &raw mut info,
+            size_of::<bpf_pidns_info>() as u32,
+        )
+    };
+    failed == 0 && u64::from(info.tgid) == control.own_tgid
+}
+
+/// Whether it is not a later process with the same number.
+#[inline(always)]
+fn started_as_own(since: u64) -> bool {
+    /// What `/proc/PID/stat` counts in, ns (`USER_HZ`).
+    const TICK_NS: u64 = 10_000_000;
+    if since == 0 {
+        return true;
+    }
+    // SAFETY: a helper without preconditions.
+    let task = unsafe { bpf_get_current_task() };
+    let leader: Addr = kernel::probe(task + u64::from(constant!(OFFSETS.task_leader)));
+    let start: u64 = kernel::probe(leader + u64::from(constant!(OFFSETS.task_start)));
+    start / TICK_NS == since
 }
 
 /// The bits of a device; 0 if it is not watched.

@@ -447,6 +447,8 @@ fn open(
             attach,
             transport,
             ring_bytes,
+            dirty_entries: std::env::var_os("OMIRR_MERGE").map(|_| 65_536),
+            ..Options::default()
         },
         Some(std::process::id()),
         sink,
@@ -486,7 +488,9 @@ fn run(folder: &Path, attach: &str, transport: &str) -> Result<()> {
                 other => bail!("{name}: {other:?}"),
             }
         }
-        let seen = expected.iter().all(|op| events.iter().any(|e| e.op == *op))
+        let seen = expected
+            .iter()
+            .all(|op| events.iter().any(|e| e.op == *op || e.also.contains(*op)))
             && (!expected.is_empty() || events.is_empty());
         // Where the kernel has no function for it, that is known.
         let gap = *name == "chattr"
@@ -566,7 +570,7 @@ fn burst(folder: &Path, attach: &str, transport: &str, files: usize, ring_bytes:
                 }
             }
             Signal::Lost { count, .. } => lost += count,
-            Signal::Compare => {}
+            Signal::Compare | Signal::Recovered(_) => {}
         }
     }
     let stats = source.stats();

@@ -1,10 +1,6 @@
 //! Mode, owner, times, size, flags, extended attributes, access lists.
 
-use omirr_common::{
-    event::{Frame, flag, op},
-    hooks,
-    settings::Slots,
-};
+use omirr_common::{event::op, hooks, settings::Slots};
 
 use super::{Hook, exit_programs};
 use crate::{
@@ -21,7 +17,7 @@ struct Notify;
 impl Hook for Notify {
     const ID: u8 = hooks::NOTIFY_CHANGE;
     #[inline(always)]
-    fn change<S: Site>(site: &S, slots: Slots) -> Option<Change> {
+    fn change<S: Site>(site: &S, slots: Slots, _ret: u64) -> Option<Change> {
         let dentry = site.arg(slots.a);
         let truncates = kernel::iattr_valid(site, site.arg(slots.b)) & ATTR_SIZE != 0;
         Some(Change {
@@ -30,21 +26,15 @@ impl Hook for Notify {
             dentry,
             inode: kernel::dentry_inode(site, dentry),
             to: 0,
-            aux: 0,
             above_funnel: false,
         })
     }
     /// A truncation's range is empty and stands at the new size.
     #[inline(always)]
-    fn note<S: Site>(site: &S, slots: Slots, frame: *mut Frame) {
-        // SAFETY: a live map value that only this thread uses.
-        let header = unsafe { &mut (*frame).record.header };
-        if header.op == op::TRUNCATE {
-            let size = kernel::iattr_size(site, site.arg(slots.b));
-            header.start = size;
-            header.end = size;
-            header.flags |= flag::RANGE;
-        }
+    fn range<S: Site>(site: &S, slots: Slots, _ret: u64) -> Option<(u64, u64)> {
+        let attr = site.arg(slots.b);
+        let size = kernel::iattr_size(site, attr);
+        (kernel::iattr_valid(site, attr) & ATTR_SIZE != 0).then_some((size, size))
     }
 }
 exit_programs!(
@@ -60,7 +50,7 @@ macro_rules! of_dentry {
         impl Hook for $hook {
             const ID: u8 = hooks::$id;
             #[inline(always)]
-            fn change<S: Site>(site: &S, slots: Slots) -> Option<Change> {
+            fn change<S: Site>(site: &S, slots: Slots, _ret: u64) -> Option<Change> {
                 let dentry = site.arg(slots.a);
                 Some(Change {
                     hook: Self::ID,
@@ -68,7 +58,6 @@ macro_rules! of_dentry {
                     dentry,
                     inode: kernel::dentry_inode(site, dentry),
                     to: 0,
-                    aux: 0,
                     above_funnel: false,
                 })
             }

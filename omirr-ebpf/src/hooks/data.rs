@@ -7,17 +7,12 @@
 //! page becomes writable, before the store; the last close is what says that
 //! the content is at rest.
 
-use omirr_common::{
-    event::{Frame, flag, op},
-    hooks,
-    settings::Slots,
-};
+use omirr_common::{event::op, hooks, settings::Slots};
 
 use super::{Hook, entry_programs, exit_programs};
 use crate::{
     emit::Change,
     kernel::{self, Addr, Site},
-    maps::constant,
 };
 
 /// `file.f_mode`: open for writing.
@@ -28,33 +23,21 @@ const IOCB_WRITE: u32 = 1 << 18;
 const COLLAPSE_OR_INSERT: u64 = 0x08 | 0x20;
 
 #[inline(always)]
-fn of_file<S: Site>(site: &S, hook: u8, op: u8, file: Addr, aux: u64) -> Change {
+fn of_file<S: Site>(site: &S, hook: u8, op: u8, file: Addr) -> Change {
     Change {
         hook,
         op,
         dentry: kernel::file_dentry(site, file),
         inode: kernel::file_inode(site, file),
         to: 0,
-        aux,
         above_funnel: false,
     }
 }
 
-#[inline(always)]
-fn set_range(frame: *mut Frame, start: u64, end: u64) {
-    // SAFETY: a live map value that only this thread uses.
-    let header = unsafe { &mut (*frame).record.header };
-    header.start = start;
-    header.end = end;
-    header.flags |= flag::RANGE;
-}
-
 /// The `written` bytes that end at a position.
 #[inline(always)]
-fn set_range_before(frame: *mut Frame, end: u64, written: u64) {
-    if end >= written {
-        set_range(frame, end - written, end);
-    }
+fn range_before(end: u64, written: u64) -> Option<(u64, u64)> {
+    (end >= written).then(|| (end - written, end))
 }
 
 #[inline(always)]
@@ -70,26 +53,18 @@ macro_rules! write_iter {
         impl Hook for $hook {
             const ID: u8 = hooks::$id;
             #[inline(always)]
-            fn change<S: Site>(site: &S, slots: Slots) -> Option<Change> {
+            fn change<S: Site>(site: &S, slots: Slots, _ret: u64) -> Option<Change> {
                 let iocb = site.arg(slots.a);
-                Some(of_file(
-                    site,
-                    Self::ID,
-                    op::WRITE,
-                    kernel::kiocb_file(site, iocb),
-                    iocb,
-                ))
+                let file = kernel::kiocb_file(site, iocb);
+                Some(of_file(site, Self::ID, op::WRITE, file))
             }
             #[inline(always)]
             fn succeeded(ret: u64, _slots: Slots) -> bool {
                 wrote(ret)
             }
             #[inline(always)]
-            fn finish(frame: *mut Frame, ret: u64, _slots: Slots) {
-                // SAFETY: a live map value that only this thread uses.
-                let iocb = unsafe { (*frame).aux };
-                let end = kernel::probe(iocb + u64::from(constant!(OFFSETS.kiocb_pos)));
-                set_range_before(frame, end, ret);
+            fn range<S: Site>(site: &S, slots: Slots, ret: u64) -> Option<(u64, u64)> {
+                range_before(kernel::kiocb_pos(site, site.arg(slots.a)), ret)
             }
         }
         exit_programs!($hook, $fexit, $kprobe, $kretprobe);
@@ -138,14 +113,8 @@ macro_rules! write_above {
         impl Hook for $hook {
             const ID: u8 = hooks::$id;
             #[inline(always)]
-            fn change<S: Site>(site: &S, slots: Slots) -> Option<Change> {
-                let change = of_file(
-                    site,
-                    Self::ID,
-                    op::WRITE,
-                    site.arg(slots.a),
-                    site.arg(slots.b),
-                );
+            fn change<S: Site>(site: &S, slots: Slots, _ret: u64) -> Option<Change> {
+                let change = of_file(site, Self::ID, op::WRITE, site.arg(slots.a));
                 Some(Change {
                     above_funnel: true,
                     ..change
@@ -156,12 +125,12 @@ macro_rules! write_above {
                 wrote(ret)
             }
             #[inline(always)]
-            fn finish(frame: *mut Frame, ret: u64, _slots: Slots) {
-                // SAFETY: a live map value that only this thread uses.
-                let position = unsafe { (*frame).aux };
-                if position != 0 {
-                    set_range_before(frame, kernel::probe(position), ret);
+            fn range<S: Site>(site: &S, slots: Slots, ret: u64) -> Option<(u64, u64)> {
+                let position = site.arg(slots.b);
+                if position == 0 {
+                    return None;
                 }
+                range_before(kernel::probe(position), ret)
             }
         }
         exit_programs!($hook, $fexit, $kprobe, $kretprobe);
@@ -209,11 +178,11 @@ struct IoWrite;
 impl Hook for IoWrite {
     const ID: u8 = hooks::IO_WRITE;
     #[inline(always)]
-    fn change<S: Site>(site: &S, slots: Slots) -> Option<Change> {
+    fn change<S: Site>(site: &S, slots: Slots, _ret: u64) -> Option<Change> {
         let file = kernel::io_kiocb_file(site, site.arg(slots.a));
         Some(Change {
             above_funnel: true,
-            ..of_file(site, Self::ID, op::WRITE, file, 0)
+            ..of_file(site, Self::ID, op::WRITE, file)
         })
     }
     #[inline(always)]
@@ -231,23 +200,20 @@ macro_rules! completion {
         impl Hook for $hook {
             const ID: u8 = hooks::$id;
             #[inline(always)]
-            fn change<S: Site>(site: &S, slots: Slots) -> Option<Change> {
+            fn change<S: Site>(site: &S, slots: Slots, _ret: u64) -> Option<Change> {
                 let iocb = site.arg(slots.a);
                 if !wrote(site.arg(slots.b)) || kernel::kiocb_flags(site, iocb) & IOCB_WRITE == 0 {
                     return None;
                 }
-                Some(of_file(
-                    site,
-                    Self::ID,
-                    op::WRITE,
-                    kernel::kiocb_file(site, iocb),
-                    iocb,
-                ))
+                let file = kernel::kiocb_file(site, iocb);
+                Some(of_file(site, Self::ID, op::WRITE, file))
             }
             #[inline(always)]
-            fn note<S: Site>(site: &S, slots: Slots, frame: *mut Frame) {
-                let end = kernel::probe(site.arg(slots.a) + u64::from(constant!(OFFSETS.kiocb_pos)));
-                set_range_before(frame, end, site.arg(slots.b));
+            fn range<S: Site>(site: &S, slots: Slots, _ret: u64) -> Option<(u64, u64)> {
+                range_before(
+                    kernel::kiocb_pos(site, site.arg(slots.a)),
+                    site.arg(slots.b),
+                )
             }
         }
         entry_programs!($hook, $fentry, $kprobe);
@@ -274,24 +240,17 @@ macro_rules! copy {
         impl Hook for $hook {
             const ID: u8 = hooks::$id;
             #[inline(always)]
-            fn change<S: Site>(site: &S, slots: Slots) -> Option<Change> {
-                Some(of_file(
-                    site,
-                    Self::ID,
-                    op::WRITE,
-                    site.arg(slots.a),
-                    site.arg(slots.b),
-                ))
+            fn change<S: Site>(site: &S, slots: Slots, _ret: u64) -> Option<Change> {
+                Some(of_file(site, Self::ID, op::WRITE, site.arg(slots.a)))
             }
             #[inline(always)]
             fn succeeded(ret: u64, _slots: Slots) -> bool {
                 wrote(ret)
             }
             #[inline(always)]
-            fn finish(frame: *mut Frame, ret: u64, _slots: Slots) {
-                // SAFETY: a live map value that only this thread uses.
-                let start = unsafe { (*frame).aux };
-                set_range(frame, start, start + ret);
+            fn range<S: Site>(site: &S, slots: Slots, ret: u64) -> Option<(u64, u64)> {
+                let start = site.arg(slots.b);
+                Some((start, start + ret))
             }
         }
         exit_programs!($hook, $fexit, $kprobe, $kretprobe);
@@ -316,22 +275,19 @@ struct Fallocate;
 impl Hook for Fallocate {
     const ID: u8 = hooks::VFS_FALLOCATE;
     #[inline(always)]
-    fn change<S: Site>(site: &S, slots: Slots) -> Option<Change> {
-        Some(of_file(site, Self::ID, op::FALLOCATE, site.arg(slots.a), 0))
+    fn change<S: Site>(site: &S, slots: Slots, _ret: u64) -> Option<Change> {
+        Some(of_file(site, Self::ID, op::FALLOCATE, site.arg(slots.a)))
     }
     #[inline(always)]
-    fn note<S: Site>(site: &S, slots: Slots, frame: *mut Frame) {
+    fn range<S: Site>(site: &S, slots: Slots, _ret: u64) -> Option<(u64, u64)> {
         let start = site.arg(slots.b);
         let moves = site.arg(slots.d) & COLLAPSE_OR_INSERT != 0;
-        set_range(
-            frame,
-            start,
-            if moves {
-                u64::MAX
-            } else {
-                start + site.arg(slots.c)
-            },
-        );
+        let end = if moves {
+            u64::MAX
+        } else {
+            start + site.arg(slots.c)
+        };
+        Some((start, end))
     }
 }
 exit_programs!(
@@ -346,13 +302,13 @@ struct PageDirty;
 impl Hook for PageDirty {
     const ID: u8 = hooks::PAGE_DIRTY;
     #[inline(always)]
-    fn change<S: Site>(site: &S, slots: Slots) -> Option<Change> {
+    fn change<S: Site>(site: &S, slots: Slots, _ret: u64) -> Option<Change> {
         let vma = kernel::fault_vma(site, site.arg(slots.a));
         let file = kernel::vma_file(site, vma);
         if file == 0 {
             return None;
         }
-        Some(of_file(site, Self::ID, op::WRITE, file, 0))
+        Some(of_file(site, Self::ID, op::WRITE, file))
     }
 }
 entry_programs!(
@@ -366,12 +322,12 @@ struct Fput;
 impl Hook for Fput {
     const ID: u8 = hooks::FPUT;
     #[inline(always)]
-    fn change<S: Site>(site: &S, slots: Slots) -> Option<Change> {
+    fn change<S: Site>(site: &S, slots: Slots, _ret: u64) -> Option<Change> {
         let file = site.arg(slots.a);
         if kernel::file_mode(site, file) & FMODE_WRITE == 0 {
             return None;
         }
-        let change = of_file(site, Self::ID, op::CLOSE, file, 0);
+        let change = of_file(site, Self::ID, op::CLOSE, file);
         // A file whose opening failed has neither name nor inode.
         if change.dentry == 0 || change.inode == 0 {
             None

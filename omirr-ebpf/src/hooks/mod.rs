@@ -10,23 +10,24 @@ mod attr;
 mod data;
 mod namespace;
 
-use omirr_common::{event::Frame, settings::Slots};
+use aya_ebpf::programs::RetProbeContext;
+use omirr_common::{dirty::Call, event::op, settings::Slots};
 
 use crate::{
+    count::{self, count},
+    dirty,
     emit::{self, Change, Life},
-    kernel::{self, Site},
-    maps::FRAMES,
+    kernel::{self, SavedSite, Site},
+    maps::{CALLS, FRAMES},
+    scope,
 };
 
 pub trait Hook {
     const ID: u8;
 
-    /// What the call is about; none if it is not a change.
-    fn change<S: Site>(site: &S, slots: Slots) -> Option<Change>;
-
-    /// Adds what only the arguments tell.
-    #[inline(always)]
-    fn note<S: Site>(_site: &S, _slots: Slots, _frame: *mut Frame) {}
+    /// What the call is about; none if it is not a change. `ret`: what the
+    /// function returned, 0 at its entry.
+    fn change<S: Site>(site: &S, slots: Slots, ret: u64) -> Option<Change>;
 
     /// Whether what the function returned means that it happened.
     #[inline(always)]
@@ -34,53 +35,110 @@ pub trait Hook {
         ret as i32 == 0
     }
 
-    /// Adds what is known only after the function.
+    /// The bytes written, from and up to.
     #[inline(always)]
-    fn finish(_frame: *mut Frame, _ret: u64, _slots: Slots) {}
+    fn range<S: Site>(_site: &S, _slots: Slots, _ret: u64) -> Option<(u64, u64)> {
+        None
+    }
 }
 
 /// One program, at the function's entry; the change has already happened.
 #[inline(always)]
 fn at_entry<H: Hook, S: Site>(site: &S) {
     let slots = kernel::slots(H::ID);
-    let Some(change) = H::change(site, slots) else {
-        return;
-    };
-    if let Some(frame) = emit::open(site, &change, Life::Program) {
-        H::note(site, slots, frame);
-        emit::send(site, frame);
-        drop_frame::<H>(Life::Program);
+    tell::<H, S>(site, slots, 0);
+}
+
+/// At the function's exit, with the arguments at hand.
+#[inline(always)]
+fn at_exit<H: Hook, S: Site>(site: &S, ret: u64) {
+    let slots = kernel::slots(H::ID);
+    if H::succeeded(ret, slots) {
+        tell::<H, S>(site, slots, ret);
     }
 }
 
-/// One program, at the function's exit, with the arguments at hand.
 #[inline(always)]
-fn at_exit<H: Hook, S: Site>(site: &S) {
-    let slots = kernel::slots(H::ID);
-    let ret = site.arg(slots.ret);
-    if !H::succeeded(ret, slots) {
-        return;
-    }
-    let Some(change) = H::change(site, slots) else {
+fn tell<H: Hook, S: Site>(site: &S, slots: Slots, ret: u64) {
+    let Some(change) = H::change(site, slots, ret) else {
         return;
     };
-    if let Some(frame) = emit::open(site, &change, Life::Program) {
-        H::note(site, slots, frame);
-        H::finish(frame, ret, slots);
-        emit::send(site, frame);
-        drop_frame::<H>(Life::Program);
+    if let Some(target) = emit::target(site, &change) {
+        let range = H::range(site, slots, ret);
+        emit::report(site, &change, &target, range);
     }
+}
+
+/// Keeps the arguments for the return probe.
+#[inline(always)]
+fn keep_call<H: Hook, S: Site>(site: &S) {
+    let slots = kernel::slots(H::ID);
+    let Some(change) = H::change(site, slots, 0) else {
+        return;
+    };
+    let Some(target) = emit::target(site, &change) else {
+        return;
+    };
+    if change.op != op::ATTR && scope::is_own() {
+        return;
+    }
+    let key = emit::key(H::ID, Life::Operation);
+    if let Some(stale) = CALLS.get_ptr(&key) {
+        // The exit of this thread's last operation was not seen: the number of
+        // return probes that can be pending at once is limited.
+        // SAFETY: a live map value that only this thread uses.
+        dirty::keep_unsure(unsafe { &*stale });
+    }
+    let dir_of = |dentry| {
+        let parent = kernel::dentry_parent(site, dentry);
+        kernel::inode_ino(site, kernel::dentry_inode(site, parent))
+    };
+    let call = Call {
+        args: [
+            site.arg(0),
+            site.arg(1),
+            site.arg(2),
+            site.arg(3),
+            site.arg(4),
+            site.arg(5),
+        ],
+        time_ns: emit::now(),
+        ino: target.key.ino,
+        parent: dir_of(change.dentry),
+        to_parent: if change.to == 0 { 0 } else { dir_of(change.to) },
+        dev: target.key.dev,
+        generation: target.key.generation,
+    };
+    if CALLS.insert(&key, &call, 0).is_err() {
+        dirty::keep_unsure(&call);
+        count(|c| unsafe { &raw mut (*c).unframed });
+    }
+}
+
+/// The return probe of a call whose arguments were kept.
+#[inline(always)]
+fn end_call<H: Hook>(context: RetProbeContext) {
+    let key = emit::key(H::ID, Life::Operation);
+    let Some(call) = CALLS.get_ptr(&key) else {
+        return;
+    };
+    // SAFETY: a live map value that only this thread uses.
+    let args = unsafe { (*call).args };
+    // Gone already is as good as removed.
+    let _ = CALLS.remove(&key);
+    let ret = context.ret();
+    at_exit::<H, _>(&SavedSite { context, args }, ret);
 }
 
 /// The first of two programs: takes down what names the change.
 #[inline(always)]
 fn enter<H: Hook, S: Site>(site: &S) {
     let slots = kernel::slots(H::ID);
-    let Some(change) = H::change(site, slots) else {
+    let Some(change) = H::change(site, slots, 0) else {
         return;
     };
-    if let Some(frame) = emit::open(site, &change, Life::Operation) {
-        H::note(site, slots, frame);
+    if let Some(target) = emit::target(site, &change) {
+        let _ = emit::open(site, &change, &target, Life::Operation);
     }
 }
 
@@ -90,18 +148,11 @@ fn leave<H: Hook, S: Site>(site: &S, ret: u64) {
     let Some(frame) = FRAMES.get_ptr_mut(emit::key(H::ID, Life::Operation)) else {
         return;
     };
-    let slots = kernel::slots(H::ID);
-    if H::succeeded(ret, slots) {
-        H::finish(frame, ret, slots);
+    if H::succeeded(ret, kernel::slots(H::ID)) {
+        count::hit(H::ID, false);
         emit::send(site, frame);
     }
-    drop_frame::<H>(Life::Operation);
-}
-
-#[inline(always)]
-fn drop_frame<H: Hook>(life: Life) {
-    // Gone already is as good as removed.
-    let _ = FRAMES.remove(emit::key(H::ID, life));
+    emit::close(H::ID, Life::Operation);
 }
 
 /// Programs of a hook that is complete at entry.
@@ -121,34 +172,30 @@ macro_rules! entry_programs {
     };
 }
 
-/// The kprobe flavour of a hook that sends at exit.
-macro_rules! probe_programs {
-    ($hook:ty, $kprobe:ident, $kretprobe:ident) => {
-        #[aya_ebpf::macros::kprobe]
-        fn $kprobe(ctx: aya_ebpf::programs::ProbeContext) -> u32 {
-            $crate::hooks::enter::<$hook, _>(&ctx);
-            0
-        }
-
-        #[aya_ebpf::macros::kretprobe]
-        fn $kretprobe(ctx: aya_ebpf::programs::RetProbeContext) -> u32 {
-            let ret = ctx.ret();
-            $crate::hooks::leave::<$hook, _>(&ctx, ret);
-            0
-        }
-    };
-}
-
 /// Programs of a hook whose arguments are still right at exit.
 macro_rules! exit_programs {
     ($hook:ty, $fexit:ident, $kprobe:ident, $kretprobe:ident) => {
         #[aya_ebpf::macros::fexit]
         fn $fexit(ctx: aya_ebpf::programs::FExitContext) -> i32 {
-            $crate::hooks::at_exit::<$hook, _>(&ctx);
+            let ret = $crate::kernel::Site::arg(
+                &ctx,
+                $crate::kernel::slots(<$hook as $crate::hooks::Hook>::ID).ret,
+            );
+            $crate::hooks::at_exit::<$hook, _>(&ctx, ret);
             0
         }
 
-        $crate::hooks::probe_programs!($hook, $kprobe, $kretprobe);
+        #[aya_ebpf::macros::kprobe]
+        fn $kprobe(ctx: aya_ebpf::programs::ProbeContext) -> u32 {
+            $crate::hooks::keep_call::<$hook, _>(&ctx);
+            0
+        }
+
+        #[aya_ebpf::macros::kretprobe]
+        fn $kretprobe(ctx: aya_ebpf::programs::RetProbeContext) -> u32 {
+            $crate::hooks::end_call::<$hook>(ctx);
+            0
+        }
     };
 }
 
@@ -171,8 +218,19 @@ macro_rules! around_programs {
             0
         }
 
-        $crate::hooks::probe_programs!($hook, $kprobe, $kretprobe);
+        #[aya_ebpf::macros::kprobe]
+        fn $kprobe(ctx: aya_ebpf::programs::ProbeContext) -> u32 {
+            $crate::hooks::enter::<$hook, _>(&ctx);
+            0
+        }
+
+        #[aya_ebpf::macros::kretprobe]
+        fn $kretprobe(ctx: aya_ebpf::programs::RetProbeContext) -> u32 {
+            let ret = ctx.ret();
+            $crate::hooks::leave::<$hook, _>(&ctx, ret);
+            0
+        }
     };
 }
 
-pub(crate) use {around_programs, entry_programs, exit_programs, probe_programs};
+pub(crate) use {around_programs, entry_programs, exit_programs};

@@ -5,17 +5,12 @@
 //! are what system calls, nfsd, overlayfs and io_uring share; the functions
 //! above them (`do_*`, `filename_*`) change from version to version.
 
-use omirr_common::{
-    event::{Frame, flag, op},
-    hooks,
-    settings::Slots,
-};
+use omirr_common::{event::op, hooks, settings::Slots};
 
 use super::{Hook, around_programs, entry_programs, exit_programs};
 use crate::{
     emit::Change,
     kernel::{self, Addr, Site},
-    maps::constant,
 };
 
 /// Set by the filesystem in `file.f_mode` when `open` made the file.
@@ -33,25 +28,7 @@ fn named(hook: u8, op: u8, dentry: Addr, inode: Addr) -> Change {
         dentry,
         inode,
         to: 0,
-        aux: 0,
         above_funnel: false,
-    }
-}
-
-/// Reads the inode that the new name got.
-#[inline(always)]
-fn fill_new_inode(frame: *mut Frame, dentry: Addr) {
-    let inode: Addr = kernel::probe(dentry + u64::from(constant!(OFFSETS.dentry_inode)));
-    if inode == 0 {
-        return;
-    }
-    // SAFETY: a live map value that only this thread uses.
-    let header = unsafe { &mut (*frame).record.header };
-    header.ino = kernel::probe(inode + u64::from(constant!(OFFSETS.inode_ino)));
-    header.generation = kernel::probe(inode + u64::from(constant!(OFFSETS.inode_generation)));
-    let mode: u16 = kernel::probe(inode + u64::from(constant!(OFFSETS.inode_mode)));
-    if mode & 0xf000 == 0x4000 {
-        header.flags |= flag::DIR;
     }
 }
 
@@ -61,7 +38,7 @@ struct Open;
 impl Hook for Open {
     const ID: u8 = hooks::VFS_OPEN;
     #[inline(always)]
-    fn change<S: Site>(site: &S, slots: Slots) -> Option<Change> {
+    fn change<S: Site>(site: &S, slots: Slots, _ret: u64) -> Option<Change> {
         if kernel::file_mode(site, site.arg(slots.b)) & FMODE_CREATED == 0 {
             return None;
         }
@@ -83,17 +60,11 @@ macro_rules! maker {
         impl Hook for $hook {
             const ID: u8 = hooks::$id;
             #[inline(always)]
-            fn change<S: Site>(site: &S, slots: Slots) -> Option<Change> {
+            fn change<S: Site>(site: &S, slots: Slots, _ret: u64) -> Option<Change> {
                 let dentry = site.arg(slots.a);
-                Some(Change {
-                    aux: dentry,
-                    ..named(Self::ID, op::$op, dentry, 0)
-                })
-            }
-            #[inline(always)]
-            fn finish(frame: *mut Frame, _ret: u64, _slots: Slots) {
-                // SAFETY: a live map value that only this thread uses.
-                fill_new_inode(frame, unsafe { (*frame).aux });
+                // None before it is made; then the parent says where it is.
+                let inode = kernel::dentry_inode(site, dentry);
+                Some(named(Self::ID, op::$op, dentry, inode))
             }
         }
         exit_programs!($hook, $fexit, $kprobe, $kretprobe);
@@ -129,12 +100,14 @@ struct Mkdir;
 impl Hook for Mkdir {
     const ID: u8 = hooks::VFS_MKDIR;
     #[inline(always)]
-    fn change<S: Site>(site: &S, slots: Slots) -> Option<Change> {
-        let dentry = site.arg(slots.a);
-        Some(Change {
-            aux: dentry,
-            ..named(Self::ID, op::MKDIR, dentry, 0)
-        })
+    fn change<S: Site>(site: &S, slots: Slots, ret: u64) -> Option<Change> {
+        let dentry = if slots.ret_is_pointer == 0 || ret == 0 {
+            site.arg(slots.a)
+        } else {
+            ret
+        };
+        let inode = kernel::dentry_inode(site, dentry);
+        Some(named(Self::ID, op::MKDIR, dentry, inode))
     }
     #[inline(always)]
     fn succeeded(ret: u64, slots: Slots) -> bool {
@@ -144,18 +117,6 @@ impl Hook for Mkdir {
             ret != 0 && ret < FIRST_ERROR
         }
     }
-    #[inline(always)]
-    fn finish(frame: *mut Frame, ret: u64, slots: Slots) {
-        // SAFETY: a live map value that only this thread uses.
-        let dentry = if slots.ret_is_pointer == 0 {
-            unsafe { (*frame).aux }
-        } else {
-            ret
-        };
-        fill_new_inode(frame, dentry);
-        // SAFETY: as above.
-        unsafe { (*frame).record.header.flags |= flag::DIR };
-    }
 }
 exit_programs!(Mkdir, fexit_vfs_mkdir, kprobe_vfs_mkdir, kretprobe_vfs_mkdir);
 
@@ -164,7 +125,7 @@ struct Link;
 impl Hook for Link {
     const ID: u8 = hooks::VFS_LINK;
     #[inline(always)]
-    fn change<S: Site>(site: &S, slots: Slots) -> Option<Change> {
+    fn change<S: Site>(site: &S, slots: Slots, _ret: u64) -> Option<Change> {
         let dentry = site.arg(slots.a);
         let to = site.arg(slots.b);
         Some(Change {
@@ -184,7 +145,7 @@ struct Delete;
 impl Hook for Delete {
     const ID: u8 = hooks::D_DELETE;
     #[inline(always)]
-    fn change<S: Site>(site: &S, slots: Slots) -> Option<Change> {
+    fn change<S: Site>(site: &S, slots: Slots, _ret: u64) -> Option<Change> {
         let dentry = site.arg(slots.a);
         let inode = kernel::dentry_inode(site, dentry);
         if inode == 0 {
@@ -206,7 +167,7 @@ struct Rename;
 impl Hook for Rename {
     const ID: u8 = hooks::VFS_RENAME;
     #[inline(always)]
-    fn change<S: Site>(site: &S, slots: Slots) -> Option<Change> {
+    fn change<S: Site>(site: &S, slots: Slots, _ret: u64) -> Option<Change> {
         let data = site.arg(slots.a);
         let dentry = kernel::rename_old_dentry(site, data);
         let to = kernel::rename_new_dentry(site, data);

@@ -254,7 +254,7 @@ impl View {
             match signal {
                 Signal::Event(event) if event.dev == self.dev => self.event(&event)?,
                 Signal::Event(_) => {}
-                Signal::Compare => self.lost()?,
+                Signal::Compare | Signal::Recovered(_) => self.lost()?,
                 Signal::Lost { dev, .. } if dev.is_none_or(|dev| dev == self.dev) => self.lost()?,
                 Signal::Lost { .. } => {}
             }

@@ -34,6 +34,8 @@ pub struct Dirt {
     pub unstable: u32,
     /// Who changed it last, as far as events told.
     pub who: Option<Who>,
+    /// The set's age when it was added: see [`DirtySet::turn`].
+    pub age: u64,
 }
 
 /// What is known of a change when it is added.
@@ -50,6 +52,7 @@ pub struct Hint {
 #[derive(Debug, Default)]
 pub struct DirtySet {
     paths: BTreeMap<RelPath, Dirt>,
+    age: u64,
 }
 
 impl DirtySet {
@@ -61,6 +64,17 @@ impl DirtySet {
         self.paths.is_empty()
     }
 
+    /// Begins a new age: what is added from now on can be told from what was
+    /// added before.
+    pub fn turn(&mut self) {
+        self.age += 1;
+    }
+
+    /// Whether something is left from before the last turn.
+    pub fn has_older(&self) -> bool {
+        self.paths.values().any(|dirt| dirt.age < self.age)
+    }
+
     /// Adds a change of `path` at `now`.
     pub fn add(&mut self, path: RelPath, hint: Hint, now: Instant) {
         let dirt = self.paths.entry(path).or_insert(Dirt {
@@ -70,6 +84,7 @@ impl DirtySet {
             due: now + SETTLE,
             unstable: 0,
             who: None,
+            age: self.age,
         });
         dirt.content |= hint.content;
         dirt.subtree |= hint.subtree;
@@ -94,6 +109,7 @@ impl DirtySet {
         // What has come meanwhile is newer.
         kept.who = kept.who.or(dirt.who);
         kept.since = kept.since.min(dirt.since);
+        kept.age = kept.age.min(dirt.age);
     }
 
     /// Takes up to `limit` paths that are due at `now`, in path order;

@@ -4,21 +4,34 @@
 //! sets, and a request to rescan where events were lost. Nothing here looks at
 //! a file, but for the rare directory that the resolver does not know.
 
+use std::hash::{Hash, Hasher};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use rustc_hash::FxHasher;
+
 use super::dirty::Hint;
-use super::share::{Figures, Share};
+use super::journal::Journal;
+use super::recovered::Recovering;
+use super::share::{Figures, Keeping, Share};
 use super::who::Who;
-use crate::config::Tracer;
+use crate::config::Config;
 use crate::model::{RelPath, is_temp_name};
 use crate::resolve::fallback::{Located, Locator};
 use crate::resolve::{Change, Unknown};
 use crate::source::choice::SourceConfig;
+use crate::source::ebpf::pins;
 use crate::source::{Event, Signal, Sink, Source, Watch, auto};
 
-/// Attaches the source for all shares that take part.
-pub(super) fn open(tracer: &Tracer, shares: &Arc<[Arc<Share>]>) -> anyhow::Result<Arc<dyn Source>> {
+/// Attaches the source for all shares that take part, or takes over one that has
+/// gone on since the daemon ended.
+pub(super) fn open(
+    config: &Config,
+    state_dir: &Path,
+    shares: &Arc<[Arc<Share>]>,
+) -> anyhow::Result<Arc<dyn Source>> {
+    let tracer = &config.tracer;
     let taking_part: Vec<_> = shares
         .iter()
         .filter(|share| share.stopped().is_none())
@@ -32,40 +45,123 @@ pub(super) fn open(tracer: &Tracer, shares: &Arc<[Arc<Share>]>) -> anyhow::Resul
             ino: share.root.ino(),
         })
         .collect();
+    let keep = pins::base_of(state_dir);
+    let goes_on = keep.exists();
     let config = SourceConfig {
         source: tracer.source,
         attach: tracer.attach,
         transport: tracer.transport,
         ring_bytes: tracer.ring_bytes,
+        keep: Some(keep),
         ..SourceConfig::default()
     };
-    let locators = taking_part
-        .iter()
-        .zip(&watches)
-        .map(|(share, watch)| Ok((Arc::clone(share), Arc::new(Locator::open(watch)?))))
-        .collect::<std::io::Result<Vec<_>>>()?;
-    let source = auto::open(
+    let mut left = Vec::new();
+    for (share, watch) in taking_part.iter().zip(&watches) {
+        // Opened once for each run of the daemon's tasks.
+        let _ = share.locator.set(Arc::new(Locator::open(watch)?));
+        let folder = super::index_path(state_dir, &share.name);
+        let (journal, noted) = Journal::open(folder.parent().unwrap_or(&folder))?;
+        *share.journal.lock() = Some(journal);
+        left.push(noted);
+        if goes_on {
+            // Events come in before anything is compared.
+            learn_dirs(share)?;
+        }
+    }
+    let source: Arc<dyn Source> = auto::open(
         &config,
         &watches,
-        || sink(locators.clone()),
+        || sink(taking_part.clone()),
         Some(std::process::id()),
-    )?;
-    Ok(source.into())
+    )?
+    .into();
+    for (watch, (share, noted)) in taking_part.iter().zip(left).enumerate() {
+        take_over(share, &source, watch, noted);
+    }
+    Ok(source)
 }
 
-fn sink(shares: Vec<(Arc<Share>, Arc<Locator>)>) -> Sink {
+/// Goes on where the daemon ended, if the source has gone on and the index is
+/// the one that had kept up with it; else the tree will be compared.
+fn take_over(share: &Share, source: &Arc<dyn Source>, watch: usize, noted: Recovering) {
+    if !source.keeps() {
+        *share.journal.lock() = None;
+        return;
+    }
+    let meta = share.index.meta();
+    let mut hasher = FxHasher::default();
+    (meta.replica.0, share.excludes.patterns()).hash(&mut hasher);
+    let identity = hasher.finish();
+    let kept_up = source
+        .kept_up(watch)
+        .filter(|kept_up| kept_up.replica == identity && kept_up.head <= meta.head);
+    let keeping = Keeping {
+        source: Arc::downgrade(source),
+        watch,
+        identity,
+        told: parking_lot::Mutex::new(kept_up.map(|kept_up| kept_up.head)),
+    };
+    let _ = share.keeping.set(keeping);
+    // A loss may have been told already.
+    let kept_up = kept_up.filter(|_| !share.progress.lock().scan_asked);
+    if kept_up.is_some() {
+        let (inodes, directories) = (noted.inodes.len(), noted.dirs.len());
+        tracing::info!(share = %share.name, inodes, directories,
+            "the event source has gone on: only what changed meanwhile is compared");
+        share.progress.lock().scanned = true;
+        share.ask_recovery(|recovering| {
+            recovering.inodes.extend(noted.inodes);
+            recovering.dirs.extend(noted.dirs);
+        });
+    } else if let Err(error) = source.set_kept_up(watch, None) {
+        tracing::error!(share = %share.name, "{error:#}");
+    }
+}
+
+/// Tells the resolver the directories as the index has them.
+fn learn_dirs(share: &Share) -> anyhow::Result<()> {
+    let reader = share.index.read()?;
+    let mut resolver = share.resolver.lock();
+    for pair in reader.beneath(&RelPath::root())? {
+        let (path, record) = pair?;
+        let (Some(sig), Some(parent), Some(name)) = (record.sig, path.parent(), path.names().last()) else {
+            continue;
+        };
+        if record.row.is_live_dir()
+            && let Some(parent) = resolver.dir_at(&parent)
+        {
+            resolver.learn_dir(sig.ino, parent, name);
+        }
+    }
+    Ok(())
+}
+
+fn sink(shares: Vec<Arc<Share>>) -> Sink {
     let alone: Vec<bool> = shares
         .iter()
-        .map(|(share, _)| {
+        .map(|share| {
             shares
                 .iter()
-                .filter(|(other, _)| other.root.dev() == share.root.dev())
+                .filter(|other| other.root.dev() == share.root.dev())
                 .count()
                 == 1
         })
         .collect();
     Box::new(move |signals| {
-        for ((share, locator), alone) in shares.iter().zip(&alone) {
+        for (share, alone) in shares.iter().zip(&alone) {
+            let Some(locator) = share.locator.get() else {
+                continue;
+            };
+            // Held until everything is in the dirty set: whoever empties the
+            // journal must not come in between.
+            let mut journal = share.journal.lock();
+            if let Some(noted) = journal.as_mut()
+                && let Err(error) = noted.note(share.root.dev(), &signals)
+            {
+                tracing::error!(share = %share.name,
+                    "changes cannot be noted ({error}); should the daemon be killed, the tree will be compared");
+                share.ask_rescan();
+            }
             take(share, locator, *alone, &signals);
         }
     })
@@ -87,7 +183,10 @@ fn take(share: &Share, locator: &Locator, alone: bool, signals: &[Signal]) {
                     Figures::add(&share.figures.lost, (*count).max(1));
                     share.figures.lost_at_ms.store(super::now_ms(), Ordering::Relaxed);
                     tracing::warn!(share = %share.name, "events were lost: the tree is compared with the index");
-                    share.rescan.notify_one();
+                    share.ask_rescan();
+                }
+                Signal::Recovered(recovered) if recovered.dev == dev => {
+                    share.ask_recovery(|recovering| recovering.add_recovered(recovered));
                 }
                 Signal::Compare => share.routine.notify_one(),
                 Signal::Event(event)
@@ -224,10 +323,10 @@ fn find(
                 .and_then(|reader| reader.path_of_ino(unknown.ino));
             match known {
                 Ok(Some(path)) => touched.push((path, hint)),
-                _ => share.rescan.notify_one(),
+                _ => share.ask_rescan(),
             }
         }
-        Located::Rescan(beneath) if beneath.is_root() => share.rescan.notify_one(),
+        Located::Rescan(beneath) if beneath.is_root() => share.ask_rescan(),
         Located::Rescan(beneath) => touched.push((
             beneath,
             Hint {

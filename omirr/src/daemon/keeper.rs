@@ -115,7 +115,7 @@ impl Keeper {
     fn step(&mut self) -> anyhow::Result<bool> {
         let force = !self.barriers.is_empty();
         let mut busy = self.local_pass(force)?;
-        if force && self.share.dirty().is_empty() && self.share.progress.lock().scanned {
+        if force && self.share.dirty().is_empty() && self.share.has_compared() {
             // Conflict copies of what was applied are rows of this node's own.
             self.flush()?;
             for barrier in self.barriers.drain(..) {
@@ -139,6 +139,9 @@ impl Keeper {
             busy = true;
         }
         self.publish();
+        if self.unflushed.is_none() {
+            self.share.has_kept_up(self.share.index.meta().head);
+        }
         if busy {
             self.idle_since = Instant::now();
             self.trimmed = false;

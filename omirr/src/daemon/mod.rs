@@ -10,6 +10,7 @@
 pub mod control;
 mod dirty;
 mod events;
+mod journal;
 mod keeper;
 mod last_change;
 mod listener;
@@ -20,6 +21,7 @@ mod overflow;
 mod receiver;
 mod recent;
 mod recover;
+mod recovered;
 mod remote;
 mod report;
 mod scanner;
@@ -120,7 +122,7 @@ async fn run_once(config: &Config, config_path: &Path, state: &StateDir) -> anyh
     let shares: Arc<[Arc<Share>]> = shares.into();
 
     // Attach first, scan second: what changes during the scan is an event.
-    let source = events::open(&config.tracer, &shares)?;
+    let source = events::open(config, state.path(), &shares)?;
     tracing::info!(kind = source.about().kind, "{}", source.about().reason);
     let mut tasks = tokio::task::JoinSet::new();
     for share in shares.iter() {

@@ -12,6 +12,7 @@ use tokio::sync::watch;
 
 use super::dirty::Hint;
 use super::look::is_dir;
+use super::recovered;
 use super::share::{Figures, Share};
 use crate::apply;
 use crate::model::RelPath;
@@ -38,17 +39,19 @@ enum Occasion {
 
 /// Scans at the start, and whenever it is asked for, until told to stop.
 pub async fn run(share: Arc<Share>, mut stop: watch::Receiver<bool>) {
-    let mut occasion = Occasion::Special;
+    // Known already, if the source has gone on without the daemon.
+    let mut occasion = (!share.progress.lock().scanned).then_some(Occasion::Special);
     loop {
         if share.stopped().is_some() {
             return;
         }
         let task_share = Arc::clone(&share);
-        match tokio::task::spawn_blocking(move || scan(&task_share, occasion)).await {
-            Ok(Ok(())) => {
-                share.progress.lock().scanned = true;
-                share.wake.notify_one();
-            }
+        let task = move || match occasion {
+            Some(occasion) => scan(&task_share, occasion),
+            None => recover(&task_share),
+        };
+        match tokio::task::spawn_blocking(task).await {
+            Ok(Ok(())) => share.wake.notify_one(),
             Ok(Err(error)) => {
                 share.stop(format!("the tree cannot be scanned: {error:#}"));
                 return;
@@ -57,15 +60,40 @@ pub async fn run(share: Arc<Share>, mut stop: watch::Receiver<bool>) {
         }
         occasion = tokio::select! {
             _ = stop.wait_for(|stop| *stop) => return,
-            () = share.rescan.notified() => Occasion::Special,
-            () = share.routine.notified() => Occasion::Routine,
+            () = share.rescan.notified() => Some(Occasion::Special),
+            () = share.routine.notified() => Some(Occasion::Routine),
+            () = share.recovery.notified() => None,
         };
+    }
+}
+
+/// Finds what was recovered.
+fn recover(share: &Arc<Share>) -> anyhow::Result<()> {
+    loop {
+        let what = std::mem::take(&mut *share.recovered.lock());
+        if !what.is_empty() {
+            let started = Instant::now();
+            match share.locator.get() {
+                Some(locator) => recovered::find(share, locator, &what)?,
+                None => share.ask_rescan(),
+            }
+            let ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+            let (inodes, directories) = (what.inodes.len(), what.dirs.len());
+            tracing::info!(share = %share.name, inodes, directories, ms, "what changed untold is found");
+        }
+        // The lock order is that of whoever adds: the set, then the word of it.
+        let left = share.recovered.lock();
+        if left.is_empty() {
+            share.progress.lock().recovering = false;
+            return Ok(());
+        }
     }
 }
 
 /// Compares everything beneath the share's root.
 fn scan(share: &Arc<Share>, occasion: Occasion) -> anyhow::Result<()> {
     let started = Instant::now();
+    share.progress.lock().scan_asked = false;
     Figures::add(&share.figures.rescans, 1);
     let reader = share.index.read()?;
     let mut seen = FxHashSet::default();
@@ -157,5 +185,7 @@ fn scan(share: &Arc<Share>, occasion: Occasion) -> anyhow::Result<()> {
     } else {
         tracing::info!(share = %share.name, entries, differing, ms, "{text}");
     }
+    let mut progress = share.progress.lock();
+    progress.scanned |= !progress.scan_asked;
     Ok(())
 }

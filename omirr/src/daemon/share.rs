@@ -4,21 +4,25 @@
 //! tree; everyone else reads the index in snapshots, adds to the dirty set, or
 //! sends the keeper an [`Input`].
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Instant;
 
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use super::dirty::{DirtySet, Hint};
+use super::journal::Journal;
 use super::recent::Recent;
+use super::recovered::Recovering;
 use crate::apply::{Ready, ShareRoot};
 use crate::config::Excludes;
 use crate::engine::Policy;
 use crate::index::Index;
 use crate::model::{Entry, RelPath, ReplicaId};
 use crate::resolve::Resolver;
+use crate::resolve::fallback::Locator;
+use crate::source::{KeptUp, Source};
 use crate::wire::WireRow;
 
 /// What the keeper is asked to do.
@@ -118,8 +122,12 @@ pub struct Waiting {
 
 #[derive(Clone, Debug, Default)]
 pub struct Progress {
-    /// The first comparison of tree and index has ended.
+    /// Tree and index have been compared, as often as was asked for.
     pub scanned: bool,
+    /// A comparison is asked for and has not begun.
+    pub scan_asked: bool,
+    /// What was recovered is still to be turned into dirty paths.
+    pub recovering: bool,
     /// Entries that the running scan has seen.
     pub scan_seen: u64,
     /// Why the share no longer takes part.
@@ -154,9 +162,51 @@ pub struct Share {
     pub progress: Mutex<Progress>,
     /// A scan is asked for; the scanner clears it.
     pub rescan: Notify,
+    /// What could not be told one by one, to be found by the scanner.
+    pub recovered: Mutex<Recovering>,
+    pub recovery: Notify,
+    /// What was handed over and is not yet in the index, where the source goes
+    /// on without the daemon.
+    pub journal: Mutex<Option<Journal>>,
+    pub keeping: OnceLock<Keeping>,
+    pub locator: OnceLock<Arc<Locator>>,
     /// A scan is due where only scans find changes; the scanner clears it.
     pub routine: Notify,
     pub figures: Figures,
+}
+
+/// A source that remembers how far this share's index has kept up, and what
+/// changed since, should the daemon end.
+pub struct Keeping {
+    /// The source outlives the daemon's use of it, not the other way round.
+    pub source: Weak<dyn Source>,
+    /// The share's place among its watches.
+    pub watch: usize,
+    /// Names the index and what of the tree it shall have.
+    pub identity: u64,
+    /// What the source was told last.
+    pub told: Mutex<Option<u64>>,
+}
+
+impl Keeping {
+    /// Tells the source, if it is news.
+    fn tell(&self, head: Option<u64>) {
+        let mut told = self.told.lock();
+        if *told == head {
+            return;
+        }
+        let Some(source) = self.source.upgrade() else {
+            return;
+        };
+        let kept_up = head.map(|head| KeptUp {
+            replica: self.identity,
+            head,
+        });
+        match source.set_kept_up(self.watch, kept_up) {
+            Ok(()) => *told = head,
+            Err(error) => tracing::error!("the event source cannot be told how far the index is: {error:#}"),
+        }
+    }
 }
 
 /// What is counted for `stats`.
@@ -229,6 +279,11 @@ impl Share {
             inputs,
             progress: Mutex::default(),
             rescan: Notify::new(),
+            recovered: Mutex::default(),
+            recovery: Notify::new(),
+            journal: Mutex::default(),
+            keeping: OnceLock::new(),
+            locator: OnceLock::new(),
             routine: Notify::new(),
             figures: Figures::default(),
         };
@@ -248,6 +303,68 @@ impl Share {
             // A path that is at rest may be due before the keeper's timer.
             let _ = was_empty;
             self.wake.notify_one();
+        }
+    }
+
+    /// Asks for a comparison of the tree with the index; until it has ended, the
+    /// index has not kept up.
+    pub fn ask_rescan(&self) {
+        if let Some(keeping) = self.keeping.get() {
+            keeping.tell(None);
+        }
+        {
+            let mut progress = self.progress.lock();
+            progress.scanned = false;
+            progress.scan_asked = true;
+        }
+        self.rescan.notify_one();
+    }
+
+    /// Leaves what was recovered to the scanner.
+    pub fn ask_recovery(&self, add: impl FnOnce(&mut Recovering)) {
+        add(&mut self.recovered.lock());
+        self.progress.lock().recovering = true;
+        self.recovery.notify_one();
+    }
+
+    /// Whether everything that was ever told is a dirty path or in the index.
+    pub fn has_compared(&self) -> bool {
+        let progress = self.progress.lock();
+        progress.scanned && !progress.recovering
+    }
+
+    /// The index is durable up to `head`, and has everything that was taken out
+    /// of the dirty set: forgets what was noted for the case of a kill. For the
+    /// keeper only.
+    pub fn has_kept_up(&self, head: u64) {
+        let Some(keeping) = self.keeping.get() else { return };
+        // Whoever holds it is noting something; there will be another time.
+        let Some(mut journal) = self.journal.try_lock() else {
+            return;
+        };
+        let Some(journal) = journal.as_mut() else { return };
+        if !self.has_compared() {
+            return;
+        }
+        let mut dirty = self.dirty.lock();
+        let done = if dirty.is_empty() {
+            keeping.tell(Some(head));
+            journal.clear()
+        } else {
+            if keeping.told.lock().is_some() {
+                keeping.tell(Some(head));
+            }
+            if journal.has_older() && !dirty.has_older() {
+                journal.clear_older()
+            } else {
+                if journal.turn() {
+                    dirty.turn();
+                }
+                Ok(())
+            }
+        };
+        if let Err(error) = done {
+            tracing::error!(share = %self.name, "the journal of changes cannot be emptied: {error}");
         }
     }
 

@@ -74,7 +74,7 @@ impl Origins {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::source::Op;
+    use crate::source::{Op, OpSet};
 
     fn event(pid: u32, uid: u32, comm: &[u8]) -> Event {
         let mut bytes = [0; 16];
@@ -89,6 +89,7 @@ mod tests {
             at: None,
             to: None,
             range: None,
+            also: OpSet::default(),
             pid,
             uid,
             cgroup: 0,

@@ -121,6 +121,37 @@ impl Reader {
         beneath(&self.path, &self.rows, path)
     }
 
+    /// The live entries directly in a directory, in path order. What is beneath
+    /// them is skipped, not read.
+    pub fn children(&self, dir: &RelPath) -> Result<Vec<(RelPath, Record)>, IndexError> {
+        let (mut start, end) = dir.beneath_range();
+        let mut found = Vec::new();
+        'next: loop {
+            let range = match &end {
+                Some(end) => self.rows.range::<&[u8]>(&start[..]..&end[..]),
+                None => self.rows.range::<&[u8]>(&start[..]..),
+            }
+            .map_err(|error| storage(&self.path, error))?;
+            for pair in range {
+                let (key, value) = pair.map_err(|error| storage(&self.path, error))?;
+                let path = decode_path(&self.path, key.value())?;
+                if path.depth() > dir.depth() + 1 {
+                    let child = path.ancestor(dir.depth() + 1);
+                    match child.beneath_range().1 {
+                        Some(after) => start = after,
+                        None => return Ok(found),
+                    }
+                    continue 'next;
+                }
+                let record: Record = decode(&self.path, value.value())?;
+                if !record.row.deleted {
+                    found.push((path, record));
+                }
+            }
+            return Ok(found);
+        }
+    }
+
     pub fn has_live_beneath(&self, path: &RelPath) -> Result<bool, IndexError> {
         for pair in self.beneath(path)? {
             if !pair?.1.row.deleted {

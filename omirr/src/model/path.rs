@@ -175,6 +175,16 @@ impl RelPath {
         }
     }
 
+    /// The first `depth` names of the path; all of it if it has no more.
+    pub fn ancestor(&self, depth: usize) -> RelPath {
+        let mut slashes = self.0.iter().enumerate().filter(|&(_, &b)| b == b'/');
+        match depth.checked_sub(1).map(|n| slashes.nth(n)) {
+            None => RelPath::root(),
+            Some(None) => self.clone(),
+            Some(Some((end, _))) => RelPath(self.0[..end].into()),
+        }
+    }
+
     /// The names from the root down.
     pub fn names(&self) -> impl Iterator<Item = &[u8]> {
         self.0.split(|&b| b == b'/').filter(|name| !name.is_empty())

@@ -105,6 +105,16 @@ pub fn scan<M: Copy>(
     Ok(summary)
 }
 
+/// One directory's children, as [`scan`] reports them.
+pub fn list(
+    root: &ShareRoot,
+    path: &RelPath,
+    skip: &(dyn Fn(&RelPath, bool) -> bool + Sync),
+) -> Result<(ScannedDir, Vec<Unseen>), ApplyError> {
+    let read = read_dir(&root.batch(), path, skip)?;
+    Ok((read.dir, read.unseen))
+}
+
 struct ReadDir {
     dir: ScannedDir,
     /// Directories to enter.

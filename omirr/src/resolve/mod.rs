@@ -488,8 +488,8 @@ impl Resolver {
 fn touched(event: &Event, path: RelPath) -> Change {
     Change::Touched {
         path,
-        content: event.op.touches_content(),
-        at_rest: event.op == Op::Close,
+        content: event.touches_content(),
+        at_rest: event.is_at_rest(),
     }
 }
 
@@ -498,7 +498,7 @@ fn unknown(event: &Event, at: Option<&Dirent>) -> Change {
         at: at.cloned(),
         ino: event.ino,
         generation: event.generation,
-        content: event.op.touches_content(),
+        content: event.touches_content(),
     })
 }
 

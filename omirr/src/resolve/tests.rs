@@ -35,6 +35,7 @@ fn event(op: Op, ino: u64, is_dir: bool, at: Option<Dirent>, to: Option<Dirent>)
         range: None,
         pid: 0,
         uid: 0,
+        also: Default::default(),
         cgroup: 0,
         comm: [0; 16],
     }

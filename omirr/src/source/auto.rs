@@ -4,7 +4,7 @@
 //! whose `about` says why it and not a better one. Whether something works is
 //! found by doing it; no kernel version is ever compared.
 
-use super::choice::{Attach, SourceConfig, SourceKind, Transport};
+use super::choice::{Attach, DIRTY_ENTRIES, Detail, SourceConfig, SourceKind, Transport};
 use super::ebpf::{self, EbpfError, EbpfSource};
 use super::fanotify::FanotifySource;
 use super::scan::ScanSource;
@@ -88,6 +88,8 @@ fn open_ebpf(
             Transport::Perf => ebpf::Transport::Perf,
         },
         ring_bytes: config.ring_bytes,
+        dirty_entries: (config.detail == Detail::Lean).then_some(DIRTY_ENTRIES),
+        keep: config.keep.clone(),
     };
     match EbpfSource::open(watches, options, own_pid, sink) {
         Ok(source) => Ok(Box::new(source)),

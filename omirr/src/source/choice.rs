@@ -12,6 +12,9 @@ pub const SCAN_INTERVAL: Duration = Duration::from_secs(10);
 /// The size of the kernel's event ring unless the configuration says other.
 pub const RING_BYTES: usize = 8 << 20;
 
+/// Changed inodes that can wait in the kernel to be taken.
+pub const DIRTY_ENTRIES: u32 = 65_536;
+
 /// Where changes shall come from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -74,6 +77,9 @@ pub struct SourceConfig {
     pub ring_bytes: usize,
     pub scan_interval: Duration,
     pub detail: Detail,
+    /// Where a source keeps what it needs to go on without the daemon; none: it
+    /// ends with it.
+    pub keep: Option<std::path::PathBuf>,
 }
 
 impl Default for SourceConfig {
@@ -85,6 +91,7 @@ impl Default for SourceConfig {
             ring_bytes: RING_BYTES,
             scan_interval: SCAN_INTERVAL,
             detail: Detail::Lean,
+            keep: None,
         }
     }
 }

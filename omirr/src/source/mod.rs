@@ -77,6 +77,24 @@ impl Op {
     }
 }
 
+/// Several operations.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OpSet(u16);
+
+impl OpSet {
+    pub fn insert(&mut self, op: Op) {
+        self.0 |= 1 << op as u16;
+    }
+
+    pub fn contains(self, op: Op) -> bool {
+        self.0 & 1 << op as u16 != 0
+    }
+
+    pub fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+}
+
 /// A name in a directory that is known by its inode.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Dirent {
@@ -92,6 +110,9 @@ pub struct Event {
     /// `CLOCK_MONOTONIC`, ns; 0 where the source does not know.
     pub time_ns: u64,
     pub op: Op,
+    /// What happened to the same inode under the same name until the event was
+    /// read, where the source merges changes.
+    pub also: OpSet,
     /// The kernel's device number of the filesystem (`st_dev` of its files).
     pub dev: u64,
     /// The changed inode; 0 where the source does not know.
@@ -117,6 +138,17 @@ pub struct Event {
 }
 
 impl Event {
+    /// Whether the file's content may have changed.
+    pub fn touches_content(&self) -> bool {
+        let also = [Op::Write, Op::Truncate, Op::Fallocate, Op::Close];
+        self.op.touches_content() || also.iter().any(|&op| self.also.contains(op))
+    }
+
+    /// Whether the last writer has closed the file.
+    pub fn is_at_rest(&self) -> bool {
+        self.op == Op::Close || self.also.contains(Op::Close)
+    }
+
     /// The command as text, up to its first NUL.
     pub fn comm(&self) -> String {
         let end = self.comm.iter().position(|&b| b == 0).unwrap_or(self.comm.len());
@@ -124,10 +156,32 @@ impl Event {
     }
 }
 
+/// What changed while there was no room, or nobody, to tell of it one by one.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Recovered {
+    /// Device number as `stat` shows it.
+    pub dev: u64,
+    /// Changed inodes.
+    pub inodes: Vec<Recoverable>,
+    /// Inodes of directories to be compared with the index, names and children.
+    pub dirs: Vec<u64>,
+}
+
+/// An inode that changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Recoverable {
+    pub ino: u64,
+    /// The directory of the name under which it changed; 0 if unknown.
+    pub parent: u64,
+    /// It came, went, or was made: the directory has to be compared, too.
+    pub named: bool,
+}
+
 /// What a source hands to whoever listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Signal {
     Event(Event),
+    Recovered(Recovered),
     /// Events were lost on this device (all devices if none): what lies there
     /// must be compared with the index. `count` of them, if known.
     Lost {
@@ -173,26 +227,26 @@ pub struct SourceStats {
     pub events: u64,
     /// Events that the kernel could not hand over.
     pub dropped: u64,
+    /// Changes merged into an entry that was already waiting.
+    pub coalesced: u64,
+    /// Entries of the kernel's map of changed inodes now, and its size.
+    pub map_entries: u64,
+    pub map_capacity: u64,
+    /// Times that the ring was found to have been full.
+    pub overflows: u64,
+    /// Inodes recovered from the map after that.
+    pub recovered: u64,
+    /// Directories compared because the map was full, or names had no room.
+    pub dirs_compared: u64,
+    /// Changes that only a comparison of the whole tree can make good.
+    pub lost: u64,
+    /// Changed inodes and directories found waiting at the start, from while no
+    /// daemon was there.
+    pub taken_over: u64,
     /// Size of the kernel's buffer, bytes; 0 where there is none.
     pub buffer_bytes: u64,
     /// The most that was seen waiting in it, bytes.
     pub high_water_bytes: u64,
-    /// Changes merged into an entry that was already waiting.
-    pub coalesced: u64,
-    /// Entries of the kernel's map of changes now, and how many it has room for;
-    /// 0 where there is no such map.
-    pub map_entries: u64,
-    pub map_capacity: u64,
-    /// Times the buffer was full.
-    pub overflows: u64,
-    /// Inodes recovered from the map after that.
-    pub recovered: u64,
-    /// Directories compared because the map was full or names were lost.
-    pub dirs_compared: u64,
-    /// Changes that only a comparison of the whole tree could make good.
-    pub lost: u64,
-    /// Changes found waiting at the start, from while the daemon was away.
-    pub taken_over: u64,
     /// Per CPU: handed over, dropped. Empty where the source does not tell.
     pub per_cpu: Vec<CpuStats>,
     /// Hooks that are attached, and those that are not with what covers them.
@@ -203,9 +257,8 @@ pub struct SourceStats {
 pub struct CpuStats {
     pub cpu: u32,
     pub submitted: u64,
-    pub dropped: u64,
-    /// Changes merged into an entry that was already waiting.
     pub coalesced: u64,
+    pub dropped: u64,
 }
 
 #[derive(Clone, Debug, serde::Serialize)]
@@ -218,10 +271,35 @@ pub struct HookStats {
     pub hits: u64,
 }
 
-/// A running source. Dropping it detaches it and ends its thread.
+/// How far an index had kept up with a tree, as remembered by a source that goes
+/// on without the daemon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeptUp {
+    /// Names the index.
+    pub replica: u64,
+    /// Its highest sequence number, at least.
+    pub head: u64,
+}
+
+/// A running source. Dropping it detaches it and ends its thread; what it can
+/// keep beyond that it keeps.
 pub trait Source: Send + Sync {
     fn about(&self) -> &About;
     fn stats(&self) -> SourceStats;
+    /// Whether it goes on collecting changes when the daemon ends.
+    fn keeps(&self) -> bool {
+        false
+    }
+    /// What was remembered of a watch (by its place) when the source was opened,
+    /// if no change was missed since; what changed since then is handed over
+    /// like anything else.
+    fn kept_up(&self, _watch: usize) -> Option<KeptUp> {
+        None
+    }
+    /// Remembers that an index has kept up with a watch, or that it has not.
+    fn set_kept_up(&self, _watch: usize, _kept_up: Option<KeptUp>) -> anyhow::Result<()> {
+        Ok(())
+    }
     /// Returns once every change made before the call has been given to the
     /// sink; an error says that it took longer than `timeout`.
     fn barrier(&self, timeout: Duration) -> anyhow::Result<()>;

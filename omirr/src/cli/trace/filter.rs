@@ -111,7 +111,8 @@ impl Filter {
     pub(super) fn wants_event(&self, event: &Event) -> bool {
         let FilterArgs { comm, pid, uid, .. } = &self.args;
         let name = event.comm();
-        self.wants_op(event.op)
+        let wants_op = self.wants_op(event.op) || self.args.op.iter().any(|op| event.also.contains(*op));
+        wants_op
             && (pid.is_empty() || pid.contains(&event.pid))
             && (comm.is_empty() || comm.iter().any(|glob| glob.is_match(&name)))
             // Of a process without a name the user is not known either.
@@ -135,6 +136,7 @@ impl Filter {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::source::OpSet;
 
     fn filter(args: FilterArgs) -> Filter {
         Filter::new(&args).expect("the patterns are right")
@@ -153,6 +155,7 @@ mod tests {
             at: None,
             to: None,
             range: None,
+            also: OpSet::default(),
             pid,
             uid,
             cgroup: 0,
@@ -194,6 +197,10 @@ mod tests {
                 "{comm} {uid}"
             );
         }
+        let mut merged = event(Op::Create, 7, 33, "nginx");
+        assert!(!wanted.wants_event(&merged));
+        merged.also.insert(Op::Write);
+        assert!(wanted.wants_event(&merged), "it was written to as well");
         let root = filter(FilterArgs {
             uid: vec![0],
             ..FilterArgs::default()

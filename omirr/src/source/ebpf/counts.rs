@@ -1,7 +1,8 @@
 //! What the programs counted, read without a system call.
 //!
-//! In: two array maps, mapped as memory. Out: counters by processor, hits by
-//! hook, and how often the kernel itself passed over a program. The programs
+//! In: array maps, mapped as memory. Out: counters by processor, with hits by
+//! hook, and how often the kernel itself passed over a program; and the word
+//! that the reader need not be woken. The programs
 //! go on counting while it is read; each value is whole, together they are of
 //! about one moment.
 
@@ -19,21 +20,21 @@ struct Words {
     count: usize,
 }
 
-// SAFETY: the words are only read, atomically, and stay mapped for as long as
+// SAFETY: the words are read and written atomically, and stay mapped for as long as
 // the value lives.
 unsafe impl Send for Words {}
 // SAFETY: as above.
 unsafe impl Sync for Words {}
 
 impl Words {
-    fn map(fd: BorrowedFd<'_>, count: usize) -> io::Result<Self> {
-        // SAFETY: a new read-only mapping of a map's values; the kernel refuses
-        // a length that the map does not have.
+    fn map(fd: BorrowedFd<'_>, count: usize, access: libc::c_int) -> io::Result<Self> {
+        // SAFETY: a new mapping of a map's values; the kernel refuses a length
+        // that the map does not have.
         let start = unsafe {
             libc::mmap(
                 std::ptr::null_mut(),
                 count * 8,
-                libc::PROT_READ,
+                access,
                 libc::MAP_SHARED,
                 fd.as_raw_fd(),
                 0,
@@ -55,6 +56,14 @@ impl Words {
         // SAFETY: the mapping is page-aligned, `count` words long, and lives.
         unsafe { &*self.start.add(index) }.load(Ordering::Relaxed)
     }
+
+    /// Only for what was mapped to be written.
+    fn set(&self, index: usize, value: u64) {
+        if index < self.count {
+            // SAFETY: as above, and writable.
+            unsafe { &*self.start.add(index) }.store(value, Ordering::Release);
+        }
+    }
 }
 
 impl Drop for Words {
@@ -67,52 +76,81 @@ impl Drop for Words {
 /// The programs' counts.
 pub struct Counts {
     counters: Words,
-    hits: Words,
     processors: usize,
 }
 
+/// Words of one processor's set.
+const SET: usize = size_of::<Counters>() / 8;
+
 impl Counts {
-    /// Maps the two maps, which have one set of entries per processor.
-    pub fn new(counters: BorrowedFd<'_>, hits: BorrowedFd<'_>, processors: usize) -> io::Result<Self> {
-        let words = size_of::<Counters>() / 8;
+    /// Maps the counters, which have one set per processor.
+    pub fn new(counters: BorrowedFd<'_>, processors: usize) -> io::Result<Self> {
         Ok(Self {
-            counters: Words::map(counters, words * processors)?,
-            hits: Words::map(hits, HOOK_COUNT * processors)?,
+            counters: Words::map(counters, SET * processors, libc::PROT_READ)?,
             processors,
         })
     }
 
     /// By processor.
     pub fn counters(&self) -> Vec<Counters> {
-        let words = size_of::<Counters>() / 8;
         let one = |processor: usize| {
-            let word = |n: usize| self.counters.get(processor * words + n);
+            let word = |n: usize| self.counters.get(processor * SET + n);
             Counters {
                 submitted: word(0),
-                dropped: word(1),
-                unframed: word(2),
-                stale: word(3),
-                high_water: word(4),
-                reserved: [0; 3],
+                coalesced: word(1),
+                dropped: word(2),
+                to_dirs: word(3),
+                lost: word(4),
+                unmapped: word(5),
+                unframed: word(6),
+                stale: word(7),
+                high_water: word(8),
+                reserved: 0,
+                hits: std::array::from_fn(|hook| word(10 + hook)),
             }
         };
         (0..self.processors).map(one).collect()
     }
 
-    /// Records that were lost, over all processors.
-    pub fn lost(&self) -> u64 {
-        self.counters().iter().map(|c| c.dropped + c.unframed).sum()
+    /// One count over all processors.
+    pub fn sum(&self, of: impl Fn(&Counters) -> u64) -> u64 {
+        self.counters().iter().map(of).sum()
     }
 
     /// By hook, over all processors.
     pub fn hits(&self) -> Vec<u64> {
+        let all = self.counters();
         (0..HOOK_COUNT)
-            .map(|hook| {
-                (0..self.processors)
-                    .map(|p| self.hits.get(p * HOOK_COUNT + hook))
-                    .sum()
-            })
+            .map(|hook| all.iter().map(|c| c.hits[hook]).sum())
             .collect()
+    }
+}
+
+/// What the programs are told while they run.
+pub struct Control(Words);
+
+impl Control {
+    pub fn new(control: BorrowedFd<'_>) -> io::Result<Self> {
+        Ok(Self(Words::map(
+            control,
+            size_of::<omirr_common::counters::Control>() / 8,
+            libc::PROT_READ | libc::PROT_WRITE,
+        )?))
+    }
+
+    /// Whose changes are passed over.
+    pub fn set_own(&self, own: &super::own::Own) {
+        let words = [own.start, own.space.0, own.space.1];
+        for (index, word) in (2..).zip(words) {
+            self.0.set(index, word);
+        }
+        // Last: from here on it counts.
+        self.0.set(1, own.tgid);
+    }
+
+    /// Until then (`CLOCK_MONOTONIC`, ns) the reader comes by itself.
+    pub fn quiet_until(&self, time_ns: u64) {
+        self.0.set(0, time_ns);
     }
 }
 

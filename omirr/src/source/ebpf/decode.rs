@@ -5,7 +5,7 @@
 
 use omirr_common::event::{HEADER_BYTES, NAME_MAX, TO_OFFSET, flag, op};
 
-use crate::source::{Dirent, Event, Op};
+use crate::source::{Dirent, Event, Op, OpSet};
 
 /// A record, read but not yet translated.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,6 +55,7 @@ pub fn decode(bytes: &[u8]) -> Option<Decoded> {
     let event = Event {
         time_ns: u64_at(0)?,
         op: op_of(bytes[72])?,
+        also: OpSet::default(),
         dev: u64::from(kernel_dev),
         ino: u64_at(8)?,
         generation: u32_at(68)?,
@@ -74,7 +75,8 @@ pub fn decode(bytes: &[u8]) -> Option<Decoded> {
     })
 }
 
-fn op_of(byte: u8) -> Option<Op> {
+/// The operation of a number that both sides know.
+pub fn op_of(byte: u8) -> Option<Op> {
     Some(match byte {
         op::WRITE => Op::Write,
         op::TRUNCATE => Op::Truncate,

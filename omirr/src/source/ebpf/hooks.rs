@@ -211,6 +211,8 @@ fn members(o: &mut Offsets) -> Vec<(&mut u32, &'static str, &'static str, u32, b
         (&mut o.fault_vma, "vm_fault", "vma", 8, false),
         (&mut o.vma_file, "vm_area_struct", "vm_file", 8, false),
         (&mut o.io_kiocb_file, "io_kiocb", "file", 8, false),
+        (&mut o.task_leader, "task_struct", "group_leader", 8, false),
+        (&mut o.task_start, "task_struct", "start_boottime", 8, false),
     ]
 }
 

@@ -10,30 +10,32 @@ use std::{
     error::Error as _,
     io,
     os::fd::{AsFd, OwnedFd},
-    sync::Arc,
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use aya::{
     Btf, Ebpf, EbpfLoader,
     maps::{HashMap, Map, MapData, PerfEventArray, RingBuf},
-    programs::{FEntry, FExit, KProbe, Program, ProgramError},
+    programs::{FEntry, FExit, KProbe, Program, ProgramError, links::FdLink},
 };
 use omirr_common::{
+    dirty::{Call, Dirty, DirtyKey},
     event::{Frame, FrameKey},
     hooks::{self as id, Timing},
-    identity::{RootKey, device as bit},
+    identity::{Mark, RootKey, device as bit},
     settings::{Settings, transport},
 };
 
 use super::{
     btf::KERNEL_BTF,
-    counts::{Counts, passed_over},
+    counts::{Control, Counts, passed_over},
     device::Device,
     hooks::{Layout, Need, SPECS, Spec, funnels, write_iter_slots},
+    pins::{NewSet, OldSet, fingerprint},
+    take::Taker,
 };
 
-/// The number of the first process number space, the same on every Linux.
-const FIRST_PID_SPACE: u64 = 0xEFFF_FFFC;
 /// The kernel's `ENOTSUPP`, which user space has no name for.
 const ENOTSUPP: i32 = 524;
 const PAGE: usize = 4096;
@@ -103,8 +105,17 @@ pub struct Plan<'a> {
     pub attach: Attaching,
     pub transport: Carrier,
     pub ring_bytes: usize,
-    pub own_pid: Option<u32>,
+    /// Changes of an inode are merged until they are taken.
+    pub merge: bool,
+    /// Inodes that can wait to be taken.
+    pub dirty_entries: u32,
+    /// Where to keep everything beyond this process, and to look for what an
+    /// earlier one has kept.
+    pub keep: Option<&'a Path>,
 }
+
+/// Directories that can wait to be compared.
+const DIRS_ENTRIES: u32 = 16_384;
 
 /// How one hook ended up.
 #[derive(Clone, Debug)]
@@ -119,25 +130,81 @@ pub struct HookState {
 /// What stays readable while the programs run.
 pub struct Maps {
     pub counts: Counts,
-    /// Operations between entry and exit.
+    pub control: Control,
+    /// What changed and was not taken.
+    dirty: Mutex<Taker>,
+    dirs: Taker,
+    /// Renames, and other operations, between entry and exit.
     frames: HashMap<MapData, FrameKey, Frame>,
+    calls: HashMap<MapData, FrameKey, Call>,
+    marks: Mutex<HashMap<MapData, RootKey, Mark>>,
     /// The attached programs.
     programs: Vec<OwnedFd>,
+    pub dirty_capacity: u64,
 }
 
 impl Maps {
-    /// Operations that have begun and not ended.
+    /// Renames that have begun and not ended.
     pub fn frames(&self) -> impl Iterator<Item = (FrameKey, Frame)> + '_ {
         self.frames.iter().filter_map(Result::ok)
+    }
+
+    /// Other operations that have begun and not ended.
+    pub fn calls(&self) -> impl Iterator<Item = (FrameKey, Call)> + '_ {
+        self.calls.iter().filter_map(Result::ok)
+    }
+
+    /// Takes what is known of a changed inode.
+    pub fn take(&self, key: &DirtyKey) -> io::Result<Option<Dirty>> {
+        self.dirty
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take(key)
+    }
+
+    /// Takes everything that is known.
+    pub fn take_all(&self) -> io::Result<Vec<(DirtyKey, Dirty)>> {
+        self.dirty
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take_all()
+    }
+
+    /// Takes the directories that are to be compared.
+    pub fn take_dirs(&self) -> io::Result<Vec<(DirtyKey, u32)>> {
+        self.dirs.take_all()
+    }
+
+    /// Entries that wait.
+    pub fn waiting(&self) -> u64 {
+        let dirty = self.dirty.lock().unwrap_or_else(PoisonError::into_inner);
+        dirty.count(self.dirty_capacity).unwrap_or(0)
     }
 
     /// How often the kernel passed over one of the programs.
     pub fn passed_over(&self) -> u64 {
         self.programs.iter().map(|p| passed_over(p.as_fd())).sum()
     }
+
+    pub fn mark(&self, root: &RootKey) -> Option<Mark> {
+        let marks = self.marks.lock().unwrap_or_else(PoisonError::into_inner);
+        marks.get(root, 0).ok()
+    }
+
+    /// Sets a mark, or takes it away.
+    pub fn set_mark(&self, root: &RootKey, mark: Option<Mark>) -> Result<(), LoadError> {
+        let mut marks = self.marks.lock().unwrap_or_else(PoisonError::into_inner);
+        match mark {
+            Some(mark) => marks.insert(root, mark, 0).map_err(map_error),
+            None => match marks.remove(root) {
+                Err(aya::maps::MapError::KeyNotFound) | Ok(()) => Ok(()),
+                Err(error) => Err(map_error(error)),
+            },
+        }
+    }
 }
 
-/// Attached programs. Dropping it detaches them.
+/// Attached programs. Dropping it detaches them, unless they are kept.
 pub struct Loaded {
     pub attach: Attaching,
     pub transport: Carrier,
@@ -147,10 +214,18 @@ pub struct Loaded {
     /// Taken by the reader.
     pub ring: Option<RingBuf<MapData>>,
     pub perf: Option<PerfEventArray<MapData>>,
-    _programs: Ebpf,
+    /// They stay when this process ends.
+    pub kept: bool,
+    /// Why they do not, where it was asked for.
+    pub not_kept: Option<String>,
+    /// They were there when this process came.
+    pub taken_over: bool,
+    _programs: Option<Ebpf>,
+    _links: Vec<FdLink>,
 }
 
-/// Loads and attaches as planned.
+/// Loads and attaches as planned, or takes over what an earlier process has
+/// left just so.
 pub fn load(plan: &Plan<'_>) -> Result<Loaded, LoadError> {
     let types = Btf::from_sys_fs().map_err(|e| LoadError::Refused {
         what: KERNEL_BTF.to_owned(),
@@ -167,6 +242,115 @@ pub fn load(plan: &Plan<'_>) -> Result<Loaded, LoadError> {
             }
         }
     }
+}
+
+/// Takes over what an earlier process has left, if it is just what would be
+/// loaded now.
+fn take_over(plan: &Plan<'_>, set: &OldSet, buffer_bytes: u64) -> Result<Loaded, String> {
+    let mut links = Vec::new();
+    let mut hooks: Vec<HookState> = Vec::new();
+    let names = set.names("link").map_err(|e| e.to_string())?;
+    for name in &names {
+        links.push(FdLink::from(set.link(name)?));
+    }
+    for spec in SPECS {
+        let by = |flavours: &[&str]| flavours.iter().any(|f| names.contains(&spec.program(f)));
+        let traced = by(&["fentry", "fexit"]);
+        let probed = by(&["kprobe", "kretprobe"]);
+        hooks.push(HookState {
+            id: spec.id,
+            function: spec.function(),
+            attached: traced || probed,
+            note: match (plan.attach, traced, probed) {
+                (_, false, false) => Some("was not attached when the programs were loaded".to_owned()),
+                (Attaching::Fentry, false, true) => Some("by kprobe".to_owned()),
+                _ => None,
+            },
+        });
+    }
+    let programs = set
+        .names("prog")
+        .map_err(|e| e.to_string())?
+        .iter()
+        .map(|name| {
+            let fd = set.program(name)?;
+            fd.as_fd().try_clone_to_owned().map_err(|e| e.to_string())
+        })
+        .collect::<Result<_, String>>()?;
+    let mut get = |name: &str| {
+        set.map(name).map_err(|why| LoadError::Refused {
+            what: name.to_owned(),
+            why,
+        })
+    };
+    let maps = open_maps(&mut get, programs, plan.dirty_entries).map_err(|e| e.to_string())?;
+    let (ring, perf) = open_transport(&mut get, plan).map_err(|e| e.to_string())?;
+    Ok(Loaded {
+        attach: plan.attach,
+        transport: plan.transport,
+        hooks,
+        maps: Arc::new(maps),
+        buffer_bytes,
+        ring,
+        perf,
+        kept: true,
+        not_kept: None,
+        taken_over: true,
+        _programs: None,
+        _links: links,
+    })
+}
+
+fn open_maps(
+    get: &mut impl FnMut(&str) -> Result<Map, LoadError>,
+    programs: Vec<OwnedFd>,
+    dirty_entries: u32,
+) -> Result<Maps, LoadError> {
+    let refused = |what: &str| {
+        let what = what.to_owned();
+        move |e: io::Error| LoadError::Refused {
+            what,
+            why: e.to_string(),
+        }
+    };
+    let (Map::Array(counters), Map::Array(control)) = (get("COUNTERS")?, get("CONTROL")?) else {
+        return Err(LoadError::Object("the counters' arrays".into()));
+    };
+    let (Map::HashMap(dirty), Map::HashMap(dirs)) = (get("DIRTY")?, get("DIRS")?) else {
+        return Err(LoadError::Object("the maps of what changed".into()));
+    };
+    let counts =
+        Counts::new(counters.fd().as_fd(), possible_cpus()).map_err(refused("the programs' counters"))?;
+    let control = Control::new(control.fd().as_fd()).map_err(refused("the programs' control"))?;
+    Ok(Maps {
+        counts,
+        control,
+        dirty: Mutex::new(Taker::new(dirty.fd().as_fd()).map_err(refused("the map of what changed"))?),
+        dirs: Taker::new(dirs.fd().as_fd()).map_err(refused("the map of directories"))?,
+        frames: HashMap::try_from(get("FRAMES")?).map_err(map_error)?,
+        calls: HashMap::try_from(get("CALLS")?).map_err(map_error)?,
+        marks: Mutex::new(HashMap::try_from(get("MARKS")?).map_err(map_error)?),
+        programs,
+        dirty_capacity: dirty_entries.into(),
+    })
+}
+
+type Transports = (Option<RingBuf<MapData>>, Option<PerfEventArray<MapData>>);
+
+fn open_transport(
+    get: &mut impl FnMut(&str) -> Result<Map, LoadError>,
+    plan: &Plan<'_>,
+) -> Result<Transports, LoadError> {
+    Ok(match plan.transport {
+        Carrier::Ring => (
+            Some(RingBuf::try_from(get("RING")?).map_err(|e| transport_error(plan, &e))?),
+            None,
+        ),
+        Carrier::Perf => (
+            None,
+            Some(PerfEventArray::try_from(get("PERF")?).map_err(|e| transport_error(plan, &e))?),
+        ),
+    })
 }
 
 enum Outcome {
@@ -196,7 +380,35 @@ fn load_once(plan: &Plan<'_>, types: &Btf, unusable: &HashSet<u8>) -> Result<Out
         bits
     };
 
-    let (mut ebpf, buffer_bytes) = make_maps(plan, &modules, bits)?;
+    let settings = settings(plan, &modules, bits);
+    let mut set = None;
+    let mut not_kept = None;
+    if let Some(base) = plan.keep {
+        let name = settings.fingerprint(plan, bits);
+        if let Some(old) = OldSet::find(base, &name) {
+            match take_over(plan, &old, settings.buffer_bytes) {
+                Ok(loaded) => return Ok(Outcome::Loaded(Box::new(loaded))),
+                Err(why) => tracing::warn!(
+                    "the programs that were left attached cannot be taken over ({why}): they are replaced"
+                ),
+            }
+            // Its name is needed.
+            super::pins::remove(base).map_err(|e| LoadError::Refused {
+                what: format!("removing {}", base.display()),
+                why: e.to_string(),
+            })?;
+        }
+        match NewSet::begin(base, &name) {
+            Ok(new) => set = Some(new),
+            Err(error) => not_kept = Some(format!("{}: {error}", base.display())),
+        }
+    }
+    let mut keeping = Keeping {
+        set,
+        links: Vec::new(),
+        not_kept,
+    };
+    let mut ebpf = make_maps(plan, &settings)?;
     {
         let roots = ebpf
             .map_mut("ROOTS")
@@ -241,7 +453,7 @@ fn load_once(plan: &Plan<'_>, types: &Btf, unusable: &HashSet<u8>) -> Result<Out
             });
             continue;
         }
-        match attach_hook(&mut ebpf, spec, plan, types, &modules) {
+        match attach_hook(&mut ebpf, spec, plan, types, &modules, &mut keeping) {
             Ok(note) => states.push(HookState {
                 id: spec.id,
                 function: spec.function(),
@@ -251,9 +463,11 @@ fn load_once(plan: &Plan<'_>, types: &Btf, unusable: &HashSet<u8>) -> Result<Out
             Err(why) => match spec.need {
                 Need::Funnel => {
                     tracing::debug!(hook = spec.function(), why, "cannot be hooked");
+                    keeping.give_up();
                     return Ok(Outcome::Without(spec.id));
                 }
                 Need::Always => {
+                    keeping.give_up();
                     return Err(LoadError::Hook {
                         function: spec.function(),
                         why,
@@ -281,91 +495,180 @@ fn load_once(plan: &Plan<'_>, types: &Btf, unusable: &HashSet<u8>) -> Result<Out
         });
     }
 
-    let processors = possible_cpus();
-    let (counters, hits) = (take(&mut ebpf, "COUNTERS")?, take(&mut ebpf, "HITS")?);
-    let (Map::Array(counters), Map::Array(hits)) = (counters, hits) else {
-        return Err(LoadError::Object("the counters' arrays".into()));
-    };
-    let counts = Counts::new(counters.fd().as_fd(), hits.fd().as_fd(), processors).map_err(|e| {
-        LoadError::Refused {
-            what: "the programs' counters".to_owned(),
-            why: e.to_string(),
-        }
-    })?;
+    keeping.keep_maps_and_programs(&mut ebpf);
     let programs = ebpf
         .programs()
         .filter_map(|(_, program)| program.fd().ok()?.as_fd().try_clone_to_owned().ok())
         .collect();
-    let maps = Arc::new(Maps {
-        counts,
-        frames: HashMap::try_from(take(&mut ebpf, "FRAMES")?).map_err(map_error)?,
-        programs,
-    });
-    let (mut ring, mut perf) = (None, None);
-    match plan.transport {
-        Carrier::Ring => {
-            ring = Some(RingBuf::try_from(take(&mut ebpf, "RING")?).map_err(|e| transport_error(plan, &e))?);
-        }
-        Carrier::Perf => {
-            perf = Some(
-                PerfEventArray::try_from(take(&mut ebpf, "PERF")?).map_err(|e| transport_error(plan, &e))?,
-            );
-        }
-    }
+    let mut get = |name: &str| take(&mut ebpf, name);
+    let maps = open_maps(&mut get, programs, plan.dirty_entries)?;
+    let (ring, perf) = open_transport(&mut get, plan)?;
+    let (kept, not_kept, links) = keeping.finish();
     Ok(Outcome::Loaded(Box::new(Loaded {
         attach: plan.attach,
         transport: plan.transport,
         hooks: states,
-        maps,
-        buffer_bytes,
+        maps: Arc::new(maps),
+        buffer_bytes: settings.buffer_bytes,
         ring,
         perf,
-        _programs: ebpf,
+        kept,
+        not_kept,
+        taken_over: false,
+        _programs: Some(ebpf),
+        _links: links,
     })))
 }
 
-/// Patches the settings in and creates the maps.
-fn make_maps(
+/// Keeps what is attached beyond the life of this process, if that is wanted
+/// and possible.
+struct Keeping {
+    set: Option<NewSet>,
+    links: Vec<FdLink>,
+    not_kept: Option<String>,
+}
+
+impl Keeping {
+    fn wanted(&self) -> bool {
+        self.set.is_some()
+    }
+
+    fn link(&mut self, name: &str, link: FdLink) {
+        let Some(set) = &self.set else {
+            self.links.push(link);
+            return;
+        };
+        match link.pin(set.path("link", name)) {
+            Ok(pinned) => self.links.push(pinned.into()),
+            Err(error) => self.fail(chain(&error)),
+        }
+    }
+
+    fn fail(&mut self, why: String) {
+        self.give_up();
+        self.not_kept.get_or_insert(why);
+    }
+
+    fn give_up(&mut self) {
+        if let Some(set) = self.set.take() {
+            set.give_up();
+        }
+    }
+
+    fn keep_maps_and_programs(&mut self, ebpf: &mut Ebpf) {
+        let Some(set) = &self.set else { return };
+        let mut failed = None;
+        for (name, map) in ebpf.maps() {
+            if KEPT_MAPS.contains(&name)
+                && let Err(error) = map.pin(set.path("map", name))
+            {
+                failed = Some(chain(&error));
+            }
+        }
+        for (name, program) in ebpf.programs_mut() {
+            if program.fd().is_ok()
+                && let Err(error) = program.pin(set.path("prog", name))
+            {
+                failed = Some(chain(&error));
+            }
+        }
+        if let Some(why) = failed {
+            self.fail(why);
+        }
+    }
+
+    fn finish(mut self) -> (bool, Option<String>, Vec<FdLink>) {
+        let mut kept = false;
+        if let Some(set) = self.set.take() {
+            match set.finish() {
+                Ok(()) => kept = true,
+                Err(error) => self.not_kept = Some(error.to_string()),
+            }
+        }
+        (kept, self.not_kept, self.links)
+    }
+}
+
+/// What another process needs to take over.
+const KEPT_MAPS: [&str; 9] = [
+    "COUNTERS", "CONTROL", "DIRTY", "DIRS", "FRAMES", "CALLS", "MARKS", "RING", "PERF",
+];
+
+/// What is patched into the programs, and the maps' sizes.
+struct Patches {
+    settings: Settings,
+    slots: omirr_common::settings::AllSlots,
+    ring_entries: u32,
+    buffer_bytes: u64,
+}
+
+impl Patches {
+    /// A name for exactly these programs with exactly these settings, watching
+    /// exactly these trees.
+    fn fingerprint(&self, plan: &Plan<'_>, bits: impl Fn(&WatchedDevice) -> u32) -> String {
+        let devices: Vec<_> = plan
+            .devices
+            .iter()
+            .map(|d| (d.device.kernel_dev, d.root_ino, bits(d)))
+            .collect();
+        let settings = format!(
+            "{:?} {:?} {:?} {devices:?} {:?} {} {}",
+            self.settings,
+            plan.layout.offsets,
+            self.slots,
+            plan.attach,
+            self.ring_entries,
+            plan.dirty_entries
+        );
+        fingerprint(&[plan.object, settings.as_bytes()])
+    }
+}
+
+fn settings(
     plan: &Plan<'_>,
     modules: &HashSet<&'static str>,
     bits: impl Fn(&WatchedDevice) -> u32,
-) -> Result<(Ebpf, u64), LoadError> {
+) -> Patches {
     let mut kernel_devs: Vec<u32> = plan.devices.iter().map(|d| d.device.kernel_dev).collect();
     kernel_devs.dedup();
     let one = if let [one] = kernel_devs[..] { one } else { 0 };
-    let (pid_space_dev, pid_space_ino) = pid_space();
     let settings = Settings {
-        own_tgid: plan.own_pid.unwrap_or(0),
         transport: match plan.transport {
             Carrier::Ring => transport::RING,
             Carrier::Perf => transport::PERF,
         },
         one_dev: one,
         one_dev_flags: plan.devices.iter().fold(0, |all, d| all | bits(d)),
-        pid_space_dev,
-        pid_space_ino,
+        merge: plan.merge.into(),
     };
     let mut slots = plan.layout.slots;
     for spec in SPECS.iter().filter(|s| modules.contains(s.function())) {
         slots.0[usize::from(spec.id)] = write_iter_slots();
     }
     let ring_bytes = plan.ring_bytes.max(PAGE).next_power_of_two();
-    let buffer_bytes = match plan.transport {
-        Carrier::Ring => ring_bytes,
-        Carrier::Perf => perf_pages(plan.ring_bytes) * PAGE * online_cpus(),
+    let (buffer_bytes, ring_bytes) = match plan.transport {
+        Carrier::Ring => (ring_bytes, ring_bytes),
+        Carrier::Perf => (perf_pages(plan.ring_bytes) * PAGE * online_cpus(), PAGE),
     };
-    let ring_map = match plan.transport {
-        Carrier::Ring => u32::try_from(ring_bytes).unwrap_or(1 << 31),
-        Carrier::Perf => PAGE as u32,
-    };
-    let processors = possible_cpus() as u32;
-    let ebpf = EbpfLoader::new()
-        .override_global("SETTINGS", &settings, true)
+    Patches {
+        settings,
+        slots,
+        ring_entries: u32::try_from(ring_bytes).unwrap_or(1 << 31),
+        buffer_bytes: buffer_bytes as u64,
+    }
+}
+
+/// Patches the settings in and creates the maps.
+fn make_maps(plan: &Plan<'_>, patches: &Patches) -> Result<Ebpf, LoadError> {
+    let dirs = if plan.merge { DIRS_ENTRIES } else { 1 };
+    EbpfLoader::new()
+        .override_global("SETTINGS", &patches.settings, true)
         .override_global("OFFSETS", &plan.layout.offsets, true)
-        .override_global("SLOTS", &slots, true)
-        .map_max_entries("RING", ring_map)
-        .map_max_entries("COUNTERS", processors)
-        .map_max_entries("HITS", processors * id::HOOK_COUNT as u32)
+        .override_global("SLOTS", &patches.slots, true)
+        .map_max_entries("RING", patches.ring_entries)
+        .map_max_entries("COUNTERS", possible_cpus() as u32)
+        .map_max_entries("DIRTY", if plan.merge { plan.dirty_entries.max(1) } else { 1 })
+        .map_max_entries("DIRS", dirs)
         .load(plan.object)
         .map_err(|e| {
             let what = "the kernel refuses the maps of the tracing programs".to_owned();
@@ -378,8 +681,7 @@ fn make_maps(
             } else {
                 LoadError::Refused { what, why }
             }
-        })?;
-    Ok((ebpf, buffer_bytes as u64))
+        })
 }
 
 /// Pages of one processor's perf buffer.
@@ -404,58 +706,77 @@ fn attach_hook(
     plan: &Plan<'_>,
     types: &Btf,
     modules: &HashSet<&'static str>,
+    keeping: &mut Keeping,
 ) -> Result<Option<String>, String> {
     let in_module = modules.contains(spec.function());
     if !in_module && let Some(why) = &plan.layout.missing[usize::from(spec.id)] {
         return Err(why.clone());
     }
     if plan.attach == Attaching::Kprobe {
-        return probe_hook(ebpf, spec)
+        return probe_hook(ebpf, spec, keeping)
             .map(|()| None)
             .map_err(|e| program_error(&e));
     }
     if in_module {
-        return probe_hook(ebpf, spec)
+        return probe_hook(ebpf, spec, keeping)
             .map(|()| Some("by kprobe, because it is in a module".to_owned()))
             .map_err(|e| program_error(&e));
     }
-    match trace_hook(ebpf, spec, types) {
+    match trace_hook(ebpf, spec, types, keeping) {
         Ok(()) => Ok(None),
         // If the plainest hook cannot be traced none can: this way is closed.
         Err(error) if spec.id == id::VFS_OPEN => Err(program_error(&error)),
         Err(error) => {
             let why = program_error(&error);
-            probe_hook(ebpf, spec)
+            probe_hook(ebpf, spec, keeping)
                 .map(|()| Some(format!("by kprobe, because it cannot be traced: {why}")))
                 .map_err(|e| format!("{why}; by kprobe: {}", program_error(&e)))
         }
     }
 }
 
+const KPROBES_GO: &str = "this kernel detaches kprobes when their process ends (before 5.15)";
+
 /// The exit before the entry, so that no entry is without its exit.
-fn trace_hook(ebpf: &mut Ebpf, spec: &Spec, types: &Btf) -> Result<(), ProgramError> {
+fn trace_hook(ebpf: &mut Ebpf, spec: &Spec, types: &Btf, keeping: &mut Keeping) -> Result<(), ProgramError> {
     let function = spec.function();
     if spec.timing() != Timing::Entry {
-        let program: &mut FExit = program(ebpf, &spec.program("fexit"))?.try_into()?;
+        let name = spec.program("fexit");
+        let program: &mut FExit = program(ebpf, &name)?.try_into()?;
         program.load(function, types)?;
-        program.attach()?;
+        let link = program.attach()?;
+        keeping.link(&name, program.take_link(link)?.into());
     }
     if spec.timing() != Timing::Exit {
-        let program: &mut FEntry = program(ebpf, &spec.program("fentry"))?.try_into()?;
+        let name = spec.program("fentry");
+        let program: &mut FEntry = program(ebpf, &name)?.try_into()?;
         program.load(function, types)?;
-        program.attach()?;
+        let link = program.attach()?;
+        keeping.link(&name, program.take_link(link)?.into());
     }
     Ok(())
 }
 
-fn probe_hook(ebpf: &mut Ebpf, spec: &Spec) -> Result<(), ProgramError> {
+fn probe_hook(ebpf: &mut Ebpf, spec: &Spec, keeping: &mut Keeping) -> Result<(), ProgramError> {
     for flavour in ["kretprobe", "kprobe"] {
         if flavour == "kretprobe" && spec.timing() == Timing::Entry {
             continue;
         }
-        let program: &mut KProbe = program(ebpf, &spec.program(flavour))?.try_into()?;
+        let name = spec.program(flavour);
+        let program: &mut KProbe = program(ebpf, &name)?.try_into()?;
         program.load()?;
-        program.attach(spec.function(), 0)?;
+        let link = program.attach(spec.function(), 0)?;
+        if !keeping.wanted() {
+            continue;
+        }
+        match FdLink::try_from(program.take_link(link)?) {
+            Ok(link) => keeping.link(&name, link),
+            // What is no descriptor is detached by having been looked at.
+            Err(_) => {
+                keeping.fail(KPROBES_GO.to_owned());
+                program.attach(spec.function(), 0)?;
+            }
+        }
     }
     Ok(())
 }
@@ -471,9 +792,14 @@ pub fn trial(plan: &Plan<'_>) -> Result<(), LoadError> {
         why: e.to_string(),
     })?;
     let modules = HashSet::new();
-    let (mut ebpf, _) = make_maps(plan, &modules, |_| 0)?;
+    let mut ebpf = make_maps(plan, &settings(plan, &modules, |_| 0))?;
     let spec = &SPECS[usize::from(id::VFS_OPEN)];
-    attach_hook(&mut ebpf, spec, plan, &types, &modules)
+    let mut keeping = Keeping {
+        set: None,
+        links: Vec::new(),
+        not_kept: None,
+    };
+    attach_hook(&mut ebpf, spec, plan, &types, &modules, &mut keeping)
         .map(drop)
         .map_err(|why| LoadError::Hook {
             function: spec.function(),
@@ -507,20 +833,6 @@ fn not_wanted(spec: &Spec) -> String {
     match spec.need {
         Need::Funnel => "no share lies on such a filesystem".to_owned(),
         _ => "not needed: the filesystems' own writes are hooked".to_owned(),
-    }
-}
-
-/// The process number space of this process, as the helper wants it; zeros in
-/// the first one, where the plain number is right.
-fn pid_space() -> (u64, u64) {
-    use std::os::unix::fs::MetadataExt;
-    match std::fs::metadata("/proc/self/ns/pid") {
-        Ok(space) if space.ino() != FIRST_PID_SPACE => {
-            let dev = space.dev();
-            let dev = u64::from(rustix::fs::major(dev)) << 20 | u64::from(rustix::fs::minor(dev));
-            (dev, space.ino())
-        }
-        _ => (0, 0),
     }
 }
 

@@ -9,11 +9,10 @@
 //! - [`btf`]: the running kernel's types; [`hooks`]: what each hook needs of them.
 //! - [`load`]: settings in, programs attached, one way or another.
 //! - [`ring`]: the thread that empties the ring; [`decode`]: bytes to events;
-//!   [`counts`]: what the programs counted.
+//!   [`take`]: entries out of the map of changed inodes, which outlives a full
+//!   ring; [`counts`]: what the programs counted.
+//! - [`pins`]: what outlives the daemon; [`own`]: whose changes are passed over.
 //! - [`device`]: the kernel's device numbers; [`probe`]: what this host allows.
-//!
-//! A map of changed inodes that outlives a full ring, its pinning across
-//! restarts, and the self-test of every hook belong beside these files.
 
 pub mod btf;
 mod counts;
@@ -21,8 +20,11 @@ pub mod decode;
 pub mod device;
 pub mod hooks;
 pub mod load;
+mod own;
+pub mod pins;
 pub mod probe;
 mod ring;
+mod take;
 
 use std::{
     os::unix::fs::MetadataExt,
@@ -33,10 +35,14 @@ use std::{
 };
 
 use anyhow::Context;
-use omirr_common::hooks::HOOK_COUNT;
+use omirr_common::{
+    counters::Counters,
+    hooks::HOOK_COUNT,
+    identity::{Mark, RootKey},
+};
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, UTIME_OMIT};
 
-use super::{About, CpuStats, HookStats, Sink, Source, SourceStats, Watch};
+use super::{About, CpuStats, HookStats, KeptUp, Sink, Source, SourceStats, Watch};
 use load::{Loaded, WatchedDevice};
 use ring::{Reader, Shared};
 
@@ -65,13 +71,19 @@ pub enum Transport {
     Perf,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Options {
     pub attach: Attach,
     pub transport: Transport,
     /// Memory for records on their way; rounded up to a power of two. The perf
     /// ring shares it out among the processors.
     pub ring_bytes: usize,
+    /// Inodes that may have changed and wait to be taken, if an inode's changes
+    /// are merged; none: each change is an event.
+    pub dirty_entries: Option<u32>,
+    /// Where everything is kept when this process ends, and looked for when it
+    /// comes: see [`pins::base_of`].
+    pub keep: Option<PathBuf>,
 }
 
 impl Default for Options {
@@ -80,6 +92,8 @@ impl Default for Options {
             attach: Attach::Auto,
             transport: Transport::Auto,
             ring_bytes: 8 << 20,
+            dirty_entries: None,
+            keep: None,
         }
     }
 }
@@ -110,6 +124,34 @@ pub struct EbpfSource {
     shared: Arc<Shared>,
     reader: Option<JoinHandle<()>>,
     roots: Vec<PathBuf>,
+    devices: Vec<WatchedDevice>,
+    /// By watch: what had been kept up with when this process came.
+    held: Vec<Option<KeptUp>>,
+}
+
+/// What the programs remember of a share, if nothing was missed since.
+fn held(loaded: &Loaded, shared: &Shared, device: &WatchedDevice) -> Option<KeptUp> {
+    let mark = loaded.maps.mark(&key_of(device))?;
+    let unbroken = mark.boot == boot() && mark.lost_told == shared.lost_told();
+    (loaded.taken_over && unbroken).then_some(KeptUp {
+        replica: mark.replica,
+        head: mark.head,
+    })
+}
+
+fn key_of(device: &WatchedDevice) -> RootKey {
+    RootKey {
+        dev: device.device.kernel_dev,
+        reserved: 0,
+        ino: device.root_ino,
+    }
+}
+
+/// This boot of the kernel, as a number; 0 if it does not say.
+fn boot() -> u64 {
+    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let hash = blake3::hash(id.trim().as_bytes());
+    u64::from_le_bytes(*hash.as_bytes().first_chunk().expect("a BLAKE3 hash has 32 bytes"))
 }
 
 impl EbpfSource {
@@ -134,7 +176,7 @@ impl EbpfSource {
                 root_ino: watch.ino,
             });
         }
-        let (loaded, reason) = load_best(object, &layout, &devices, options, own_pid)?;
+        let (loaded, reason) = load_best(object, &layout, &devices, &options)?;
         let about = About {
             kind: "ebpf",
             attach: Some(loaded.attach.name()),
@@ -142,8 +184,11 @@ impl EbpfSource {
             reason,
         };
         let mut loaded = loaded;
+        loaded.maps.control.set_own(&own::Own::of(own_pid));
         let shared = Arc::new(Shared::new().map_err(EbpfError::Thread)?);
-        let reader = Reader::new(&mut loaded, &devices, Arc::clone(&shared), sink)?;
+        let merge = options.dirty_entries.is_some();
+        let reader = Reader::new(&mut loaded, &devices, merge, Arc::clone(&shared), sink)?;
+        let held = devices.iter().map(|d| held(&loaded, &shared, d)).collect();
         let reader = std::thread::Builder::new()
             .name("omirr-tracer".into())
             .spawn(move || reader.run())
@@ -155,6 +200,8 @@ impl EbpfSource {
             shared,
             reader: Some(reader),
             roots,
+            devices,
+            held,
         })
     }
 
@@ -196,9 +243,19 @@ impl Source for EbpfSource {
         };
         let counters = loaded.maps.counts.counters();
         let hits = loaded.maps.counts.hits();
+        let recovery = self.shared.recovery();
+        let sum = |of: fn(&Counters) -> u64| counters.iter().map(of).sum::<u64>();
         SourceStats {
             events: self.shared.events(),
-            dropped: loaded.maps.counts.lost() + loaded.maps.passed_over(),
+            dropped: sum(|c| c.dropped),
+            coalesced: sum(|c| c.coalesced),
+            map_entries: loaded.maps.waiting(),
+            map_capacity: loaded.maps.dirty_capacity,
+            overflows: recovery.overflows,
+            recovered: recovery.inodes,
+            dirs_compared: recovery.dirs,
+            lost: sum(|c| c.lost) + loaded.maps.passed_over(),
+            taken_over: recovery.taken_over,
             buffer_bytes: loaded.buffer_bytes,
             high_water_bytes: counters
                 .iter()
@@ -211,8 +268,8 @@ impl Source for EbpfSource {
                 .map(|(cpu, c)| CpuStats {
                     cpu,
                     submitted: c.submitted,
-                    dropped: c.dropped + c.unframed,
-                    ..CpuStats::default()
+                    coalesced: c.coalesced,
+                    dropped: c.dropped,
                 })
                 .collect(),
             hooks: loaded
@@ -225,8 +282,28 @@ impl Source for EbpfSource {
                     hits: hits.get(usize::from(h.id)).copied().unwrap_or(0),
                 })
                 .collect(),
-            ..SourceStats::default()
         }
+    }
+
+    fn kept_up(&self, watch: usize) -> Option<KeptUp> {
+        self.held.get(watch).copied().flatten()
+    }
+
+    fn keeps(&self) -> bool {
+        self.loaded.as_ref().is_some_and(|loaded| loaded.kept)
+    }
+
+    fn set_kept_up(&self, watch: usize, kept_up: Option<KeptUp>) -> anyhow::Result<()> {
+        let (Some(loaded), Some(device)) = (&self.loaded, self.devices.get(watch)) else {
+            return Ok(());
+        };
+        let mark = kept_up.map(|kept_up| Mark {
+            replica: kept_up.replica,
+            head: kept_up.head,
+            boot: boot(),
+            lost_told: self.shared.lost_told(),
+        });
+        Ok(loaded.maps.set_mark(&key_of(device), mark)?)
     }
 
     /// One marker on any root is enough, because all devices share the ring:
@@ -295,8 +372,7 @@ fn load_best(
     object: &[u8],
     layout: &hooks::Layout,
     devices: &[WatchedDevice],
-    options: Options,
-    own_pid: Option<u32>,
+    options: &Options,
 ) -> Result<(Loaded, String), EbpfError> {
     let preemption = probe::preemption();
     let attaches = match options.attach {
@@ -311,6 +387,8 @@ fn load_best(
         Transport::Perf => &[load::Carrier::Perf],
     };
     let mut failures: Vec<String> = Vec::new();
+    let not_kept = options.keep.as_ref().and_then(|_| pins::unusable());
+    let keep = options.keep.clone().filter(|_| not_kept.is_none());
     for &attach in attaches {
         for &transport in transports {
             let plan = load::Plan {
@@ -320,7 +398,9 @@ fn load_best(
                 attach,
                 transport,
                 ring_bytes: options.ring_bytes,
-                own_pid,
+                merge: options.dirty_entries.is_some(),
+                dirty_entries: options.dirty_entries.unwrap_or(0),
+                keep: keep.as_deref(),
             };
             match load::load(&plan) {
                 Ok(loaded) => {
@@ -334,10 +414,13 @@ fn load_best(
                         (true, false) => "the best that this kernel offers".to_owned(),
                         (false, _) => failures.join("; "),
                     };
-                    return Ok((
-                        loaded,
-                        format!("{} with the {} buffer: {why}", attach.name(), transport.name()),
-                    ));
+                    let mut reason = format!("{} with the {} buffer: {why}", attach.name(), transport.name());
+                    if let Some(why) = not_kept.or_else(|| loaded.not_kept.clone()) {
+                        reason += &format!(
+                            "; changes made while the daemon is away are found by comparing the trees, because {why}"
+                        );
+                    }
+                    return Ok((loaded, reason));
                 }
                 Err(error) => {
                     tracing::debug!(attach = attach.name(), transport = transport.name(), error = %error, "cannot be used");

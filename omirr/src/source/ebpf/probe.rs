@@ -103,7 +103,9 @@ pub fn probe() -> Vec<Capability> {
             attach,
             transport,
             ring_bytes: 1 << 16,
-            own_pid: None,
+            merge: false,
+            dirty_entries: 0,
+            keep: None,
         };
         let tried = trial(&plan);
         say(

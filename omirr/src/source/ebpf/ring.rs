@@ -21,6 +21,7 @@ use aya::maps::{
     MapData, RingBuf,
     perf::{PerfEvent, PerfEventArrayBuffer},
 };
+use omirr_common::dirty::{Dirty, DirtyKey};
 use omirr_common::event::{FrameKey, HEADER_BYTES, TO_OFFSET, flag};
 use rustix::{
     event::{EventfdFlags, PollFd, PollFlags, Timespec},
@@ -30,9 +31,11 @@ use rustix::{
 use super::{
     EbpfError,
     decode::{Decoded, decode},
-    load::{LoadError, Loaded, Maps, WatchedDevice, chain, perf_pages},
+    load::{Attaching, LoadError, Loaded, Maps, WatchedDevice, chain, perf_pages},
+    probe,
+    take::{Undisturbed, ops},
 };
-use crate::source::{Op, Signal, Sink};
+use crate::source::{Op, Recoverable, Recovered, Signal, Sink};
 
 /// How long the thread sleeps when nothing comes; then it looks at the
 /// counters, because a loss may be the last thing that happened.
@@ -46,6 +49,12 @@ const BATCH: usize = 4096;
 /// number of return probes that can be pending is limited.
 const OVERDUE: Duration = Duration::from_secs(2);
 
+/// After reading, the thread lets changes gather for so long, and asks not to be
+/// woken meanwhile: the first change after a rest is handed over at once, and
+/// what follows it in a hurry costs its writer no wake-up.
+const GATHER_MIN: Duration = Duration::from_micros(500);
+const GATHER_MAX: Duration = Duration::from_millis(8);
+
 /// What the reader's thread and the source share.
 pub(super) struct Shared {
     stop: AtomicBool,
@@ -56,6 +65,18 @@ pub(super) struct Shared {
     wake: OwnedFd,
     events: AtomicU64,
     high_water: AtomicU64,
+    /// Losses that have been handed over.
+    lost_told: AtomicU64,
+    recovery: Mutex<Recovery>,
+}
+
+/// What was recovered from the maps.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Recovery {
+    pub overflows: u64,
+    pub inodes: u64,
+    pub dirs: u64,
+    pub taken_over: u64,
 }
 
 impl Shared {
@@ -68,6 +89,8 @@ impl Shared {
             wake: rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
             events: AtomicU64::new(0),
             high_water: AtomicU64::new(0),
+            lost_told: AtomicU64::new(0),
+            recovery: Mutex::default(),
         })
     }
 
@@ -77,6 +100,14 @@ impl Shared {
 
     pub(super) fn high_water(&self) -> u64 {
         self.high_water.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn lost_told(&self) -> u64 {
+        self.lost_told.load(Ordering::Acquire)
+    }
+
+    pub(super) fn recovery(&self) -> Recovery {
+        *self.recovery.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn stop(&self) {
@@ -146,6 +177,16 @@ pub(super) struct Reader {
     /// The newest time read in this pass, and in the last one.
     newest: u64,
     newest_before: u64,
+    /// Changes of an inode are merged in the map.
+    merge: bool,
+    /// Kprobe programs on a kernel that preempts itself: see [`Undisturbed`].
+    careful: bool,
+    /// What the programs had counted when the maps were last gone through.
+    kept: u64,
+    /// The maps are to be gone through, whatever was counted.
+    go_through: bool,
+    /// How long changes gather, if the last pass found some.
+    gather: Option<Duration>,
     /// Losses and late reports that were already told.
     lost: u64,
     overdue: HashSet<(FrameKey, u64)>,
@@ -159,9 +200,14 @@ impl Reader {
     pub(super) fn new(
         loaded: &mut Loaded,
         watched: &[WatchedDevice],
+        merge: bool,
         shared: Arc<Shared>,
         sink: Sink,
     ) -> Result<Self, EbpfError> {
+        let passed_over = loaded.maps.passed_over();
+        shared
+            .lost_told
+            .store(lost_count(&loaded.maps) + passed_over, Ordering::Release);
         let transport_error = |why: String| LoadError::Transport {
             transport: loaded.transport.name(),
             why,
@@ -200,10 +246,16 @@ impl Reader {
             pending: Vec::new(),
             newest: 0,
             newest_before: 0,
-            lost: 0,
+            merge,
+            careful: loaded.attach == Attaching::Kprobe && probe::preemption().is_some(),
+            kept: kept_count(&loaded.maps),
+            go_through: loaded.taken_over,
+            gather: None,
+            // What was lost before is judged by whoever takes over.
+            lost: lost_count(&loaded.maps) + passed_over,
             overdue: HashSet::new(),
             next_overdue_look: Instant::now() + OVERDUE,
-            passed_over: 0,
+            passed_over,
             next_missed_look: Instant::now() + IDLE,
         })
     }
@@ -227,6 +279,12 @@ impl Reader {
         let started = now_ns();
         self.newest_before = self.newest;
         let more = self.drain();
+        let found = !self.pending.is_empty();
+        self.gather = match self.gather {
+            _ if !found || waiting => None,
+            None => Some(GATHER_MIN),
+            Some(gather) => Some((gather * 2).min(GATHER_MAX)),
+        };
         // The BPF ring is in order by itself, and what is read now lies behind
         // everything sent before. A perf buffer says nothing of the others:
         // only a whole pass after an event has read all that was older.
@@ -238,7 +296,10 @@ impl Reader {
                 (horizon, self.newest_before.min(horizon))
             }
         };
+        let undisturbed = (self.careful && !self.pending.is_empty()).then(Undisturbed::begin);
         let mut batch = self.release(horizon);
+        drop(undisturbed);
+        self.recover(&mut batch);
         self.tell_losses(waiting, &mut batch);
         if waiting || Instant::now() >= self.next_overdue_look {
             let before = if waiting {
@@ -251,6 +312,7 @@ impl Reader {
         if !batch.is_empty() {
             (self.sink)(batch);
         }
+        self.shared.lost_told.store(self.lost, Ordering::Release);
         self.shared.publish(complete);
         more
     }
@@ -322,6 +384,14 @@ impl Reader {
             .partition_point(|d| horizon == u64::MAX || d.event.time_ns <= horizon);
         let mut batch = Vec::with_capacity(ready);
         for decoded in self.pending.drain(..ready) {
+            let mut decoded = decoded;
+            if self.merge
+                && let Err(error) = take(&self.maps, &mut decoded)
+            {
+                // It stays, and holds back further events of its inode.
+                tracing::error!(%error, "an entry cannot be taken out of the kernel's map");
+                self.kept = u64::MAX;
+            }
             translate(decoded, &self.devices, &self.roots, &mut batch);
         }
         self.shared
@@ -330,13 +400,77 @@ impl Reader {
         batch
     }
 
+    /// Goes through the maps if the ring was full since the last time.
+    fn recover(&mut self, batch: &mut Vec<Signal>) {
+        let kept = kept_count(&self.maps);
+        if !self.merge || (kept == self.kept && !self.go_through) {
+            return;
+        }
+        let undisturbed = self.careful.then(Undisturbed::begin);
+        let taken = (self.maps.take_all(), self.maps.take_dirs());
+        drop(undisturbed);
+        let (inodes, dirs) = match taken {
+            (Ok(inodes), Ok(dirs)) => (inodes, dirs),
+            (inodes, dirs) => {
+                let error = inodes.err().or(dirs.err());
+                tracing::error!(?error, "the kernel's maps cannot be read: the trees are compared");
+                batch.push(Signal::Lost {
+                    dev: None,
+                    count: kept.wrapping_sub(self.kept),
+                });
+                (self.kept, self.go_through) = (kept, false);
+                return;
+            }
+        };
+        {
+            let mut recovery = self
+                .shared
+                .recovery
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            if self.go_through {
+                recovery.taken_over += (inodes.len() + dirs.len()) as u64;
+            } else {
+                recovery.overflows += 1;
+                recovery.inodes += inodes.len() as u64;
+                recovery.dirs += dirs.len() as u64;
+            }
+        }
+        (self.kept, self.go_through) = (kept, false);
+        let mut by_device: HashMap<u32, Recovered> = HashMap::new();
+        for (key, dirty) in inodes {
+            let ops = ops(&dirty);
+            let named = [Op::Create, Op::Mknod, Op::Symlink, Op::Unlink];
+            let of_device = by_device.entry(key.dev).or_default();
+            of_device.inodes.push(Recoverable {
+                ino: key.ino,
+                parent: dirty.parent,
+                named: ops.is_empty() || named.iter().any(|&op| ops.contains(op)),
+            });
+        }
+        for (key, _) in dirs {
+            by_device.entry(key.dev).or_default().dirs.push(key.ino);
+        }
+        self.hand_over(by_device, batch);
+    }
+
+    fn hand_over(&self, by_device: HashMap<u32, Recovered>, batch: &mut Vec<Signal>) {
+        for (kernel_dev, recovered) in by_device {
+            for &dev in self.devices.get(&kernel_dev).map_or(&[][..], Vec::as_slice) {
+                batch.push(Signal::Recovered(Recovered {
+                    dev,
+                    ..recovered.clone()
+                }));
+            }
+        }
+    }
+
     fn tell_losses(&mut self, waiting: bool, batch: &mut Vec<Signal>) {
-        let mut lost = self.maps.counts.lost();
         if Instant::now() >= self.next_missed_look || waiting {
             self.next_missed_look = Instant::now() + IDLE;
             self.passed_over = self.maps.passed_over();
         }
-        lost += self.passed_over;
+        let lost = lost_count(&self.maps) + self.passed_over;
         if lost != self.lost {
             batch.push(Signal::Lost {
                 dev: None,
@@ -350,6 +484,7 @@ impl Reader {
     /// if they had happened. If they do end they are told again.
     fn tell_overdue(&mut self, before: u64, batch: &mut Vec<Signal>) {
         self.next_overdue_look = Instant::now() + OVERDUE;
+        let _undisturbed = self.careful.then(Undisturbed::begin);
         let mut seen = HashSet::new();
         for (key, frame) in self.maps.frames() {
             // The frame of a running program, not of an operation.
@@ -364,21 +499,51 @@ impl Reader {
                 translate(decoded, &self.devices, &self.roots, batch);
             }
         }
+        let mut by_device: HashMap<u32, Recovered> = HashMap::new();
+        for (key, call) in self.maps.calls() {
+            let mark = (key, call.time_ns);
+            if call.time_ns >= before || !seen.insert(mark) || self.overdue.contains(&mark) {
+                continue;
+            }
+            let of_device = by_device.entry(call.dev).or_default();
+            let dirs = [call.parent, call.to_parent].into_iter().filter(|&dir| dir != 0);
+            of_device.dirs.extend(dirs);
+            if call.ino != 0 {
+                of_device.inodes.push(Recoverable {
+                    ino: call.ino,
+                    parent: call.parent,
+                    named: false,
+                });
+            }
+        }
+        self.hand_over(by_device, batch);
         self.overdue = seen;
     }
 
     fn sleep(&mut self) {
+        if let Some(gather) = self.gather {
+            let until = now_ns() + gather.as_nanos() as u64;
+            self.maps.control.quiet_until(until);
+            self.wait_for(&[], gather);
+            return;
+        }
         let busy = self.shared.waiting.load(Ordering::Acquire) > 0 || !self.pending.is_empty();
         let timeout = if busy { REORDER } else { IDLE };
+        let fds: Vec<BorrowedFd<'_>> = match &self.buffers {
+            Buffers::Ring(ring) => vec![ring.as_fd()],
+            Buffers::Perf(buffers) => buffers.iter().map(AsFd::as_fd).collect(),
+        };
+        self.wait_for(&fds, timeout);
+    }
+
+    /// Sleeps until one of the buffers has something, or somebody asks for a
+    /// pass.
+    fn wait_for(&self, buffers: &[BorrowedFd<'_>], timeout: Duration) {
         let timeout = Timespec {
             tv_sec: 0,
             tv_nsec: timeout.subsec_nanos().into(),
         };
-        let mut fds: Vec<BorrowedFd<'_>> = vec![self.shared.wake.as_fd()];
-        match &self.buffers {
-            Buffers::Ring(ring) => fds.push(ring.as_fd()),
-            Buffers::Perf(buffers) => fds.extend(buffers.iter().map(AsFd::as_fd)),
-        }
+        let fds = [&[self.shared.wake.as_fd()], buffers].concat();
         let mut polled: Vec<PollFd<'_>> = fds
             .iter()
             .map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN))
@@ -390,6 +555,49 @@ impl Reader {
             let _ = rustix::io::read(&self.shared.wake, &mut count);
         }
     }
+}
+
+/// Adds to an event what has happened to its inode since: from here on a change
+/// makes a new entry, and its own event.
+fn take(maps: &Maps, decoded: &mut Decoded) -> io::Result<()> {
+    let event = &mut decoded.event;
+    if decoded.own || event.ino == 0 || event.to.is_some() {
+        return Ok(());
+    }
+    let key = DirtyKey {
+        ino: event.ino,
+        dev: decoded.kernel_dev,
+        generation: event.generation,
+    };
+    if let Some(dirty) = maps.take(&key)? {
+        event.also = ops(&dirty);
+        event.range = range(&dirty);
+        (event.pid, event.uid) = (dirty.pid, dirty.uid);
+        (event.cgroup, event.comm) = (dirty.cgroup, dirty.comm);
+    }
+    Ok(())
+}
+
+/// Changes that were kept in the maps because the ring was full, or because
+/// their end was not seen.
+fn kept_count(maps: &Maps) -> u64 {
+    maps.counts.sum(|c| c.dropped + c.stale)
+}
+
+/// Changes of which nothing is known.
+fn lost_count(maps: &Maps) -> u64 {
+    maps.counts.sum(|c| c.lost)
+}
+
+/// The bytes that an entry knows to have changed, as one range; none if there
+/// are others.
+fn range(dirty: &Dirty) -> Option<(u64, u64)> {
+    let used = || dirty.extents.iter().filter(|[_, to]| *to != 0);
+    let (from, to) = (
+        used().map(|[from, _]| *from).min()?,
+        used().map(|[_, to]| *to).max()?,
+    );
+    (dirty.range_unknown == 0 && dirty.writers == 0).then_some((from, to))
 }
 
 /// Hands an event on under the device numbers that the daemon knows.

@@ -36,6 +36,7 @@ impl Running {
         signals
             .map(|signal| match signal {
                 Signal::Event(event) => event,
+                Signal::Recovered(_) => unreachable!("fanotify keeps nothing"),
                 Signal::Lost { .. } | Signal::Compare => panic!("events were lost"),
             })
             .collect()

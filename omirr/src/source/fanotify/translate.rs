@@ -17,7 +17,7 @@ use super::handle::{Handle, HandleRef, Id};
 use super::record::{self, Entry, Record, RecordError};
 use super::who::{LEAN_MOMENT, Who};
 use crate::source::choice::Detail;
-use crate::source::{Dirent, Event, Op, Signal};
+use crate::source::{Dirent, Event, Op, OpSet, Signal};
 
 /// Renamed directories that are kept apart before they are looked up early.
 const MOVED_LIMIT: usize = 4096;
@@ -195,6 +195,7 @@ impl Translator {
             range: None,
             pid,
             uid: who.uid,
+            also: OpSet::default(),
             cgroup: who.cgroup,
             comm: who.comm,
         }

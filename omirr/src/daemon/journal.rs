@@ -1,0 +1,213 @@
+//! What the source has handed over and the index does not yet have.
+//!
+//! In: signals, before anything is made of them. Out, after the daemon was
+//! killed: the inodes and directories that they named. It is there for sources
+//! that go on without the daemon: what was read from them is gone from them.
+//! Written without a sync, because the page cache survives a killed process and
+//! such a source does not survive the machine.
+//!
+//! There are two files. While one is written, the other waits until everything
+//! that it names is in the index; with nothing left to look at, both are
+//! emptied.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{self, Read, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::Path,
+};
+
+use super::recovered::Recovering;
+use crate::source::{Event, Op, Recovered, Signal};
+
+/// Bytes of a record: the inode, its directory, and two directories in which
+/// names came or went; little-endian, 0 for none.
+const RECORD: usize = 32;
+/// A file is changed for the other one when it is so long.
+const LONG: u64 = 1 << 20;
+
+pub struct Journal {
+    files: [File; 2],
+    lengths: [u64; 2],
+    /// The one that is written.
+    current: usize,
+    buffer: Vec<u8>,
+}
+
+impl Journal {
+    /// Opens the journal in `folder`, with what it holds.
+    pub fn open(folder: &Path) -> io::Result<(Journal, Recovering)> {
+        let mut left = Recovering::default();
+        let mut open = |name: &str| -> io::Result<(File, u64)> {
+            let mut file = OpenOptions::new()
+                .read(true)
+                .append(true)
+                .create(true)
+                .mode(0o600)
+                .open(folder.join(name))?;
+            let mut bytes = Vec::new();
+            file.read_to_end(&mut bytes)?;
+            // A torn last record is one whose signal was not handed on.
+            for record in bytes.chunks_exact(RECORD) {
+                let word = |n: usize| {
+                    let bytes = record[n * 8..].first_chunk().expect("a record has four words");
+                    u64::from_le_bytes(*bytes)
+                };
+                left.add(word(0), word(1), &[word(2), word(3)]);
+            }
+            Ok((file, bytes.len() as u64))
+        };
+        let (a, b) = (open("changes-a")?, open("changes-b")?);
+        let journal = Journal {
+            // The shorter one has more room.
+            current: usize::from(a.1 > b.1),
+            files: [a.0, b.0],
+            lengths: [a.1, b.1],
+            buffer: Vec::new(),
+        };
+        Ok((journal, left))
+    }
+
+    /// Notes what was handed over. Must be done before anything else is made of
+    /// it.
+    pub fn note(&mut self, dev: u64, signals: &[Signal]) -> io::Result<()> {
+        self.buffer.clear();
+        for signal in signals {
+            match signal {
+                Signal::Event(event) if event.dev == dev => self.event(event),
+                Signal::Recovered(recovered) if recovered.dev == dev => self.recovered(recovered),
+                _ => {}
+            }
+        }
+        if self.buffer.is_empty() {
+            return Ok(());
+        }
+        self.files[self.current].write_all(&self.buffer)?;
+        self.lengths[self.current] += self.buffer.len() as u64;
+        Ok(())
+    }
+
+    fn record(&mut self, ino: u64, parent: u64, dirs: [u64; 2]) {
+        for word in [ino, parent, dirs[0], dirs[1]] {
+            self.buffer.extend_from_slice(&word.to_le_bytes());
+        }
+    }
+
+    fn event(&mut self, event: &Event) {
+        let dir = |half: &Option<crate::source::Dirent>| half.as_ref().map_or(0, |at| at.dir);
+        let stays = [
+            Op::Write,
+            Op::Truncate,
+            Op::Fallocate,
+            Op::Attr,
+            Op::Xattr,
+            Op::Close,
+        ];
+        let named = !stays.contains(&event.op) || event.also.contains(Op::Unlink) || event.ino == 0;
+        let at = dir(&event.at);
+        self.record(event.ino, at, [if named { at } else { 0 }, dir(&event.to)]);
+    }
+
+    fn recovered(&mut self, recovered: &Recovered) {
+        for inode in &recovered.inodes {
+            let dir = if inode.named { inode.parent } else { 0 };
+            self.record(inode.ino, inode.parent, [dir, 0]);
+        }
+        for &dir in &recovered.dirs {
+            self.record(0, 0, [dir, 0]);
+        }
+    }
+
+    /// Everything that was noted is in the index.
+    pub fn clear(&mut self) -> io::Result<()> {
+        for n in 0..2 {
+            self.empty(n)?;
+        }
+        Ok(())
+    }
+
+    /// Everything is, that was noted before the last [`Journal::turn`].
+    pub fn clear_older(&mut self) -> io::Result<()> {
+        self.empty(1 - self.current)
+    }
+
+    fn empty(&mut self, n: usize) -> io::Result<()> {
+        if self.lengths[n] > 0 {
+            self.files[n].set_len(0)?;
+            self.lengths[n] = 0;
+        }
+        Ok(())
+    }
+
+    pub fn has_older(&self) -> bool {
+        self.lengths[1 - self.current] > 0
+    }
+
+    /// Goes on in the other file, if this one is long and the other is empty;
+    /// whether it did.
+    pub fn turn(&mut self) -> bool {
+        let turns = self.lengths[self.current] >= LONG && !self.has_older();
+        if turns {
+            self.current = 1 - self.current;
+        }
+        turns
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::source::Recoverable;
+
+    fn signal(ino: u64) -> Vec<Signal> {
+        vec![Signal::Recovered(Recovered {
+            dev: 1,
+            inodes: vec![Recoverable {
+                ino,
+                parent: 2,
+                named: true,
+            }],
+            dirs: vec![3],
+        })]
+    }
+
+    #[test]
+    fn what_was_noted_is_there_after_a_kill_and_gone_after_a_clear() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut journal, left) = Journal::open(folder.path()).unwrap();
+        assert!(left.is_empty());
+        journal.note(1, &signal(7)).unwrap();
+        journal.note(9, &signal(8)).unwrap();
+        drop(journal);
+        let (mut journal, left) = Journal::open(folder.path()).unwrap();
+        assert_eq!(left.inodes.into_iter().collect::<Vec<_>>(), [(7, 2)]);
+        let mut dirs: Vec<_> = left.dirs.into_iter().collect();
+        dirs.sort_unstable();
+        assert_eq!(dirs, [2, 3]);
+        journal.clear().unwrap();
+        assert!(Journal::open(folder.path()).unwrap().1.is_empty());
+    }
+
+    #[test]
+    fn a_long_file_turns_and_the_older_one_goes_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut journal, _) = Journal::open(folder.path()).unwrap();
+        while !journal.turn() {
+            journal.note(1, &signal(7)).unwrap();
+        }
+        journal.note(1, &signal(8)).unwrap();
+        assert!(!journal.turn());
+        journal.clear_older().unwrap();
+        drop(journal);
+        let left = Journal::open(folder.path()).unwrap().1;
+        assert_eq!(left.inodes.into_iter().collect::<Vec<_>>(), [(8, 2)]);
+    }
+
+    #[test]
+    fn a_torn_record_is_passed_over() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("changes-a"), [1; RECORD + 5]).unwrap();
+        let left = Journal::open(folder.path()).unwrap().1;
+        assert_eq!(left.inodes.len(), 1);
+    }
+}
