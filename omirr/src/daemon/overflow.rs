@@ -73,6 +73,15 @@ fn advice(about: &About, stats: &SourceStats) -> String {
     if about.kind != "ebpf" {
         return "none of omirr's settings helps; free memory on this host, or let omirr use ebpf".to_owned();
     }
+    if stats.overflows == 0 {
+        return match stats.map_capacity {
+            0 => "see `omirr doctor` for a better way to attach".to_owned(),
+            room => format!(
+                "none of omirr's settings helps: the kernel's map has room for {} until the daemon has looked at them",
+                counted(room, "changed inode")
+            ),
+        };
+    }
     let larger = match stats.buffer_bytes {
         0 => "raise [tracer] ring_size".to_owned(),
         bytes => format!(
@@ -180,6 +189,18 @@ mod tests {
         assert_eq!(
             advice,
             "set [tracer] ring_size to \"128KiB\": comparing costs a stat of each path"
+        );
+        let full = SourceStats {
+            dirs_compared: 1,
+            map_capacity: 65_536,
+            ..SourceStats::default()
+        };
+        let (happened, recovered, advice) = said("ebpf", full, 0);
+        assert_eq!(happened, "the kernel could not hand over every change");
+        assert!(recovered.starts_with("1 directory compared"), "{recovered}");
+        assert!(
+            advice.contains("the kernel's map has room for 65536 changed inodes"),
+            "{advice}"
         );
         let (happened, recovered, advice) = said("fanotify", SourceStats::default(), 1);
         assert!(happened.starts_with("fanotify's queue was full"));
