@@ -18,7 +18,7 @@ const NAME_MAX: usize = 64;
 
 /// The smallest ring that holds a burst worth the name, and the largest that
 /// the kernel can count.
-const RING_BYTES: Range<u64> = 64 << 10..(1 << 30) + 1;
+const RING_BYTES: Range<u64> = 4 << 10..(1 << 30) + 1;
 
 /// What could be read. A part is none if it is missing or wrong; that has been
 /// noted then.
@@ -220,7 +220,7 @@ fn read_tracer(tracer: &Section<'_>, mistakes: &mut Mistakes<'_>) -> Option<Trac
         .or_default(None, || defaults::RING_BYTES as u64)?;
     if !RING_BYTES.contains(&ring_bytes.value) {
         let text = format!(
-            "[tracer] ring_size is {}: it must be from 64 KiB to 1 GiB",
+            "[tracer] ring_size is {}: it must be from 4 KiB to 1 GiB",
             bytesize::ByteSize(ring_bytes.value).display().iec()
         );
         mistakes.at(ring_bytes.line, text);

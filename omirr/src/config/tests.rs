@@ -421,7 +421,7 @@ fn single_mistakes_are_named() {
         ),
         (
             format!("{peer}{share}[tracer]\nring_size = 5\n"),
-            "11: [tracer] ring_size is 5 B: it must be from 64 KiB to 1 GiB",
+            "11: [tracer] ring_size is 5 B: it must be from 4 KiB to 1 GiB",
         ),
         (
             format!("{peer}{share}[tracer]\nring_size = -5\n"),

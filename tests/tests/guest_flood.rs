@@ -1,0 +1,178 @@
+//! More changes than any queue holds: the ring is one page, and the daemon is
+//! stopped, or killed, while they are made. Afterwards both nodes hold the same
+//! trees, no tree was compared as a whole, and the figures account for every
+//! change.
+//!
+//! `OMIRR_FLOOD_FILES` sets how many files there are; ten changes each.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use omirr_tests::guest::{self, Guest};
+use omirr_tests::net::Cable;
+use omirr_tests::nodes::Pair;
+
+/// Emulated processors are slow; only a hang takes so long.
+const LONG: Duration = Duration::from_secs(3000);
+const FILES: usize = 4_000;
+const PER_FOLDER: usize = 500;
+const WRITERS: usize = 2;
+const KILLS: usize = 10;
+
+fn files() -> usize {
+    std::env::var("OMIRR_FLOOD_FILES").map_or(FILES, |files| files.parse().expect("a number"))
+}
+
+fn fit(guest: Guest, cpus: u32) -> Guest {
+    let guest = guest
+        .memory_mib(3072)
+        .cpus(cpus)
+        .timeout(Duration::from_secs(3600))
+        .env("OMIRR_TEST_DIR", "/mnt");
+    match std::env::var("OMIRR_FLOOD_FILES") {
+        Ok(files) => guest.env("OMIRR_FLOOD_FILES", &files),
+        Err(_) => guest,
+    }
+}
+
+/// Creates, appends in 64-byte steps, renames, unlinks: about ten changes for
+/// each file.
+fn flood(root: &Path, files: usize, writer: usize) {
+    let folder = |n: usize| root.join(format!("{writer}-{}", n / PER_FOLDER));
+    let step = [b'x'; 64];
+    for n in 0..files {
+        if n % PER_FOLDER == 0 {
+            fs::create_dir(folder(n)).unwrap();
+        }
+        let path = folder(n).join(format!("f{n}"));
+        let mut file = File::create_new(&path).unwrap();
+        for _ in 0..6 {
+            file.write_all(&step).unwrap();
+        }
+        drop(file);
+        match n % 4 {
+            0 => fs::rename(&path, folder(n).join(format!("g{n}"))).unwrap(),
+            1 => fs::remove_file(&path).unwrap(),
+            2 => fs::rename(&path, folder(n / 2).join(format!("h{n}"))).unwrap(),
+            _ => {}
+        }
+        // One that was made long before.
+        if n % 8 == 7 {
+            let old = folder(n / 2).join(format!("f{}", n / 2));
+            if let Ok(mut file) = OpenOptions::new().append(true).open(old) {
+                file.write_all(&step).unwrap();
+            }
+        }
+    }
+}
+
+fn pair(attach: &str, transport: &str) -> Pair {
+    let cable = Arc::new(Cable::lay());
+    let mut pair = Pair::new();
+    pair.on_cable(&cable);
+    pair.one.tracer = format!(
+        "source = \"ebpf\"\nattach = \"{attach}\"\ntransport = \"{transport}\"\nring_size = \"4KiB\""
+    );
+    pair.two.tracer = "source = \"ebpf\"".to_owned();
+    pair.start();
+    pair.settle(LONG);
+    pair
+}
+
+/// Runs the flood, and `meanwhile` over and over until it has ended.
+fn while_flooded(pair: &mut Pair, mut meanwhile: impl FnMut(&mut Pair)) {
+    let flooding = AtomicBool::new(true);
+    let root = pair.one.share.clone();
+    let began = Instant::now();
+    thread::scope(|scope| {
+        let writers: Vec<_> = (0..WRITERS)
+            .map(|writer| {
+                let root = &root;
+                scope.spawn(move || flood(root, files() / WRITERS, writer))
+            })
+            .collect();
+        let flooding = &flooding;
+        scope.spawn(move || {
+            for writer in writers {
+                writer.join().unwrap();
+            }
+            flooding.store(false, Ordering::Release);
+        });
+        while flooding.load(Ordering::Acquire) {
+            meanwhile(pair);
+        }
+    });
+    println!("{} files flooded in {:?}", files(), began.elapsed());
+}
+
+/// Both are the same, and the tree was compared at the first start only.
+fn check(mut pair: Pair) {
+    let began = Instant::now();
+    pair.settle_equal(LONG);
+    println!("settled after {:?}", began.elapsed());
+    let compared = pair
+        .one
+        .log_text()
+        .matches("the tree is compared with the index")
+        .count();
+    assert_eq!(compared, 1, "{}", pair.one.log_tail());
+    let stats = pair.one.stats();
+    println!("{stats:#}");
+    pair.one.stop();
+    pair.two.stop();
+}
+
+fn stopped_for_half_of_the_time(attach: &str, transport: &str) {
+    let mut pair = pair(attach, transport);
+    while_flooded(&mut pair, |pair| {
+        let pause = Duration::from_millis(400);
+        pair.one.stop_reading();
+        thread::sleep(pause);
+        pair.one.go_on();
+        thread::sleep(pause);
+    });
+    check(pair);
+}
+
+fn killed_again_and_again(attach: &str, transport: &str) {
+    let mut pair = pair(attach, transport);
+    let mut kills = 0;
+    while_flooded(&mut pair, |pair| {
+        thread::sleep(Duration::from_millis(300));
+        if kills < KILLS {
+            pair.one.kill();
+            thread::sleep(Duration::from_millis(300));
+            pair.one.start();
+            kills += 1;
+        }
+    });
+    println!("killed {kills} times");
+    let went_on = pair.one.log_text().matches("the event source has gone on").count();
+    assert_eq!(went_on, kills, "{}", pair.one.log_tail());
+    check(pair);
+}
+
+#[test]
+fn stopped_on_6_1() {
+    guest::inside("6.1", |guest| fit(guest, 2), || stopped_for_half_of_the_time("fentry", "ring"));
+}
+
+#[test]
+fn stopped_on_one_processor() {
+    guest::inside("6.12", |guest| fit(guest, 1), || stopped_for_half_of_the_time("fentry", "ring"));
+}
+
+#[test]
+fn killed_on_6_1() {
+    guest::inside("6.1", |guest| fit(guest, 2), || killed_again_and_again("fentry", "ring"));
+}
+
+#[test]
+fn killed_on_7_2_with_kprobe() {
+    guest::inside("7.2", |guest| fit(guest, 2), || killed_again_and_again("kprobe", "ring"));
+}
