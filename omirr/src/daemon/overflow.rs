@@ -91,8 +91,10 @@ fn advice(about: &About, stats: &SourceStats) -> String {
     };
     if stats.dirs_compared == 0 && stats.lost == 0 {
         format!("{larger} if this happens often; nothing was lost, it only cost a walk of the map")
+    } else if stats.lost == 0 {
+        format!("{larger}: comparing costs a stat of each name in those directories")
     } else {
-        format!("{larger}: comparing costs a stat of each path")
+        format!("{larger}: comparing costs a stat of each path in the share")
     }
 }
 
@@ -188,7 +190,7 @@ mod tests {
         }
         assert_eq!(
             advice,
-            "set [tracer] ring_size to \"128KiB\": comparing costs a stat of each path"
+            "set [tracer] ring_size to \"128KiB\": comparing costs a stat of each path in the share"
         );
         let full = SourceStats {
             dirs_compared: 1,
