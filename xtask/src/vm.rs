@@ -28,6 +28,9 @@ pub struct Options {
     /// Size of the file system on /mnt in MiB; 0 for none
     #[arg(long, default_value_t = 1024)]
     disk: u64,
+    /// One processor, and a clock that counts its instructions: for measuring
+    #[arg(long)]
+    counted: bool,
     /// Load this kernel module at the start; may be repeated
     #[arg(long, value_name = "NAME")]
     module: Vec<String>,
@@ -112,6 +115,9 @@ fn guest(options: &Options, kernel: Kernel, init: &Path, omirr: &Path) -> Result
         .program_at(omirr, "/usr/local/bin/omirr")
         .env("OMIRR_BIN", "/usr/local/bin/omirr")
         .module("veth");
+    if options.counted {
+        guest = guest.counted();
+    }
     if options.disk > 0 {
         guest = guest.disk(Disk::ext4(options.disk, "/mnt"));
     }

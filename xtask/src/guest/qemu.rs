@@ -52,6 +52,9 @@ pub struct Machine<'a> {
     pub memory_mib: u32,
     /// Virtual processors.
     pub cpus: u32,
+    /// Time is a count of instructions, a nanosecond each: see
+    /// [`super::Guest::counted`].
+    pub counted: bool,
     /// More of the kernel's command line.
     pub kernel_arguments: &'a str,
 }
@@ -91,7 +94,7 @@ impl Machine<'_> {
                 "-nic",
                 "none",
             ])
-            .args(["-machine", "pc", "-accel", "tcg,thread=multi", "-cpu", CPU])
+            .args(["-machine", "pc", "-cpu", CPU])
             .args([
                 "-smp",
                 &self.cpus.to_string(),
@@ -120,6 +123,11 @@ impl Machine<'_> {
                 "-serial",
                 "chardev:output",
             ]);
+        if self.counted {
+            command.args(["-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off"]);
+        } else {
+            command.args(["-accel", "tcg,thread=multi"]);
+        }
         for disk in self.disks {
             command.arg("-drive").arg(format!(
                 "file={},format=raw,if=virtio,cache=unsafe",

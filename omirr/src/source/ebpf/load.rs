@@ -196,10 +196,9 @@ impl Maps {
         let mut marks = self.marks.lock().unwrap_or_else(PoisonError::into_inner);
         match mark {
             Some(mark) => marks.insert(root, mark, 0).map_err(map_error),
-            None => match marks.remove(root) {
-                Err(aya::maps::MapError::KeyNotFound) | Ok(()) => Ok(()),
-                Err(error) => Err(map_error(error)),
-            },
+            // There may be none.
+            None if marks.get(root, 0).is_err() => Ok(()),
+            None => marks.remove(root).map_err(map_error),
         }
     }
 }
