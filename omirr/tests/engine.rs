@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
 use omirr::engine::{
     Arrived, Author, Content, Context, Decided, Install, Loser, Observed, Outgoing, Policy, Progress, Rows,
@@ -11,7 +12,8 @@ use omirr::engine::{
     remote_row,
 };
 use omirr::model::{
-    Entry, Hash, Kind, LinkGroup, Record, RelPath, ReplicaId, Row, Stamp, StatSig, Time, Vector, Version,
+    Entry, Hash, Kind, LinkGroup, Origin, Record, RelPath, ReplicaId, Row, Stamp, StatSig, Time, Vector,
+    Version,
 };
 use proptest::prelude::*;
 
@@ -136,6 +138,7 @@ fn row(entry: Entry, vector: &[(u64, u64)], wall_ms: u64) -> Row {
                 replica,
             },
         },
+        origin: None,
     }
 }
 
@@ -182,6 +185,15 @@ fn the_later_stamp_wins_and_only_unseen_content_is_kept() {
     };
     for (why, local, remote, expected) in [
         ("the same row", old.clone(), old.clone(), Verdict::Known),
+        (
+            "the same row, said to be made by another process",
+            old.clone(),
+            Row {
+                origin: Some(Arc::new(Origin::new(7, Some(0), b"vi", ""))),
+                ..old.clone()
+            },
+            Verdict::Known,
+        ),
         (
             "an older one",
             row(file(2), &[(1, 1), (2, 5)], 20),
@@ -381,12 +393,60 @@ fn a_directory_that_comes_back_has_the_attributes_that_are_known() {
     );
 }
 
+#[test]
+fn rows_keep_who_made_them_and_omirr_owns_to_its_own() {
+    let by = |name: &[u8]| Some(Arc::new(Origin::new(7, Some(33), name, "")));
+    let made = |row: Row, name: &[u8]| Row {
+        origin: by(name),
+        ..row
+    };
+    let mut index = Index::default();
+    index.put("a", 1, made(row(file(1), &[(1, 1)], 10), b"here"));
+    let decided = decide(
+        &index,
+        &[
+            ("a", made(row(file(2), &[(2, 5)], 20), b"there")),
+            ("lost/b", made(row(file(3), &[(2, 6)], 21), b"there")),
+        ],
+    );
+    let origin = |path: &str| decided[path].row.origin.clone();
+    assert_eq!((origin("a"), origin("lost/b")), (by(b"there"), by(b"there")));
+    // The conflict copy of `a`, and the directory that nobody has sent.
+    let own: Vec<_> = decided
+        .values()
+        .filter(|one| one.row.origin.as_ref().is_some_and(|origin| origin.is_daemon()))
+        .map(|one| one.path.to_string())
+        .collect();
+    assert_eq!((own.len(), own[1].as_str()), (2, "lost"), "{own:?}");
+
+    let seen = |origin| Observed {
+        path: at("a"),
+        seen: Seen::Present(file(9)),
+        when_ms: None,
+        moved_from: None,
+        origin,
+    };
+    let mut author = Author::new(ReplicaId(9), 50, None, None);
+    for origin in [by(b"vi"), None] {
+        let Ok(decided) = decide_local(&index, vec![seen(origin.clone())], &mut author, 1000);
+        assert_eq!(decided[0].row.origin, origin);
+    }
+    // Nothing differs but who touched it: no row.
+    let same = Observed {
+        seen: Seen::Present(file(1)),
+        ..seen(by(b"touch"))
+    };
+    let Ok(decided) = decide_local(&index, vec![same], &mut author, 1000);
+    assert!(decided.is_empty(), "{decided:?}");
+}
+
 fn local(index: &Index, seen: &[(&str, Option<Entry>)]) -> Vec<(String, bool)> {
     let observed = seen.iter().map(|(path, entry)| Observed {
         path: at(path),
         seen: entry.clone().map_or(Seen::Absent, Seen::Present),
         when_ms: None,
         moved_from: None,
+        origin: None,
     });
     let mut author = Author::new(ReplicaId(9), 50, None, None);
     let Ok(decided) = decide_local(index, observed.collect(), &mut author, 1000);

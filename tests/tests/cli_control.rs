@@ -198,6 +198,39 @@ fn an_answer_that_is_not_understood_is_a_failure_with_a_remedy() {
 }
 
 #[test]
+fn figures_are_shown_to_people_and_to_collectors() {
+    // As a daemon answers that does not count everything yet.
+    let answer = r#"{"ok":{"source":null,"uptime_s":60,"events":42,"dropped":2,"buffer_bytes":8388608,
+"high_water_bytes":8388608,"per_cpu":[{"cpu":0,"submitted":40,"dropped":2}],"hooks":[],
+"resolver":{"hits":42,"misses":0,"fallbacks":0},"event_to_row_ms":{"p50":1.5,"p99":3.0},
+"overflow":{"count":2,"last":null,"happened":"the ring was full","recovered_how":"a walk","advice":"raise it"}}}"#;
+    let daemon = Daemon::start(answer);
+    let people = daemon.run(&["stats"]);
+    let shown = text(&people.stdout);
+    for part in [
+        "  what happened: the ring was full\n",
+        "CPU  SUBMITTED  COALESCED  DROPPED\n0    40         0          2\n",
+    ] {
+        assert!(shown.contains(part), "{shown}");
+    }
+    let collectors = daemon.run(&["stats", "--metrics"]);
+    assert!(collectors.status.success(), "{collectors:?}");
+    let lines: Vec<_> = text(&collectors.stdout).lines().collect();
+    for line in [
+        "omirr_events_total 42",
+        "omirr_cpu_dropped_total{cpu=\"0\"} 2",
+        "omirr_overflows_total 0",
+    ] {
+        assert!(lines.contains(&line), "{line} is not in {lines:#?}");
+    }
+    assert_eq!(lines.last(), Some(&"# EOF"));
+    assert_eq!(
+        daemon.run(&["stats", "--metrics", "--json"]).status.code(),
+        Some(2)
+    );
+}
+
+#[test]
 fn terminal_codes_from_elsewhere_are_not_passed_on() {
     let daemon = Daemon::start(&STATUS.replace("\"last_error\":null", "\"last_error\":\"\\u001b[2Jgone\""));
     let mut child = daemon

@@ -95,7 +95,9 @@ fn interrupt(child: &Child) {
 impl Line {
     fn of(value: &Value) -> Line {
         let text = |key: &str| value[key].as_str().map(str::to_owned);
-        for key in ["time", "op", "path", "to", "range", "pid", "uid", "comm", "dir"] {
+        for key in [
+            "time", "op", "path", "to", "range", "pid", "uid", "comm", "cgroup", "dir",
+        ] {
             assert!(value.get(key).is_some(), "{key} is missing in {value}");
         }
         Line {
@@ -132,7 +134,11 @@ fn places() -> Vec<(TempDir, PathBuf, PathBuf)> {
 /// Starts a trace that sees events; none, with the reason printed, where this
 /// host allows none.
 fn start(test: &str, folder: &Path) -> Option<Trace> {
-    let trace = Trace::start(folder, &[]);
+    start_with(test, folder, &[])
+}
+
+fn start_with(test: &str, folder: &Path, options: &[&str]) -> Option<Trace> {
+    let trace = Trace::start(folder, options);
     if trace.header.contains("with scan") {
         omirr_tests::skip(test, trace.header.trim());
         trace.end();
@@ -498,6 +504,146 @@ fn it_ends_well_when_nobody_reads_any_more() {
     let mut rest = String::new();
     errors.read_to_string(&mut rest).expect("text");
     assert!(status.success() && rest.is_empty(), "{status}: {rest}");
+}
+
+#[test]
+fn only_the_operations_and_paths_that_are_asked_for_are_printed() {
+    let (_folder, inside, _) = places().swap_remove(0);
+    let options = [
+        "--op",
+        "create,rename",
+        "--op",
+        "rmdir",
+        "--path",
+        "*.php",
+        "--path",
+        "/old/",
+    ];
+    let test = "only_the_operations_and_paths_that_are_asked_for_are_printed";
+    let Some(trace) = start_with(test, &inside, &options) else {
+        return;
+    };
+    fs::create_dir(inside.join("old")).expect("mkdir");
+    fs::write(inside.join("old/a.php"), b"x").expect("write");
+    fs::write(inside.join("b.txt"), b"x").expect("write");
+    fs::rename(inside.join("b.txt"), inside.join("c.php")).expect("rename");
+    fs::rename(inside.join("old/a.php"), inside.join("d.txt")).expect("rename");
+    fs::remove_file(inside.join("c.php")).expect("unlink");
+    fs::remove_dir(inside.join("old")).expect("rmdir");
+    let lines: Vec<_> = trace.end().into_iter().map(|line| (line.op, line.path)).collect();
+    let expected = [
+        ("create", "old/a.php"),
+        ("rename", "b.txt"),
+        ("rename", "old/a.php"),
+        ("rmdir", "old"),
+    ];
+    assert_eq!(
+        lines,
+        expected.map(|(op, path)| (op.to_owned(), inside.join(path)))
+    );
+}
+
+#[test]
+fn only_the_processes_that_are_asked_for_are_printed() {
+    let (_folder, inside, _) = places().swap_remove(0);
+    let test = "only_the_processes_that_are_asked_for_are_printed";
+    let by = |options: &[&str]| -> Option<BTreeSet<PathBuf>> {
+        let trace = start_with(test, &inside, options)?;
+        fs::write(inside.join("by-the-test"), b"x").expect("write");
+        let mut shell = Command::new("sh")
+            .args(["-c", "echo x > \"$0\"; read line"])
+            .arg(inside.join("by-the-shell"))
+            .stdin(Stdio::piped())
+            .spawn()
+            .expect("sh starts");
+        // Either is enough to know that its events have been asked about.
+        let deadline = Instant::now() + DEADLINE;
+        while !inside.join("by-the-shell").exists() {
+            assert!(Instant::now() < deadline, "the shell does not write");
+            std::thread::yield_now();
+        }
+        let lines = trace.end();
+        drop(shell.stdin.take());
+        shell.wait().expect("it ends");
+        Some(lines.into_iter().map(|line| line.path).collect())
+    };
+    let own = std::process::id().to_string();
+    for (options, expected) in [
+        (&["--comm", "sh"][..], &["by-the-shell"][..]),
+        (&["--comm", "s?", "--uid", "root"], &["by-the-shell"]),
+        (&["--pid", &own], &["by-the-test"]),
+        (&["--pid", &own, "--comm", "sh"], &[]),
+        (&["--pid", &own, "--uid", "4294967294"], &[]),
+    ] {
+        let Some(paths) = by(options) else { return };
+        assert_eq!(
+            paths,
+            expected.iter().map(|name| inside.join(name)).collect(),
+            "{options:?}"
+        );
+        fs::remove_file(inside.join("by-the-shell")).expect("unlink");
+    }
+}
+
+#[test]
+fn filters_that_are_none_are_wrong_usage() {
+    for (options, said) in [
+        (&["--op", "writes"][..], "there are write, truncate, "),
+        (&["--uid", "nobody-of-this-name"], "give the number"),
+        (&["--pid", "0"], "0 is not in 1.."),
+        (&["--path", "[a"], "unclosed"),
+        (&["--comm", "[a"], "unclosed"),
+    ] {
+        let output = Command::new(omirr_tests::binary())
+            .arg("trace")
+            .args(options)
+            .arg("/")
+            .output()
+            .expect("omirr starts");
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(2), "{options:?}: {text}");
+        assert!(text.contains(said), "{options:?}: {text}");
+    }
+    let output = Command::new(omirr_tests::binary())
+        .args(["trace", "--source", "scan", "--comm", "sh", "/tmp"])
+        .output()
+        .expect("omirr starts");
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(
+        text.starts_with("omirr: a comparison of the folder cannot tell who"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_pipe_to_head_ends_it_without_a_word() {
+    let (_folder, inside, _) = places().swap_remove(0);
+    let script = "\"$0\" trace \"$1\" | head -1; echo \"ended\"";
+    let mut shell = Command::new("sh")
+        .args(["-c", script])
+        .arg(omirr_tests::binary())
+        .arg(&inside)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("sh starts");
+    let mut errors = BufReader::new(shell.stderr.take().expect("a pipe"));
+    errors.read_line(&mut String::new()).expect("a header");
+    let started = Instant::now();
+    let mut time = 0;
+    while shell.try_wait().expect("a child").is_none() {
+        assert!(started.elapsed() < DEADLINE, "it does not end");
+        time += 1;
+        fs::write(inside.join(format!("file-{time}")), b"x").expect("write");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let (mut out, mut rest) = (String::new(), String::new());
+    let mut printed = shell.stdout.take().expect("a pipe");
+    printed.read_to_string(&mut out).expect("text");
+    errors.read_to_string(&mut rest).expect("text");
+    assert!(out.lines().count() == 2 && out.ends_with("ended\n"), "{out}");
+    assert!(out.contains("file-1") && rest.is_empty(), "{out}{rest}");
 }
 
 #[test]

@@ -1,5 +1,5 @@
-//! What `status` and `stats` have in common: ask the daemon, print the answer,
-//! as JSON or for people, once or each second.
+//! What the commands have in common that ask the daemon and print the answer, as
+//! JSON or for people, once or each second.
 
 use std::{
     io::{self, IsTerminal, Write},
@@ -54,6 +54,12 @@ pub(super) fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyh
         .build()
         .context("cannot start the event loop")?
         .block_on(work)
+}
+
+/// Asks `request` once.
+pub(super) fn once<T: DeserializeOwned>(config: &ConfigFile, request: &Request) -> anyhow::Result<T> {
+    let client = client(&config.config)?;
+    block_on(async { Ok(client.call(request, PATIENCE).await?) })
 }
 
 /// Asks `request` and prints what comes, by `render` for people.

@@ -5,6 +5,7 @@
 //! are taken back at once and nothing is changed.
 
 mod kernel;
+mod limits;
 mod notify;
 
 use std::{
@@ -114,6 +115,7 @@ fn examine(args: &DoctorArgs) -> anyhow::Result<Findings> {
         ino: stat.ino(),
     };
     let mut checks = kernel::checks();
+    checks.extend(limits::checks());
     checks.extend(notify::checks(&watch));
     let no_sink = || -> Sink { Box::new(|_| ()) };
     let source = auto::open(&SourceConfig::default(), &[watch], no_sink, None)?;
@@ -176,9 +178,28 @@ mod tests {
             json: true,
         })
         .expect("it looks");
-        assert!(findings.checks.len() >= 8);
+        for name in [
+            "BTF",
+            "kprobes",
+            "fentry programs",
+            "BPF ring buffer",
+            "perf ring buffer",
+            "unlocked kernel",
+            "capabilities",
+            "locked memory",
+            "open files",
+            "pinning",
+            "inotify limits",
+            "fanotify",
+            "fanotify queue",
+            "fanotify renames",
+        ] {
+            let found = findings.checks.iter().filter(|check| check.name == name);
+            assert_eq!(found.count(), 1, "{name}");
+        }
         for check in &findings.checks {
             assert!(!check.detail.is_empty(), "{check:?}");
+            assert_eq!(check.ok, check.remedy.is_none(), "{check:?}");
         }
         let text = render(&findings, Paint { on: false });
         let last = text.lines().last().expect("a last line");

@@ -10,10 +10,12 @@ mod daemon;
 mod doctor;
 mod key;
 mod log;
+mod logging;
 mod stats;
 mod status;
 mod terminal;
 mod trace;
+mod users;
 mod wait;
 
 use std::{
@@ -48,6 +50,7 @@ enum Command {
     Status(status::StatusArgs),
     Stats(stats::StatsArgs),
     Wait(wait::WaitArgs),
+    Log(log::LogArgs),
     Trace(trace::TraceArgs),
     Doctor(doctor::DoctorArgs),
 }
@@ -63,7 +66,7 @@ struct ConfigFile {
 /// Runs what the command line says.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    log::start();
+    logging::start();
     let result = match &cli.command {
         Command::Daemon(args) => daemon::run(args),
         Command::Check(args) => check::run(args),
@@ -71,6 +74,7 @@ pub fn main() -> ExitCode {
         Command::Status(args) => status::run(args),
         Command::Stats(args) => stats::run(args),
         Command::Wait(args) => wait::run(args),
+        Command::Log(args) => log::run(args),
         Command::Trace(args) => trace::run(args),
         Command::Doctor(args) => doctor::run(args),
     };

@@ -1,6 +1,11 @@
 //! `omirr stats`: what the tracer counts, and what to do after an overflow.
 
-use std::fmt::Write;
+mod metrics;
+
+use std::{
+    fmt::Write,
+    io::{self, Write as _},
+};
 
 use clap::Args;
 
@@ -16,9 +21,16 @@ use crate::daemon::control::{OverflowReport, Request, StatsReport};
 pub(super) struct StatsArgs {
     #[command(flatten)]
     report: ReportArgs,
+    /// Print them in the text format of OpenMetrics, for Prometheus and others
+    #[arg(long, conflicts_with_all = ["json", "watch"])]
+    metrics: bool,
 }
 
 pub(super) fn run(args: &StatsArgs) -> anyhow::Result<()> {
+    if args.metrics {
+        let stats = ask::once(&args.report.config, &Request::Stats)?;
+        return Ok(io::stdout().write_all(metrics::text(&stats)?.as_bytes())?);
+    }
     ask::print(&args.report, &Request::Stats, render)
 }
 
@@ -42,6 +54,7 @@ fn render(stats: &StatsReport, paint: Paint, out: &mut String) {
             bytes(stats.high_water_bytes)
         );
     }
+    render_map(stats, out);
     let resolver = &stats.resolver;
     let _ = writeln!(
         out,
@@ -59,11 +72,12 @@ fn render(stats: &StatsReport, paint: Paint, out: &mut String) {
     render_overflow(&stats.overflow, paint, out);
     if !stats.per_cpu.is_empty() {
         out.push('\n');
-        let mut cpus = Table::new(&["CPU", "SUBMITTED", "DROPPED"]);
+        let mut cpus = Table::new(&["CPU", "SUBMITTED", "COALESCED", "DROPPED"]);
         for cpu in &stats.per_cpu {
             cpus.row(vec![
                 (Tone::Plain, cpu.cpu.to_string()),
                 (Tone::Plain, number(cpu.submitted)),
+                (Tone::Plain, number(cpu.coalesced)),
                 (bad_unless_zero(cpu.dropped), number(cpu.dropped)),
             ]);
         }
@@ -89,6 +103,28 @@ fn render(stats: &StatsReport, paint: Paint, out: &mut String) {
     }
 }
 
+/// The kernel's map of changes, where there is one.
+fn render_map(stats: &StatsReport, out: &mut String) {
+    if stats.map_capacity == 0 {
+        return;
+    }
+    let percent = u128::from(stats.map_entries) * 100 / u128::from(stats.map_capacity);
+    let _ = writeln!(
+        out,
+        "map of changes: {} of {} entries ({percent} %), {} changes merged into one that was waiting",
+        number(stats.map_entries),
+        number(stats.map_capacity),
+        number(stats.coalesced)
+    );
+    if stats.taken_over > 0 {
+        let _ = writeln!(
+            out,
+            "taken over: {} changes were waiting when the daemon started",
+            number(stats.taken_over)
+        );
+    }
+}
+
 fn render_overflow(overflow: &OverflowReport, paint: Paint, out: &mut String) {
     if overflow.count == 0 {
         out.push_str("overflow: none\n");
@@ -103,6 +139,7 @@ fn render_overflow(overflow: &OverflowReport, paint: Paint, out: &mut String) {
         .unwrap_or_default();
     let _ = writeln!(out, "overflow: {count} {times}{last}");
     for (what, text) in [
+        ("what happened:", &overflow.happened),
         ("recovered by", &overflow.recovered_how),
         ("advice:", &overflow.advice),
     ] {
@@ -133,6 +170,7 @@ mod tests {
                 cpu: 0,
                 submitted: 5,
                 dropped: 12,
+                coalesced: 4321,
             }],
             hooks: vec![HookReport {
                 hook: "vfs_fallocate".into(),
@@ -152,9 +190,14 @@ mod tests {
             overflow: OverflowReport {
                 count: 1,
                 last: Some("2026-01-02T03:04:05Z".into()),
+                happened: Some("the ring was full".into()),
                 recovered_how: Some("a rescan of 3 directories".into()),
                 advice: Some("raise ring_size in [tracer]".into()),
             },
+            coalesced: 5000,
+            map_entries: 16_384,
+            map_capacity: 65_536,
+            taken_over: 17,
             ..StatsReport::default()
         };
         let mut out = String::new();
@@ -164,14 +207,17 @@ mod tests {
             "\
 events: 1,000,000 in 1m, 12 dropped
 buffer: 8.0 MiB, at most 50 % full (4.0 MiB)
+map of changes: 16,384 of 65,536 entries (25 %), 5,000 changes merged into one that was waiting
+taken over: 17 changes were waiting when the daemon started
 resolver: 9 hits, 1 misses, 1 fallbacks
 from event to row: 0.4 ms at the median, 3.0 ms at 99 %
 overflow: 1 time, last at 2026-01-02T03:04:05Z
+  what happened: the ring was full
   recovered by a rescan of 3 directories
   advice: raise ring_size in [tracer]
 
-CPU  SUBMITTED  DROPPED
-0    5          12
+CPU  SUBMITTED  COALESCED  DROPPED
+0    5          4,321      12
 
 HOOK           ATTACHED  HITS  NOTE
 vfs_fallocate  no        0     absent here

@@ -4,10 +4,11 @@
 //! configuration and no daemon, keeps nothing, and never opens a file.
 //!
 //! - `tree`: the folder's directories, for the resolver. `line`: a change as
-//!   text or JSON. `compare`: changes found by comparing, where a host allows
-//!   no events.
+//!   text or JSON. `filter`: which changes are printed. `compare`: changes found
+//!   by comparing, where a host allows no events.
 
 mod compare;
+mod filter;
 mod line;
 mod tree;
 
@@ -25,6 +26,7 @@ use rustc_hash::FxHashSet;
 
 use self::{
     compare::Snapshot,
+    filter::{Filter, FilterArgs},
     line::{Border, Change, Clock, Printer},
     tree::Tree,
 };
@@ -36,6 +38,7 @@ use crate::{
     },
     source::{
         Event, Op, Signal, Sink, Source, Watch, auto,
+        cgroup::Cgroups,
         choice::{Attach, Detail, SourceConfig, SourceKind, Transport},
     },
 };
@@ -52,7 +55,8 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 /// Each line has the time (UTC), the operation, the path, the bytes that were
 /// written where the source knows them, and who did it. Ctrl-C ends it. Needs
 /// no configuration; where the kernel allows no events, the folder is compared
-/// every second instead.
+/// every second instead. Of the options that choose what is printed each may be
+/// given several times; all kinds that are given must agree.
 #[derive(Clone, Debug, Args)]
 pub(super) struct TraceArgs {
     /// The folder to watch; mounts beneath it are not entered
@@ -61,6 +65,8 @@ pub(super) struct TraceArgs {
     /// Print one JSON object a line
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    filter: FilterArgs,
     /// Where changes come from
     #[arg(long, value_enum, default_value_t)]
     source: SourceKind,
@@ -81,6 +87,7 @@ enum Message {
 
 pub(super) fn run(args: &TraceArgs) -> anyhow::Result<()> {
     let watch = watch_of(&args.path)?;
+    let filter = Filter::new(&args.filter)?;
     let (tell, told) = channel();
     end_on_signals(tell.clone())?;
     end_when_nobody_reads(tell.clone())?;
@@ -106,7 +113,7 @@ pub(super) fn run(args: &TraceArgs) -> anyhow::Result<()> {
         sink_factory,
         Some(std::process::id()),
     )?;
-    match trace(&watch, source.as_ref(), &told, args.json) {
+    match trace(&watch, source.as_ref(), &told, filter, args.json) {
         Err(error) if is_closed_pipe(&error) => Ok(()),
         result => result,
     }
@@ -132,9 +139,21 @@ fn watch_of(path: &Path) -> anyhow::Result<Watch> {
 }
 
 /// Prints until the end is asked for.
-fn trace(watch: &Watch, source: &dyn Source, told: &Receiver<Message>, json: bool) -> anyhow::Result<()> {
+fn trace(
+    watch: &Watch,
+    source: &dyn Source,
+    told: &Receiver<Message>,
+    filter: Filter,
+    json: bool,
+) -> anyhow::Result<()> {
+    anyhow::ensure!(
+        source.about().kind != "scan" || !filter.asks_who(),
+        "a comparison of the folder cannot tell who made a change: leave --comm, --pid and --uid out, or have omirr \
+         use ebpf or fanotify ({})",
+        source.about().reason
+    );
     let out = BufWriter::with_capacity(1 << 16, io::stdout());
-    let mut view = View::open(watch, source, Printer::new(out, &watch.path, json))?;
+    let mut view = View::open(watch, source, Printer::new(out, &watch.path, json), filter)?;
     let about = source.about();
     let header = format!(
         "omirr: tracing {} with {}: {}",
@@ -182,6 +201,8 @@ struct View {
     resolver: Resolver,
     locator: Locator,
     printer: Printer<BufWriter<io::Stdout>>,
+    filter: Filter,
+    cgroups: Cgroups,
     clock: Clock,
     /// The source tells of the whole filesystem.
     is_unfiltered: bool,
@@ -200,6 +221,7 @@ impl View {
         watch: &Watch,
         source: &dyn Source,
         printer: Printer<BufWriter<io::Stdout>>,
+        filter: Filter,
     ) -> anyhow::Result<View> {
         let tree = Tree::open(watch).with_context(|| format!("cannot open {}", watch.path.display()))?;
         let locator =
@@ -217,6 +239,8 @@ impl View {
             resolver,
             locator,
             printer,
+            filter,
+            cgroups: Cgroups::open(),
             clock: Clock::new(),
             is_unfiltered: source.about().kind == "fanotify",
             outside: FxHashSet::default(),
@@ -254,6 +278,9 @@ impl View {
         if event.is_dir && matches!(event.op, Op::Rename | Op::Exchange) {
             self.learn_arrival(event, &path, to.as_ref(), &changes);
         }
+        if !self.filter.wants_event(event) || !self.filter.wants_path(&path, to.as_ref(), event.is_dir) {
+            return Ok(());
+        }
         let moved = match (event.op, &to, changes.first()) {
             (Op::Rename | Op::Exchange, None, Some(resolve::Change::Gone { .. })) => Some(Border::Out),
             (Op::Rename | Op::Exchange, None, _) => Some(Border::In),
@@ -269,6 +296,7 @@ impl View {
             pid: event.pid,
             uid: event.uid,
             comm: event.comm(),
+            cgroup: self.cgroups.path_of(event.cgroup).to_owned(),
             is_dir: event.is_dir,
         })
     }
@@ -347,6 +375,9 @@ impl View {
         let now = Snapshot::take(&self.tree);
         let time = self.clock.time_of(0);
         for (op, path, is_dir) in before.differences(&now) {
+            if !self.filter.wants_op(op) || !self.filter.wants_path(&path, None, is_dir) {
+                continue;
+            }
             self.printer.print(&Change {
                 time,
                 op: op.name(),

@@ -10,6 +10,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use super::who::Who;
 use crate::model::RelPath;
 
 /// How long a change waits for its companions.
@@ -31,6 +32,8 @@ pub struct Dirt {
     pub due: Instant,
     /// How often it was found changing while it was read.
     pub unstable: u32,
+    /// Who changed it last, as far as events told.
+    pub who: Option<Who>,
     /// The set's age when it was added: see [`DirtySet::turn`].
     pub age: u64,
 }
@@ -42,6 +45,8 @@ pub struct Hint {
     pub subtree: bool,
     /// The last writer has closed the file: no reason to wait any longer.
     pub at_rest: bool,
+    /// Who made the change, if it is told.
+    pub who: Option<Who>,
 }
 
 #[derive(Debug, Default)]
@@ -78,10 +83,12 @@ impl DirtySet {
             since: now,
             due: now + SETTLE,
             unstable: 0,
+            who: None,
             age: self.age,
         });
         dirt.content |= hint.content;
         dirt.subtree |= hint.subtree;
+        dirt.who = hint.who.or(dirt.who);
         if hint.at_rest {
             dirt.due = dirt.due.min(now + SETTLE);
         }
@@ -99,6 +106,8 @@ impl DirtySet {
         });
         kept.content |= dirt.content;
         kept.subtree |= dirt.subtree;
+        // What has come meanwhile is newer.
+        kept.who = kept.who.or(dirt.who);
         kept.since = kept.since.min(dirt.since);
         kept.age = kept.age.min(dirt.age);
     }

@@ -15,6 +15,7 @@ use super::dirty::Hint;
 use super::journal::Journal;
 use super::recovered::Recovering;
 use super::share::{Figures, Keeping, Share};
+use super::who::Who;
 use crate::config::Config;
 use crate::model::{RelPath, is_temp_name};
 use crate::resolve::fallback::{Located, Locator};
@@ -192,9 +193,13 @@ fn take(share: &Share, locator: &Locator, alone: bool, signals: &[Signal]) {
                     if event.dev == dev && (alone || resolver.knows(event) || event.at.is_none()) =>
                 {
                     displaced.extend(of_displaced(event));
+                    let first = touched.len();
                     for change in resolver.apply(event) {
                         resolved += 1;
                         note(change, event, &mut touched, &mut unknown);
+                    }
+                    for (_, hint) in &mut touched[first..] {
+                        hint.who = Who::of(event);
                     }
                 }
                 _ => {}
@@ -202,8 +207,8 @@ fn take(share: &Share, locator: &Locator, alone: bool, signals: &[Signal]) {
         }
     }
     Figures::add(&share.figures.resolved, resolved);
-    for unknown in unknown {
-        find(share, locator, &unknown, &mut touched);
+    for (unknown, who) in unknown {
+        find(share, locator, &unknown, who, &mut touched);
     }
     for ino in displaced {
         // Most often it has lost its last name.
@@ -231,7 +236,12 @@ fn of_displaced(event: &Event) -> Option<u64> {
     (event.ino != 0 && is_temp_name(&at.name)).then_some(event.ino)
 }
 
-fn note(change: Change, event: &Event, touched: &mut Vec<(RelPath, Hint)>, unknown: &mut Vec<Unknown>) {
+fn note(
+    change: Change,
+    event: &Event,
+    touched: &mut Vec<(RelPath, Hint)>,
+    unknown: &mut Vec<(Unknown, Option<Who>)>,
+) {
     match change {
         Change::Touched {
             path,
@@ -244,6 +254,7 @@ fn note(change: Change, event: &Event, touched: &mut Vec<(RelPath, Hint)>, unkno
                     content,
                     at_rest,
                     subtree: false,
+                    who: None,
                 },
             ));
         }
@@ -269,6 +280,7 @@ fn note(change: Change, event: &Event, touched: &mut Vec<(RelPath, Hint)>, unkno
                 at_rest: true,
                 subtree: event.is_dir,
                 content: true,
+                who: None,
             };
             touched.extend([(a, hint), (b, hint)]);
         }
@@ -279,19 +291,26 @@ fn note(change: Change, event: &Event, touched: &mut Vec<(RelPath, Hint)>, unkno
                 ..Hint::default()
             },
         )),
-        Change::Unknown(what) => unknown.push(what),
+        Change::Unknown(what) => unknown.push((what, Who::of(event))),
     }
 }
 
 /// What can be found out of a change in a directory that the resolver does not
 /// know: from the kernel, by its handle; from the index, by its inode; else the
 /// tree is compared.
-fn find(share: &Share, locator: &Locator, unknown: &Unknown, touched: &mut Vec<(RelPath, Hint)>) {
+fn find(
+    share: &Share,
+    locator: &Locator,
+    unknown: &Unknown,
+    who: Option<Who>,
+    touched: &mut Vec<(RelPath, Hint)>,
+) {
     Figures::add(&share.figures.unresolved, 1);
     let hint = Hint {
         content: unknown.content,
         subtree: false,
         at_rest: false,
+        who,
     };
     let located = locator.locate(unknown, &mut share.resolver.lock());
     match located {

@@ -17,6 +17,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::remote::{Group, Pending};
 use super::share::{Command, Inbound, Input, Share, Waiting};
+use super::who::Origins;
 use crate::apply;
 use crate::engine::Author;
 use crate::index::Durable;
@@ -39,6 +40,7 @@ const WAITING_SHOWN: usize = 20;
 pub struct Keeper {
     pub(super) share: Arc<Share>,
     pub(super) author: Author,
+    pub(super) origins: Origins,
     inputs: mpsc::Receiver<Input>,
     /// Taken from `inputs` and still to be looked at.
     next: Option<Input>,
@@ -76,6 +78,7 @@ impl Keeper {
         let meta = share.index.meta();
         Keeper {
             author: Author::new(meta.replica, meta.head, Some(meta.stamp), None),
+            origins: Origins::new(),
             share,
             inputs,
             next: None,

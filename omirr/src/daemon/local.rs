@@ -183,9 +183,10 @@ impl Keeper {
         // What is looked at now need not be looked at for older events.
         let mut dirty = share.dirty();
         for name in names {
-            let content = dirty.remove(&name).is_some_and(|dirt| dirt.content);
+            let known = dirty.remove(&name);
             let dirt = Dirt {
-                content,
+                content: known.is_some_and(|known| known.content),
+                who: known.and_then(|known| known.who).or(dirt.who),
                 subtree: false,
                 ..dirt
             };
@@ -223,6 +224,7 @@ impl Keeper {
                 seen: seen.clone(),
                 when_ms,
                 moved_from: look.moved_from().cloned(),
+                origin: self.origins.of(look.dirt.who),
             });
         }
         let decided = engine::decide_local(reader, observed, &mut self.author, super::now_ms())?;

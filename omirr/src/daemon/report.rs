@@ -1,9 +1,9 @@
-//! What `omirr status`, `stats` and `wait` are told.
+//! What `omirr status`, `stats`, `wait` and `log` are told.
 //!
 //! In: requests from the control socket. Out: the state of the shares as their
 //! tasks show it; for `wait`, an answer once everything changed before it is
-//! durable on the peers. Changes nothing but for the barrier that `wait` sends
-//! through the event source.
+//! durable on the peers. Changes nothing but for the barrier that `wait` and `log`
+//! send through the event source.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,14 +12,18 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 use super::control::{
-    Answer, ControlHandler, Lag, OverflowReport, PeerReport, PeerState, PendingItem, Percentiles, Progress,
-    ShareFigures, ShareReport, ShareState, StatsReport, StatusReport, WaitReply, WaitRequest,
+    Answer, ControlHandler, Lag, LogReport, LogRequest, PeerReport, PeerState, PendingItem, Percentiles,
+    Progress, ShareFigures, ShareReport, ShareState, StatsReport, StatusReport, WaitReply, WaitRequest,
 };
+use super::last_change;
+use super::overflow::{self, Losses};
 use super::share::{Input, Link, Share};
 use crate::source::Source;
 
 /// Rows are counted up to here for `behind`; more is more.
 const COUNTED_MAX: usize = 10_000_000;
+/// How long `log` waits for what has just been changed to be in the index.
+const LOG_PATIENCE: Duration = Duration::from_secs(3);
 
 pub struct Report {
     node: String,
@@ -67,7 +71,8 @@ impl Report {
             uptime_s: self.started.elapsed().as_secs(),
             ..StatsReport::default()
         };
-        report.set_source(self.source.about(), &self.source.stats());
+        let counted = self.source.stats();
+        report.set_source(self.source.about(), &counted);
         let mut delays = Vec::new();
         let (mut lost, mut lost_at_ms) = (0, 0);
         for share in self.shares.iter() {
@@ -97,21 +102,21 @@ impl Report {
             p50: at(0.5),
             p99: at(0.99),
         };
-        if lost > 0 {
-            report.overflow = OverflowReport {
-                count: lost,
-                last: jiff::Timestamp::from_millisecond(i64::try_from(lost_at_ms).unwrap_or(0))
-                    .ok()
-                    .filter(|at| at.as_second() > 0)
-                    .map(|at| at.to_string()),
-                recovered_how: Some(
-                    "the share's tree was compared with the index by stat, and what differed was read"
-                        .to_owned(),
-                ),
-                advice: Some("raise [tracer] ring_size if this happens often".to_owned()),
-            };
-        }
+        let losses = Losses {
+            count: lost,
+            at_ms: lost_at_ms,
+        };
+        report.overflow = overflow::report(self.source.about(), &counted, losses);
         report
+    }
+
+    async fn last_change_of(&self, request: LogRequest) -> Result<LogReport, String> {
+        let (share, path) = last_change::find(&self.shares, &request)?;
+        let deadline = tokio::time::Instant::now() + LOG_PATIENCE;
+        let missing = caught_up(&share, Arc::clone(&self.source), LOG_PATIENCE, deadline).await;
+        tokio::task::spawn_blocking(move || last_change::report(&share, &path, missing.err()))
+            .await
+            .map_err(|_| "the index could not be asked: see the daemon's log".to_owned())?
     }
 
     async fn wait_for(&self, request: WaitRequest) -> WaitReply {
@@ -176,27 +181,9 @@ async fn wait_for_share(
         };
         links.iter().map(lag).collect::<Vec<_>>()
     };
-    if let Some(reason) = share.stopped() {
-        return everyone(&format!("the share is stopped: {reason}"));
-    }
-    let barrier = tokio::task::spawn_blocking(move || source.barrier(timeout));
-    match tokio::time::timeout_at(deadline, barrier).await {
-        Ok(Ok(Ok(()))) => {}
-        Ok(Ok(Err(error))) => return everyone(&format!("the event source does not answer: {error:#}")),
-        _ => return everyone("the event source has not caught up"),
-    }
-    let (done, looked) = oneshot::channel();
-    if share.inputs.send(Input::Barrier(done)).await.is_err() {
-        return everyone("the share is stopped");
-    }
-    share.wake.notify_one();
-    let Ok(Ok(head)) = tokio::time::timeout_at(deadline, looked).await else {
-        let left = share.dirty().len();
-        let scanned = share.progress.lock().scanned;
-        return match scanned {
-            false => everyone("the tree is still being compared with the index"),
-            true => everyone(&format!("{left} changed paths are still to be looked at")),
-        };
+    let head = match caught_up(&share, source, timeout, deadline).await {
+        Ok(head) => head,
+        Err(reason) => return everyone(&reason),
     };
     let mut behind = Vec::new();
     for link in &links {
@@ -212,6 +199,39 @@ async fn wait_for_share(
         }
     }
     behind
+}
+
+/// Waits until everything changed before is in the index; says up to which row,
+/// or why that is not so at the deadline.
+async fn caught_up(
+    share: &Share,
+    source: Arc<dyn Source>,
+    timeout: Duration,
+    deadline: tokio::time::Instant,
+) -> Result<u64, String> {
+    if let Some(reason) = share.stopped() {
+        return Err(format!("the share is stopped: {reason}"));
+    }
+    let barrier = tokio::task::spawn_blocking(move || source.barrier(timeout));
+    match tokio::time::timeout_at(deadline, barrier).await {
+        Ok(Ok(Ok(()))) => {}
+        Ok(Ok(Err(error))) => return Err(format!("the event source does not answer: {error:#}")),
+        _ => return Err("the event source has not caught up".to_owned()),
+    }
+    let (done, looked) = oneshot::channel();
+    if share.inputs.send(Input::Barrier(done)).await.is_err() {
+        return Err("the share is stopped".to_owned());
+    }
+    share.wake.notify_one();
+    let Ok(Ok(head)) = tokio::time::timeout_at(deadline, looked).await else {
+        let left = share.dirty().len();
+        let scanned = share.progress.lock().scanned;
+        return Err(match scanned {
+            false => "the tree is still being compared with the index".to_owned(),
+            true => format!("{left} changed paths are still to be looked at"),
+        });
+    };
+    Ok(head)
 }
 
 fn lag_reason(link: &Link) -> Option<String> {
@@ -304,5 +324,9 @@ impl ControlHandler for Report {
 
     fn wait(&self, request: WaitRequest) -> Answer<'_, WaitReply> {
         Box::pin(self.wait_for(request))
+    }
+
+    fn log(&self, request: LogRequest) -> Answer<'_, Result<LogReport, String>> {
+        Box::pin(self.last_change_of(request))
     }
 }

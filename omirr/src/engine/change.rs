@@ -22,7 +22,8 @@ pub fn differs(old: Option<&Row>, seen: &Seen) -> bool {
 }
 
 /// The row for what was seen, made by `replica` as its change number `seq`;
-/// none if nothing differs. `stamp` must be greater than the old row's.
+/// none if nothing differs. `stamp` must be greater than the old row's. Who made
+/// the change is for the caller to add.
 pub fn local_change(
     old: Option<&Row>,
     seen: &Seen,
@@ -45,5 +46,6 @@ pub fn local_change(
         entry,
         deleted,
         version: Version { vector, stamp },
+        origin: None,
     })
 }

@@ -13,8 +13,9 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
-use crate::model::{Entry, Kind, RelPath, ReplicaId, Row, Time, Version};
+use crate::model::{Entry, Kind, Origin, RelPath, ReplicaId, Row, Time, Version};
 
 use super::change::{Seen, differs};
 use super::clock::Author;
@@ -30,6 +31,8 @@ pub struct Observed {
     pub when_ms: Option<u64>,
     /// Where the inode was before, if it was elsewhere.
     pub moved_from: Option<RelPath>,
+    /// Who changed it, if that is known.
+    pub origin: Option<Arc<Origin>>,
 }
 
 /// A row that a peer sent.
@@ -82,7 +85,8 @@ pub fn decide_local<R: Rows>(
     });
     let mut decided = Vec::new();
     for (seen, old) in changed {
-        if let Some((seq, row)) = author.observe(old.as_ref(), &seen.seen, now_ms, seen.when_ms) {
+        if let Some((seq, mut row)) = author.observe(old.as_ref(), &seen.seen, now_ms, seen.when_ms) {
+            row.origin = seen.origin;
             let moved_from = seen.moved_from;
             decided.push(Decided {
                 path: seen.path,
@@ -195,7 +199,8 @@ fn keep_aside<R: Rows>(
         return Ok(None);
     };
     let seen = Seen::Present(entry.clone());
-    if let Some((seq, row)) = author.observe(old.as_ref(), &seen, context.now_ms, None) {
+    if let Some((seq, mut row)) = author.observe(old.as_ref(), &seen, context.now_ms, None) {
+        row.origin = Some(Arc::new(Origin::daemon()));
         let work = Work::KeepAside { from: path.clone() };
         let made = Decided {
             path: to.clone(),
@@ -286,6 +291,7 @@ fn revive<R: Rows>(
         entry,
         deleted: false,
         version: Version { vector, stamp },
+        origin: Some(Arc::new(Origin::daemon())),
     };
     let made = Decided {
         path: path.clone(),

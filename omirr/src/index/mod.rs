@@ -41,7 +41,7 @@ const INTENTS: TableDefinition<&[u8], &[u8]> = TableDefinition::new("intents");
 const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
 
 /// The layout that this code reads and writes.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 /// What redb may keep of the file in memory, bytes.
 const CACHE_BYTES: usize = 24 << 20;
 
@@ -271,6 +271,7 @@ mod tests {
                         replica: ReplicaId(1),
                     },
                 },
+                origin: None,
             },
             seq,
             sig: (!deleted).then_some(StatSig {
@@ -407,6 +408,6 @@ mod tests {
         txn.commit().unwrap();
         drop(db);
         let error = Index::open(&file, "one").err().unwrap().to_string();
-        assert!(error.contains("format 9, this omirr reads format 1"), "{error}");
+        assert!(error.contains("format 9, this omirr reads format 2"), "{error}");
     }
 }

@@ -4,11 +4,13 @@
 //! sent to a peer is made of these types; `wire/codec.rs` turns them to bytes.
 
 mod entry;
+mod origin;
 mod path;
 mod row;
 mod version;
 
 pub use entry::{Entry, Hash, Kind, LinkGroup, Time, Xattr};
+pub use origin::{CGROUP_BYTES_MAX, COMMAND_BYTES_MAX, Origin};
 pub use path::{PathError, RelPath, TEMP_PREFIX, is_temp_name};
 pub use row::{Record, Row, StatSig};
 pub use version::{Relation, ReplicaId, Stamp, Vector, Version};

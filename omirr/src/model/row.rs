@@ -1,9 +1,11 @@
 //! Rows: an entry's state at a version. Records: a row as this node's index
 //! keeps it.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
-use super::{Entry, RelPath, Time, Version};
+use super::{Entry, Origin, RelPath, Time, Version};
 
 /// A path's state, the same on every node once it has arrived there.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -13,6 +15,9 @@ pub struct Row {
     /// Whether this row is a tombstone.
     pub deleted: bool,
     pub version: Version,
+    /// Who made it so, where the event source told; no decision looks at it.
+    /// Shared among the many rows of one process.
+    pub origin: Option<Arc<Origin>>,
 }
 
 impl Row {

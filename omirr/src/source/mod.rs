@@ -7,6 +7,7 @@
 //! is a hint; what is true is on disk.
 
 pub mod auto;
+pub mod cgroup;
 pub mod choice;
 pub mod ebpf;
 pub mod fanotify;

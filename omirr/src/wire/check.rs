@@ -6,7 +6,10 @@
 //! session's business, not this file's.
 
 use super::{LIMITS, Message, Part, WireError, WireRow};
-use crate::model::{Entry, Kind, RelPath, ReplicaId, Version, Xattr, is_temp_name};
+use crate::model::{
+    CGROUP_BYTES_MAX, COMMAND_BYTES_MAX, Entry, Kind, Origin, RelPath, ReplicaId, Version, Xattr,
+    is_temp_name,
+};
 
 /// Chunk names in one `Want`. `content::ChunkSize` keeps files up to 512 GiB
 /// below it.
@@ -142,6 +145,9 @@ fn check_row(row: &WireRow) -> Result<(), String> {
     }
     check_entry(entry)?;
     check_version(&row.row.version)?;
+    if let Some(origin) = &row.row.origin {
+        check_origin(origin)?;
+    }
     if let Some(from) = &row.moved_from {
         check_path(from).map_err(|what| format!("moved from {from}: {what}"))?;
     }
@@ -267,6 +273,27 @@ fn check_version(version: &Version) -> Result<(), String> {
             "its stamp counts {} changes in one millisecond",
             stamp.count
         ));
+    }
+    Ok(())
+}
+
+/// What a node tells of a process ends up on terminals of other nodes.
+fn check_origin(origin: &Origin) -> Result<(), String> {
+    for (what, text, limit) in [
+        ("command", &origin.command, COMMAND_BYTES_MAX),
+        ("cgroup", &origin.cgroup, CGROUP_BYTES_MAX),
+    ] {
+        if text.len() > limit {
+            return Err(format!(
+                "the {what} that is said to have changed it has {} bytes, the limit is {limit}",
+                text.len()
+            ));
+        }
+        if text.chars().any(char::is_control) {
+            return Err(format!(
+                "the {what} {text:?} that is said to have changed it has a control character in it"
+            ));
+        }
     }
     Ok(())
 }

@@ -1,3 +1,5 @@
+use std::sync::Arc;
+
 use bytes::Bytes;
 
 use super::*;
@@ -33,10 +35,20 @@ fn row(path: &str, seq: u64) -> WireRow {
                     replica,
                 },
             },
+            origin: Some(origin(16, 255)),
         },
         moved_from: None,
         inline: Some(Bytes::from_static(b"ab")),
     }
+}
+
+fn origin(command_bytes: usize, cgroup_bytes: usize) -> Arc<Origin> {
+    Arc::new(Origin {
+        pid: 1,
+        uid: None,
+        command: "c".repeat(command_bytes).into(),
+        cgroup: "/".repeat(cgroup_bytes).into(),
+    })
 }
 
 fn xattr(name: &str, bytes: usize) -> Xattr {
@@ -65,7 +77,21 @@ fn rows_as_a_node_makes_them_pass() {
 #[test]
 fn each_impossible_row_is_refused_with_its_path() {
     type Spoil = fn(&mut WireRow);
-    let cases: [(&str, Spoil); 20] = [
+    let cases: [(&str, Spoil); 23] = [
+        ("command that is said to have changed it has 17 bytes", |r| {
+            r.row.origin = Some(origin(17, 0))
+        }),
+        ("cgroup that is said to have changed it has 256 bytes", |r| {
+            r.row.origin = Some(origin(0, 256))
+        }),
+        ("control character", |r| {
+            r.row.origin = Some(Arc::new(Origin {
+                pid: 1,
+                uid: None,
+                command: "\u{1b}[2J".into(),
+                cgroup: "".into(),
+            }));
+        }),
         ("its mode 0o100644 has bits beyond 0o7777", |r| {
             r.row.entry.mode = 0o100644
         }),
@@ -165,7 +191,7 @@ fn sequence_numbers_begin_at_one() {
 fn names_cannot_leave_a_folder_or_paint_a_terminal() {
     for bad in ["", "a/b", "a\x1b[2J", &"x".repeat(256)] {
         let mut welcome = Message::Welcome {
-            protocol: 1,
+            protocol: 2,
             software: "omirr".into(),
             node: "web1".into(),
             replica: ReplicaId(1),

@@ -1,10 +1,12 @@
+use std::sync::Arc;
+
 use bytes::Bytes;
 use proptest::prelude::*;
 
 use super::*;
 use crate::model::{
-    Entry, Hash, Kind, LinkGroup, Record, RelPath, ReplicaId, Row, Stamp, StatSig, Time, Vector, Version,
-    Xattr,
+    Entry, Hash, Kind, LinkGroup, Origin, Record, RelPath, ReplicaId, Row, Stamp, StatSig, Time, Vector,
+    Version, Xattr,
 };
 use crate::wire::{Part, WireRow};
 
@@ -43,10 +45,23 @@ fn entry() -> impl Strategy<Value = Entry> {
     )
 }
 
+/// Few enough that rows of a batch share some.
+fn origin() -> impl Strategy<Value = Option<Arc<Origin>>> {
+    let origin = (
+        0..3u32,
+        prop::option::of(0..2u32),
+        "[a-z]{0,2}",
+        "(/[a-z.]{1,9}){0,1}",
+    )
+        .prop_map(|(pid, uid, command, cgroup)| Arc::new(Origin::new(pid, uid, command.as_bytes(), &cgroup)));
+    prop::option::of(origin)
+}
+
 fn row() -> impl Strategy<Value = Row> {
     let pairs = prop::collection::vec((any::<u64>(), 1..1u64 << 60), 1..4);
-    (entry(), any::<bool>(), pairs, 0..1u64 << 48, 0..1u32 << 20).prop_map(
-        |(entry, deleted, pairs, wall_ms, count)| {
+    let stamp = (0..1u64 << 48, 0..1u32 << 20);
+    (entry(), any::<bool>(), pairs, stamp, origin()).prop_map(
+        |(entry, deleted, pairs, (wall_ms, count), origin)| {
             let replica = ReplicaId(pairs[0].0);
             let vector = Vector::from_iter(pairs.into_iter().map(|(id, counter)| (ReplicaId(id), counter)));
             Row {
@@ -60,6 +75,7 @@ fn row() -> impl Strategy<Value = Row> {
                         replica,
                     },
                 },
+                origin,
             }
         },
     )
@@ -123,7 +139,7 @@ fn message() -> impl Strategy<Value = Message> {
             }),
         (name, any::<u64>(), 0..1u64 << 60, names).prop_map(|(node, replica, cursor, names)| {
             Message::Welcome {
-                protocol: 1,
+                protocol: 2,
                 software: "omirr 0.1.0".into(),
                 node,
                 replica: ReplicaId(replica),
@@ -292,14 +308,15 @@ fn the_variants_have_the_numbers_that_the_protocol_gives_them() {
 
 #[test]
 fn huge_lengths_are_refused_without_being_allocated() {
-    // A batch of 2^60 rows, content of 2^60 parts, a part of 2^60 bytes, a
+    // A batch by 2^60 processes or of 2^60 rows, content of 2^60 parts, a part of 2^60 bytes, a
     // reason of 2^60 bytes, a path of 2^60 bytes in a row.
     for bytes in [
         [vec![BATCH, 1], huge()].concat(),
         [vec![CONTENT, 1], huge()].concat(),
         [vec![CONTENT, 1, 1, 0], huge()].concat(),
         [vec![2], huge()].concat(),
-        [vec![BATCH, 1, 1, 1], huge()].concat(),
+        [vec![BATCH, 1, 0], huge()].concat(),
+        [vec![BATCH, 1, 0, 1, 1], huge()].concat(),
     ] {
         let said = body(&[&bytes]).unwrap_err();
         assert!(matches!(said, WireError::Malformed { .. }), "{said:?}");
@@ -319,6 +336,65 @@ fn small_elements_cannot_grow_into_much_memory() {
     bytes.resize(bytes.len() + (2 << 24) - 8, 2);
     let said = body(&[&bytes]).unwrap_err().to_string();
     assert!(said.ends_with("more memory than is allowed"), "{said}");
+}
+
+#[test]
+fn who_made_the_rows_of_a_batch_is_written_once() {
+    let written = |rows: u64, command: &[u8]| {
+        let origin = Some(Arc::new(Origin::new(
+            1,
+            Some(0),
+            command,
+            "/system.slice/nginx.service",
+        )));
+        let rows = (1..=rows)
+            .map(|seq| WireRow {
+                seq,
+                path: RelPath::root(),
+                row: Row {
+                    entry: Entry {
+                        kind: Kind::Directory,
+                        mode: 0,
+                        uid: 0,
+                        gid: 0,
+                        mtime: Time { secs: 0, nanos: 0 },
+                        xattrs: Vec::new(),
+                        link: None,
+                    },
+                    deleted: false,
+                    version: Version {
+                        vector: Vector::default(),
+                        stamp: Stamp {
+                            wall_ms: 0,
+                            count: 0,
+                            replica: ReplicaId(1),
+                        },
+                    },
+                    origin: (!command.is_empty()).then(|| origin.clone()).flatten(),
+                },
+                moved_from: None,
+                inline: None,
+            })
+            .collect();
+        to_bytes(&Message::Batch { upto: 9, rows }).unwrap()
+    };
+    let table = 1 + 2 + 1 + 5 + 1 + 27;
+    for rows in [1, 9] {
+        assert_eq!(written(rows, b"nginx").len(), written(rows, b"").len() + table);
+    }
+    // A row that names a process which is not in the table.
+    let mut bytes = written(1, b"nginx");
+    let place = bytes.len() - 3;
+    assert_eq!(bytes[place..], [1, 0, 0]);
+    bytes[place] = 2;
+    let said = body(&[&bytes]).unwrap_err().to_string();
+    assert!(said.contains("number 2 of 1 processes"), "{said}");
+    // More processes than rows.
+    let said = body(&[&[BATCH, 1, 1, 1, 0, 0, 0, 0]]).unwrap_err().to_string();
+    assert!(
+        said.contains("0 rows cannot have been made by 1 processes"),
+        "{said}"
+    );
 }
 
 #[test]
@@ -369,6 +445,7 @@ fn full_messages_pass() {
                 replica,
             },
         },
+        origin: None,
     };
     let rows = (1..=LIMITS.batch_rows as u64)
         .map(|seq| WireRow {
@@ -379,7 +456,16 @@ fn full_messages_pass() {
                     .as_bytes(),
             )
             .unwrap(),
-            row: row.clone(),
+            // Each made by another process.
+            row: Row {
+                origin: Some(Arc::new(Origin::new(
+                    u32::MAX - seq as u32,
+                    Some(0),
+                    b"fifteen-letters",
+                    &"c".repeat(255),
+                ))),
+                ..row.clone()
+            },
             moved_from: None,
             inline: None,
         })

@@ -1,4 +1,4 @@
-//! The messages of protocol 1. `docs/PROTOCOL.md` tells how they follow one
+//! The messages of protocol 2. `docs/PROTOCOL.md` tells how they follow one
 //! another.
 //!
 //! Each node dials each of its peers, once per share, and sends its own rows
@@ -11,9 +11,9 @@ use serde::{Deserialize, Serialize};
 use crate::model::{Hash, RelPath, ReplicaId, Row};
 
 /// First bytes of every connection, before the first frame, in both directions.
-pub const MAGIC: [u8; 8] = *b"omirr\0\0\x01";
+pub const MAGIC: [u8; 8] = *b"omirr\0\0\x02";
 /// Both sides must speak the same one.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 
 /// What a frame may hold, so that a peer cannot make this node allocate.
 #[derive(Clone, Copy, Debug)]
@@ -32,8 +32,9 @@ pub const LIMITS: Limits = Limits {
     batch_rows: 16_384,
 };
 
-/// A row on its way, with its place in the sender's order.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// A row on its way, with its place in the sender's order. Its bytes are those
+/// of `wire/rows.rs`.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WireRow {
     /// The sender's local sequence number.
     pub seq: u64,
@@ -91,6 +92,7 @@ pub enum Message {
     /// up to `upto` the receiver now knows all that it need know.
     Batch {
         upto: u64,
+        #[serde(with = "super::rows")]
         rows: Vec<WireRow>,
     },
     /// Receiver asks for content that it lacks. `have` names the chunks of what

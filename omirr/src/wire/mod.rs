@@ -7,6 +7,7 @@
 //! - [`codec`]: values to bytes and back; the one place that knows bincode and
 //!   zstd.
 //! - [`frame`]: where one message ends and the next begins.
+//! - `rows`: how the rows of a batch are written.
 //! - `check`: whether a decoded message is one that this node may act upon.
 
 mod check;
@@ -14,6 +15,7 @@ pub mod codec;
 mod error;
 pub mod frame;
 mod message;
+mod rows;
 
 pub use check::MAX_HAVE;
 pub use codec::{Decoder, Encoder, Pack, decode, encode, from_bytes, to_bytes};

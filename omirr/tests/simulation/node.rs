@@ -2,13 +2,14 @@
 //! engine making every decision.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
 
 use omirr::engine::{
     Arrived, Author, Content, Context, Decided, Found, Install, Name, Observed, Outgoing, Policy, Progress,
     Rows, Seen, Step, Work, decide_local, decide_remote, goes_inline, incoherent, link_group, observe_also,
     plan, recover, relink,
 };
-use omirr::model::{Entry, Hash, LinkGroup, Record, RelPath, ReplicaId, Row, StatSig, Time};
+use omirr::model::{Entry, Hash, LinkGroup, Origin, Record, RelPath, ReplicaId, Row, StatSig, Time};
 
 use crate::disk::Disk;
 use crate::index::{Index, Intent};
@@ -203,6 +204,9 @@ impl Node {
             self.dirty.insert(path);
         }
         self.link(&mut found);
+        // Another one each time, so that a row which does not travel with the
+        // one that made it shows.
+        let origin = Origin::new(now_ms as u32, Some(self.replica.0 as u32), b"user", "");
         let observed: Vec<Observed> = found
             .iter()
             .map(|(path, look)| Observed {
@@ -210,6 +214,7 @@ impl Node {
                 seen: look.seen.clone(),
                 when_ms: if scanning { look.changed_at } else { None },
                 moved_from: look.came_from.clone(),
+                origin: Some(Arc::new(origin.clone())),
             })
             .collect();
         let decided = sure(decide_local(&self.index, observed, &mut self.author, now_ms));

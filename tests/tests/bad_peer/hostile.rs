@@ -220,6 +220,7 @@ fn row(path: &str, seq: u64, kind: Kind, inline: Option<&str>) -> WireRow {
                     replica: REPLICA,
                 },
             },
+            origin: None,
         },
         moved_from: None,
         inline: inline.map(|text| text.to_owned().into()),

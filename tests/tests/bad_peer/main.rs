@@ -8,12 +8,14 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::unix::fs::symlink as make_symlink;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hostile::{Hostile, batch, directory, file, hello, patched, symlink};
+use omirr::model::Origin;
 use omirr::wire::{LIMITS, MAGIC, Message, PROTOCOL};
-use omirr_tests::nodes::{Node, Pair, may_mirror};
+use omirr_tests::nodes::{Node, Pair, may_mirror, omirr};
 
 const SOON: Duration = Duration::from_secs(60);
 
@@ -159,7 +161,7 @@ fn another_protocol_is_told_from_the_greeting() {
     let mut hostile = trio.greet_with(newer).unwrap();
     hostile.say(&hello());
     assert_eq!(hostile.hear_out(), []);
-    let line = trio.line("speaks omirr protocol 9, this node speaks 1: update the older one");
+    let line = trio.line("speaks omirr protocol 9, this node speaks 2: update the older one");
     assert!(line.contains("a connection was refused: 127.0.0.1:"), "{line}");
     trio.goes_on();
     let hostile = trio.greet_with(*b"SSH-2.0-").unwrap();
@@ -203,11 +205,11 @@ fn another_protocol_is_told_from_hello() {
     assert!(
         reason.starts_with("mallory (127.0.0.1:")
             && reason.ends_with(
-                ", omirr 9.0.0) speaks omirr protocol 2, this node speaks 1: update the older one"
+                ", omirr 9.0.0) speaks omirr protocol 3, this node speaks 2: update the older one"
             ),
         "{reason}"
     );
-    let line = trio.line("speaks omirr protocol 2");
+    let line = trio.line("speaks omirr protocol 3");
     assert!(
         line.contains(&format!("a connection has ended: {reason}")),
         "{line}"
@@ -573,6 +575,52 @@ fn names_that_would_become_file_names_have_no_slash_in_them() {
 }
 
 #[test]
+fn who_made_a_row_is_believed_but_must_fit_on_a_terminal() {
+    let Some(mut trio) = Trio::start("who_made_a_row_is_believed_but_must_fit_on_a_terminal") else {
+        return;
+    };
+    let made_by = |name: &str, command: &str| {
+        let mut row = file(name, 1, "x");
+        row.row.origin = Some(Arc::new(Origin {
+            pid: u32::MAX,
+            uid: Some(u32::MAX),
+            command: command.into(),
+            cgroup: "/a".into(),
+        }));
+        row
+    };
+    for (command, why) in [
+        (
+            "17-bytes-too-long",
+            "the command that is said to have changed it has 17 bytes, the limit is 16",
+        ),
+        ("a\u{1b}[2J", "has a control character in it"),
+    ] {
+        let mut hostile = trio.welcomed();
+        hostile.say(&batch(vec![made_by("made", command)]));
+        hostile.hear_out();
+        let line = trio.line(why);
+        assert!(line.contains("a batch with an impossible row for made"), "{line}");
+        assert!(!trio.pair.one.share.join("made").exists());
+    }
+    let mut hostile = trio.welcomed();
+    hostile.say(&batch(vec![made_by("made", "sixteen-bytes-ok")]));
+    trio.pair.one.wait_for_file("made", "x", SOON);
+    let (path, config) = (trio.pair.one.share.join("made"), trio.pair.one.config());
+    let text = |path: &Path| path.to_str().expect("test paths are UTF-8").to_owned();
+    let out = omirr(&["log", &text(&path), "-c", &text(&config)]);
+    let said = String::from_utf8_lossy(&out.stdout);
+    assert!(
+        said.contains("on node mallory\n")
+            && said.contains("by       sixteen-bytes-ok, pid 4294967295, user 4294967295, in /a\n"),
+        "{said}"
+    );
+    drop(hostile);
+    fs::remove_file(path).unwrap();
+    trio.goes_on();
+}
+
+#[test]
 fn rows_beneath_a_symlink_do_not_follow_it() {
     let Some(mut trio) = Trio::start("rows_beneath_a_symlink_do_not_follow_it") else {
         return;
@@ -865,7 +913,7 @@ fn a_peer_that_answers_wrong_is_named_and_tried_again() {
         while reader.recv().await.is_ok() {}
     });
     trio.line("cannot send: mallory refuses: mallory is not in the mood [2J; trying again");
-    trio.line("cannot send: mallory speaks omirr protocol 2, this node speaks 1: update the older one; trying again");
+    trio.line("cannot send: mallory speaks omirr protocol 3, this node speaks 2: update the older one; trying again");
     trio.line("cannot send: mallory acknowledges row 1099511627776, which it was never sent; trying again");
     trio.line("cannot send: mallory sends a message of kind batch, which is not for this node to receive; trying again");
     assert!(!trio.pair.one.share.join("pushed").exists());

@@ -5,7 +5,6 @@ use aya::{
     programs::ProgramType,
     sys::{is_map_supported, is_program_supported},
 };
-use rustix::process::{Resource, getrlimit};
 
 use super::Check;
 use crate::source::ebpf::probe::probe;
@@ -24,11 +23,14 @@ const PRIVILEGES: &str = "run omirr as root, or give its service CAP_BPF, CAP_PE
 const LOCKED: &str =
     "boot without kernel lockdown if this host's policy allows that; fanotify needs nothing of it";
 
+/// What to do about a way that is closed while another is open.
+const OTHERWISE: &str =
+    "nothing, as long as another way works: the last line names the one that would be used, and why";
+
 pub(super) fn checks() -> Vec<Check> {
     let mut checks = vec![capabilities(), lockdown(), btf(), kprobes()];
     checks.extend(programs());
     checks.extend(maps());
-    checks.push(memlock());
     // The source's own trials, of which the ones above say the reasons.
     let known = ["privileges", "lockdown", "kprobes"];
     checks.extend(
@@ -43,7 +45,24 @@ pub(super) fn checks() -> Vec<Check> {
                 }
             }),
     );
+    for check in checks.iter_mut().filter(|check| !check.ok) {
+        check.remedy.get_or_insert_with(|| OTHERWISE.to_owned());
+    }
     checks
+}
+
+/// Whether this process has the capability with this number.
+pub(super) fn has_capability(bit: u32) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    effective(&status) >> bit & 1 == 1
+}
+
+fn effective(status: &str) -> u64 {
+    status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))
+        .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
+        .unwrap_or(0)
 }
 
 fn capabilities() -> Check {
@@ -52,11 +71,7 @@ fn capabilities() -> Check {
 }
 
 fn judge_capabilities(status: &str) -> Check {
-    let effective = status
-        .lines()
-        .find_map(|line| line.strip_prefix("CapEff:"))
-        .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
-        .unwrap_or(0);
+    let effective = effective(status);
     let (has, lacks): (Vec<_>, Vec<_>) = CAPABILITIES
         .iter()
         .partition(|(bit, _)| effective >> bit & 1 == 1);
@@ -189,21 +204,6 @@ fn refusal_remedy(text: &str) -> Option<&'static str> {
         ),
         (true, false) => Some(PRIVILEGES),
         (false, _) => None,
-    }
-}
-
-fn memlock() -> Check {
-    let limit = getrlimit(Resource::Memlock).current;
-    match limit {
-        None => Check::yes("locked memory", "no limit"),
-        Some(bytes) => {
-            // Kernels that account BPF memory by control group do not look at it.
-            let detail = format!(
-                "at most {}, which old kernels apply to eBPF maps; omirr raises it if it may",
-                crate::cli::terminal::bytes(bytes)
-            );
-            Check::yes("locked memory", detail)
-        }
     }
 }
 

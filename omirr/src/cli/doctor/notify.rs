@@ -19,8 +19,11 @@ use crate::source::{
 /// Filesystems of which more than this many are mounted are not all listed.
 const FILESYSTEMS: usize = 16;
 
+/// What to do about errors that are none of the known ones.
+const NO_OTHER: &str = "nothing, as long as eBPF works; else the trees are compared every 10 seconds";
+
 pub(super) fn checks(watch: &Watch) -> Vec<Check> {
-    let mut checks = vec![open(), renames(watch)];
+    let mut checks = vec![open(), queue(), renames(watch)];
     for path in filesystems(&watch.path) {
         checks.push(handles(&path));
         checks.push(watching(&path));
@@ -33,8 +36,29 @@ fn open() -> Check {
         Ok(_) => Check::yes("fanotify", "the kernel reports changes with their names"),
         Err(error) => {
             let detail = format!("{error}: omirr cannot be told of changes this way");
-            Check::no("fanotify", detail, remedy(&error))
+            Check::no("fanotify", detail, Some(remedy(&error).unwrap_or(NO_OTHER)))
         }
+    }
+}
+
+/// Without a limit on what waits no event is lost while there is memory.
+fn queue() -> Check {
+    let name = "fanotify queue";
+    let flags = Format::MovedFromTo.init_flags();
+    match (sys::init(flags), sys::init(flags & !libc::FAN_UNLIMITED_QUEUE)) {
+        (Ok(_), _) => Check::yes(name, "any number of events may wait (FAN_UNLIMITED_QUEUE)"),
+        (Err(error), Ok(_)) => Check::no(
+            name,
+            format!(
+                "{error}: an unlimited queue is refused (FAN_UNLIMITED_QUEUE), and omirr takes no other: a burst would lose events"
+            ),
+            Some(remedy(&error).unwrap_or(NO_OTHER)),
+        ),
+        (Err(error), Err(_)) => Check::no(
+            name,
+            format!("{error}: it could not be tried"),
+            Some(remedy(&error).unwrap_or(NO_OTHER)),
+        ),
     }
 }
 
@@ -46,13 +70,20 @@ fn renames(watch: &Watch) -> Check {
         sys::mark_filesystem(group.as_fd(), Format::Rename.mask(), root.as_fd())
     });
     match tried {
-        Ok(()) => Check::yes(name, "a rename is one event, with the inode that was renamed"),
+        Ok(()) => Check::yes(
+            name,
+            "a rename is one event, with the inode that was renamed (FAN_REPORT_DFID_NAME_TARGET)",
+        ),
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Check::no(
             name,
             "a rename is told in two events without its inode: renamed folders cost a look at the disk",
             Some("boot Linux 5.17 or newer, if many folders are renamed"),
         ),
-        Err(error) => Check::no(name, format!("{error}: it could not be tried"), remedy(&error)),
+        Err(error) => Check::no(
+            name,
+            format!("{error}: it could not be tried"),
+            Some(remedy(&error).unwrap_or(NO_OTHER)),
+        ),
     }
 }
 
@@ -66,7 +97,7 @@ fn handles(path: &Path) -> Check {
         Ok(_) => Check::yes(name, "inodes can be found by their handle"),
         Err(error) => {
             let detail = format!("{error}: a change whose path is not known costs a rescan");
-            Check::no(name, detail, remedy(&error))
+            Check::no(name, detail, Some(remedy(&error).unwrap_or(NO_OTHER)))
         }
     }
 }
@@ -80,8 +111,12 @@ fn watching(path: &Path) -> Check {
                 .map_err(|error| error.to_string())
         });
     match tried {
-        Ok(_) => Check::yes(name, "it can be watched"),
-        Err(error) => Check::refused(name, &error),
+        Ok(_) => Check::yes(name, "all of it can be watched at once (FAN_MARK_FILESYSTEM)"),
+        Err(error) => {
+            let mut check = Check::refused(name, &error);
+            check.remedy.get_or_insert_with(|| NO_OTHER.to_owned());
+            check
+        }
     }
 }
 

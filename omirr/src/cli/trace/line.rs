@@ -26,7 +26,10 @@ pub(super) struct Change {
     /// 0 if it is not known who it was.
     pub(super) pid: u32,
     pub(super) uid: u32,
+    /// Empty if it is not known; then neither is the user.
     pub(super) comm: String,
+    /// The cgroup's path; empty if it is not known.
+    pub(super) cgroup: String,
     pub(super) is_dir: bool,
 }
 
@@ -51,6 +54,7 @@ impl Change {
             pid: 0,
             uid: 0,
             comm: String::new(),
+            cgroup: String::new(),
             is_dir: false,
         }
     }
@@ -69,6 +73,7 @@ struct Json<'a> {
     pid: Option<u32>,
     uid: Option<u32>,
     comm: Option<&'a str>,
+    cgroup: Option<&'a str>,
     dir: bool,
 }
 
@@ -135,6 +140,7 @@ impl<W: Write> Printer<W> {
         let folder = &self.json_folder;
         let path = |path: &RelPath| join(folder, path.is_root(), &String::from_utf8_lossy(path.as_bytes()));
         let known = change.pid != 0;
+        let named = known && !change.comm.is_empty();
         let object = Json {
             time: format!("{:.6}", change.time),
             op: change.op,
@@ -143,8 +149,9 @@ impl<W: Write> Printer<W> {
             moved: change.moved,
             range: change.range,
             pid: known.then_some(change.pid),
-            uid: known.then_some(change.uid),
-            comm: (known && !change.comm.is_empty()).then_some(&change.comm),
+            uid: named.then_some(change.uid),
+            comm: named.then_some(&change.comm),
+            cgroup: (!change.cgroup.is_empty()).then_some(&change.cgroup),
             dir: change.is_dir,
         };
         serde_json::to_writer(&mut self.out, &object)?;
@@ -186,9 +193,32 @@ impl<W: Write> Printer<W> {
                 change.pid
             ));
         }
+        if let Some(unit) = short_cgroup(&change.cgroup) {
+            line.push_str(&format!(" in {}", crate::cli::terminal::plain(&unit)));
+        }
         line.push('\n');
         self.out.write_all(line.as_bytes())
     }
+}
+
+/// How many digits of a container's number tell it from others.
+const DIGITS: usize = 12;
+
+/// The last name of a cgroup's path, `nginx.service` say, with long numbers cut
+/// as the tools for containers cut them. None for the root.
+fn short_cgroup(path: &str) -> Option<String> {
+    let name = path.rsplit('/').next().filter(|name| !name.is_empty())?;
+    let mut out = String::new();
+    let mut digits = 0;
+    for (at, c) in name.char_indices() {
+        digits = if c.is_ascii_hexdigit() { digits + 1 } else { 0 };
+        let rest = &name[at..];
+        let run = digits + rest.chars().skip(1).take_while(char::is_ascii_hexdigit).count();
+        if digits <= DIGITS || run < 32 {
+            out.push(c);
+        }
+    }
+    Some(out)
 }
 
 fn join(folder: &str, is_root: bool, path: &str) -> String {
@@ -223,6 +253,7 @@ mod tests {
             pid: 7,
             uid: 33,
             comm: "m\x1bv".into(),
+            cgroup: String::new(),
             is_dir: false,
         }
     }
@@ -275,7 +306,7 @@ mod tests {
             object,
             serde_json::json!({
                 "time": "2023-11-14T22:13:20.123456Z", "op": "rename", "path": "/a/b", "to": null,
-                "moved": null, "range": null, "pid": null, "uid": null, "comm": null, "dir": false
+                "moved": null, "range": null, "pid": null, "uid": null, "comm": null, "cgroup": null, "dir": false
             })
         );
         let object: serde_json::Value =
@@ -284,6 +315,34 @@ mod tests {
             (&object["path"], &object["range"]),
             (&"/srv".into(), &serde_json::json!([0, 4096]))
         );
+    }
+
+    #[test]
+    fn the_cgroup_is_whole_in_json_and_short_for_people() {
+        let id = "0123456789abcdef".repeat(4);
+        let within = |cgroup: String| Change {
+            cgroup,
+            ..change(b"a", None)
+        };
+        for (cgroup, short) in [
+            ("/system.slice/nginx.service".to_owned(), Some("nginx.service")),
+            (
+                format!("/system.slice/docker-{id}.scope"),
+                Some("docker-0123456789ab.scope"),
+            ),
+            (format!("/docker/{id}"), Some("0123456789ab")),
+            ("/user.slice/deadbeef".to_owned(), Some("deadbeef")),
+            ("/".to_owned(), None),
+        ] {
+            let text = printed("/s", false, &within(cgroup.clone()));
+            let expected = short.map_or("m\\x1bv[7]\n".to_owned(), |short| {
+                format!("m\\x1bv[7] in {short}\n")
+            });
+            assert!(text.ends_with(&expected), "{text}");
+            let object: serde_json::Value =
+                serde_json::from_str(&printed("/s", true, &within(cgroup.clone()))).expect("JSON");
+            assert_eq!(object["cgroup"], cgroup);
+        }
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The control socket: how `omirr status`, `stats` and `wait` ask the daemon.
+//! The control socket: how `omirr status`, `stats`, `wait` and `log` ask the daemon.
 //!
 //! A Unix socket, `control.sock` in the state directory, mode 0600. One JSON
 //! object a line in both directions, any number of requests on a connection, one
@@ -8,6 +8,7 @@
 //! {"cmd":"status"}                                             → {"ok":{…StatusReport…}}
 //! {"cmd":"stats"}                                              → {"ok":{…StatsReport…}}
 //! {"cmd":"wait","share":"www","peer":null,"timeout_ms":30000}  → {"ok":{…WaitReply…}}
+//! {"cmd":"log","path":"/srv/www/a"}                            → {"ok":{…LogReport…}}
 //! anything else                                                → {"error":"what is wrong with it"}
 //! ```
 //!

@@ -23,8 +23,8 @@ use tokio::{
 };
 
 use super::{
-    REQUEST_BYTES_MAX, Reply, Request, ShareReport, StatsReport, StatusReport, WaitReply, WaitRequest,
-    socket_path,
+    LogReport, LogRequest, REQUEST_BYTES_MAX, Reply, Request, ShareReport, StatsReport, StatusReport,
+    WaitReply, WaitRequest, socket_path,
 };
 use crate::daemon::StateDir;
 
@@ -53,6 +53,8 @@ pub trait ControlHandler: Send + Sync {
     /// is behind. The names in the request exist, and the peer is one of the
     /// share's.
     fn wait(&self, request: WaitRequest) -> Answer<'_, WaitReply>;
+    /// An error says in words why there is no answer.
+    fn log(&self, request: LogRequest) -> Answer<'_, Result<LogReport, String>>;
 }
 
 /// Why there is no control socket; ends the daemon.
@@ -191,6 +193,10 @@ async fn answer(line: &[u8], handler: &dyn ControlHandler) -> Vec<u8> {
         Ok(Request::Stats) => encode(&Reply::Ok(handler.stats().await)),
         Ok(Request::Wait(request)) => match wait(request, handler).await {
             Ok(reply) => encode(&Reply::Ok(reply)),
+            Err(why) => refuse(why),
+        },
+        Ok(Request::Log(request)) => match handler.log(request).await {
+            Ok(report) => encode(&Reply::Ok(report)),
             Err(why) => refuse(why),
         },
         Err(why) => refuse(format!("not a request that this daemon knows: {why}")),

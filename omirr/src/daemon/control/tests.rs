@@ -76,6 +76,11 @@ impl ControlHandler for Handler {
         })
     }
 
+    fn log(&self, request: LogRequest) -> Answer<'_, Result<LogReport, String>> {
+        let path = request.path.as_path().display().to_string();
+        Box::pin(async move { Err(format!("{path} is in no share")) })
+    }
+
     fn wait(&self, request: WaitRequest) -> Answer<'_, WaitReply> {
         /// Counts itself while it is there.
         struct Present(Arc<AtomicUsize>);

@@ -1,6 +1,12 @@
 //! What is said over the control socket, and printed by `--json`: plain values.
 //! Fields are added, never renamed: scripts read them.
 
+use std::{
+    ffi::OsStr,
+    os::unix::ffi::OsStrExt,
+    path::{Path, PathBuf},
+};
+
 use serde::{Deserialize, Serialize};
 
 use crate::source::{About, SourceStats};
@@ -12,6 +18,7 @@ pub enum Request {
     Status,
     Stats,
     Wait(WaitRequest),
+    Log(LogRequest),
 }
 
 /// The answer to a request, one line.
@@ -52,6 +59,82 @@ pub struct Lag {
     pub behind: u64,
     /// Why, in a few words.
     pub reason: Option<String>,
+}
+
+/// A path as bytes: text if it is, for JSON has no other.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum AnyPath {
+    Text(String),
+    Bytes(Vec<u8>),
+}
+
+impl From<PathBuf> for AnyPath {
+    fn from(path: PathBuf) -> AnyPath {
+        match path.into_os_string().into_string() {
+            Ok(text) => AnyPath::Text(text),
+            Err(other) => AnyPath::Bytes(other.as_bytes().to_vec()),
+        }
+    }
+}
+
+impl AnyPath {
+    pub fn as_path(&self) -> &Path {
+        match self {
+            AnyPath::Text(text) => Path::new(text),
+            AnyPath::Bytes(bytes) => Path::new(OsStr::from_bytes(bytes)),
+        }
+    }
+}
+
+/// Which path's last change is asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogRequest {
+    /// Absolute, without `.` and `..`.
+    pub path: AnyPath,
+    /// The same with the links on the way to it resolved.
+    #[serde(default)]
+    pub resolved: Option<AnyPath>,
+}
+
+/// The last change of a path.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogReport {
+    pub share: String,
+    /// Beneath the share, as `RelPath` shows it.
+    pub path: String,
+    /// Whether that change deleted it; kind and size are of before then.
+    pub deleted: bool,
+    pub kind: String,
+    /// Of a file.
+    pub size: Option<u64>,
+    /// When, RFC 3339, by the clock of the node where it was changed.
+    pub changed: Option<String>,
+    /// The node where it was changed, if its name is known here.
+    pub node: Option<String>,
+    /// That node's index.
+    pub replica: String,
+    /// None if the source did not tell.
+    pub who: Option<WhoReport>,
+    /// Whether the path is the name of a conflict copy.
+    pub conflict_copy: bool,
+    /// Why changes of the last moments may be missing, if so.
+    pub missing: Option<String>,
+}
+
+/// A process, on the node where it made the change; what is not known is none.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WhoReport {
+    pub pid: Option<u32>,
+    pub uid: Option<u32>,
+    /// That user's name where it is asked, by whoever asks.
+    #[serde(default)]
+    pub user: Option<String>,
+    pub command: Option<String>,
+    /// Its path beneath the root of version 2 of cgroups.
+    pub cgroup: Option<String>,
+    /// omirr did it of its own accord.
+    pub omirr: bool,
 }
 
 /// What `omirr status` shows.
@@ -197,6 +280,25 @@ pub struct StatsReport {
     pub overflow: OverflowReport,
     #[serde(default)]
     pub shares: Vec<ShareFigures>,
+    /// Changes merged into one that was already waiting.
+    #[serde(default)]
+    pub coalesced: u64,
+    /// The kernel's map of changes; 0 where there is none.
+    #[serde(default)]
+    pub map_entries: u64,
+    #[serde(default)]
+    pub map_capacity: u64,
+    /// As in [`SourceStats`].
+    #[serde(default)]
+    pub overflows: u64,
+    #[serde(default)]
+    pub recovered: u64,
+    #[serde(default)]
+    pub dirs_compared: u64,
+    #[serde(default)]
+    pub lost: u64,
+    #[serde(default)]
+    pub taken_over: u64,
 }
 
 /// What a share's tasks have done since the daemon started.
@@ -226,6 +328,7 @@ impl StatsReport {
             cpu: c.cpu,
             submitted: c.submitted,
             dropped: c.dropped,
+            coalesced: c.coalesced,
         };
         self.per_cpu = stats.per_cpu.iter().map(cpu).collect();
         let hook = |h: &crate::source::HookStats| HookReport {
@@ -235,6 +338,14 @@ impl StatsReport {
             hits: h.hits,
         };
         self.hooks = stats.hooks.iter().map(hook).collect();
+        self.coalesced = stats.coalesced;
+        self.map_entries = stats.map_entries;
+        self.map_capacity = stats.map_capacity;
+        self.overflows = stats.overflows;
+        self.recovered = stats.recovered;
+        self.dirs_compared = stats.dirs_compared;
+        self.lost = stats.lost;
+        self.taken_over = stats.taken_over;
     }
 }
 
@@ -243,6 +354,8 @@ pub struct CpuReport {
     pub cpu: u32,
     pub submitted: u64,
     pub dropped: u64,
+    #[serde(default)]
+    pub coalesced: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -276,6 +389,9 @@ pub struct OverflowReport {
     pub count: u64,
     /// When last, RFC 3339.
     pub last: Option<String>,
+    /// What happened, in a sentence.
+    #[serde(default)]
+    pub happened: Option<String>,
     /// What brought the lost changes back.
     pub recovered_how: Option<String>,
     /// Which setting to change, if that would help.

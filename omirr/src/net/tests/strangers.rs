@@ -229,7 +229,7 @@ async fn greeter(local: Identity, greeting: [u8; 8]) -> (SocketAddr, JoinHandle<
 async fn another_version_is_named_on_both_sides() {
     let (local, peer) = (identity(), identity());
     let mut second = MAGIC;
-    second[7] = 2;
+    second[7] = 9;
     let (at, answer) = greeter(peer.clone(), second).await;
     let error = dial(&at.to_string(), &local, &peer.public_key(), SOON)
         .await
@@ -237,7 +237,7 @@ async fn another_version_is_named_on_both_sides() {
         .to_string();
     assert_eq!(
         error,
-        format!("{at} speaks omirr protocol 2, this node speaks 1: update the older one")
+        format!("{at} speaks omirr protocol 9, this node speaks 2: update the older one")
     );
 
     assert_eq!(answer.await.unwrap(), MAGIC);
@@ -252,16 +252,16 @@ async fn another_version_is_named_on_both_sides() {
         "{error}"
     );
 
-    assert!(check_protocol("web2 (10.0.0.2:808)", 1).is_ok());
-    let error = check_protocol("web2 (10.0.0.2:808)", 2).unwrap_err().to_string();
+    assert!(check_protocol("web2 (10.0.0.2:808)", 2).is_ok());
+    let error = check_protocol("web2 (10.0.0.2:808)", 9).unwrap_err().to_string();
     assert_eq!(
         error,
-        "web2 (10.0.0.2:808) speaks omirr protocol 2, this node speaks 1: update the older one"
+        "web2 (10.0.0.2:808) speaks omirr protocol 9, this node speaks 2: update the older one"
     );
 
     let mut node = Node::start().await;
     for (greeting, expected) in [
-        (second, "speaks omirr protocol 2"),
+        (second, "speaks omirr protocol 9"),
         (*b"whatever", "greets with \"whatever\""),
     ] {
         let (config, _) = tls::client(&node.peer, node.key).unwrap();

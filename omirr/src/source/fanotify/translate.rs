@@ -8,12 +8,14 @@
 //! whole filesystem is reported, so that records are dropped as early as
 //! possible unless one of their directories is watched.
 
+use std::time::Duration;
+
 use rustc_hash::FxHashMap;
 
 use super::filesystem::{Filesystem, Place, Whereabouts};
 use super::handle::{Handle, HandleRef, Id};
 use super::record::{self, Entry, Record, RecordError};
-use super::who::Who;
+use super::who::{LEAN_MOMENT, Who};
 use crate::source::choice::Detail;
 use crate::source::{Dirent, Event, Op, OpSet, Signal};
 
@@ -82,11 +84,15 @@ pub(crate) struct Translator {
 
 impl Translator {
     pub(crate) fn new(filesystems: Vec<Filesystem>, format: Format, filter: Filter) -> Translator {
+        let moment = match filter.detail {
+            Detail::Full => Duration::ZERO,
+            Detail::Lean => LEAN_MOMENT,
+        };
         Translator {
             filesystems,
             format,
             filter,
-            who: Who::new(),
+            who: Who::new(moment),
             moved: FxHashMap::default(),
             late: Vec::new(),
             half: None,
@@ -172,9 +178,10 @@ impl Translator {
 
     fn event(&mut self, fs: usize, record: &Record<'_>, op: Op, id: Id, at: Option<Dirent>) -> Event {
         let pid = u32::try_from(record.pid).unwrap_or_default();
-        let who = match self.filter.detail {
-            Detail::Full if pid != 0 => self.who.of(pid),
-            _ => Default::default(),
+        let who = if pid == 0 {
+            Default::default()
+        } else {
+            self.who.of(pid)
         };
         Event {
             time_ns: 0,
@@ -189,7 +196,7 @@ impl Translator {
             pid,
             uid: who.uid,
             also: OpSet::default(),
-            cgroup: 0,
+            cgroup: who.cgroup,
             comm: who.comm,
         }
     }

@@ -1,58 +1,86 @@
-//! Who a process is: its user and command, out of `/proc`, for people who
-//! watch. fanotify tells the process id only.
+//! Who a process is: its user, command and cgroup, out of `/proc`, for people
+//! who watch or ask later. fanotify tells the process id only.
 //!
-//! The answer is looked up once per process and drain of the queue. A process
-//! that has ended by then keeps what was last known of it.
+//! The answer is looked up once per process and moment: one drain of the queue
+//! for people who watch, [`LEAN_MOMENT`] for the daemon, which must not spend
+//! time on it. A process that has ended by then keeps what was known of it a
+//! moment ago; after that its number may be another's.
 
 use std::num::NonZeroUsize;
+use std::time::{Duration, Instant};
 
 use lru::LruCache;
 
+use crate::source::cgroup::Cgroups;
+
 /// Processes that are remembered.
 const REMEMBERED: NonZeroUsize = NonZeroUsize::new(4096).expect("not zero");
+
+/// How long an answer counts for the daemon: a process that writes all the time
+/// costs twenty looks into `/proc` each second, of thirty microseconds each. One
+/// that executes another program meanwhile goes by its old name.
+pub(crate) const LEAN_MOMENT: Duration = Duration::from_millis(50);
+/// Numbers of processes are not given again so soon.
+const STALE: Duration = Duration::from_secs(5);
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Identity {
     pub(crate) uid: u32,
     pub(crate) comm: [u8; 16],
+    /// As in an event.
+    pub(crate) cgroup: u64,
 }
 
 pub(crate) struct Who {
-    seen: LruCache<u32, (u64, Identity)>,
-    drain: u64,
+    seen: LruCache<u32, (Instant, Identity)>,
+    /// When the drain began.
+    now: Instant,
+    /// How long an answer counts; zero for the drain in which it was given.
+    moment: Duration,
+    cgroups: Cgroups,
 }
 
 impl Who {
-    pub(crate) fn new() -> Who {
+    pub(crate) fn new(moment: Duration) -> Who {
         Who {
             seen: LruCache::new(REMEMBERED),
-            drain: 0,
+            now: Instant::now(),
+            moment,
+            cgroups: Cgroups::open(),
         }
     }
 
     /// What was looked up so far may have changed: a process may have executed
     /// another program.
     pub(crate) fn next_drain(&mut self) {
-        self.drain += 1;
+        self.now = Instant::now();
     }
 
     pub(crate) fn of(&mut self, pid: u32) -> Identity {
-        if let Some(&(drain, identity)) = self.seen.get(&pid)
-            && drain == self.drain
+        let before = self.seen.get(&pid).copied();
+        let age = before.map(|(at, _)| self.now.saturating_duration_since(at));
+        if let (Some((_, identity)), Some(age)) = (before, age)
+            && age <= self.moment
         {
             return identity;
         }
-        let identity = look_up(pid)
-            .or_else(|| self.seen.get(&pid).map(|&(_, old)| old))
-            .unwrap_or_default();
-        self.seen.put(pid, (self.drain, identity));
+        let (at, identity) = match (self.look_up(pid), before, age) {
+            (Some(found), ..) => (self.now, found),
+            // It has ended.
+            (None, Some((at, known)), Some(age)) if age < STALE => (at, known),
+            (None, ..) => (self.now, Identity::default()),
+        };
+        self.seen.put(pid, (at, identity));
         identity
     }
-}
 
-fn look_up(pid: u32) -> Option<Identity> {
-    let status = std::fs::read(format!("/proc/{pid}/status")).ok()?;
-    parse(&status)
+    fn look_up(&self, pid: u32) -> Option<Identity> {
+        let status = std::fs::read(format!("/proc/{pid}/status")).ok()?;
+        Some(Identity {
+            cgroup: self.cgroups.of_process(pid),
+            ..parse(&status)?
+        })
+    }
 }
 
 /// Name and real user out of `/proc/PID/status`.
@@ -89,7 +117,7 @@ mod tests {
             .arg("60")
             .spawn()
             .expect("sleep starts");
-        let mut who = Who::new();
+        let mut who = Who::new(Duration::ZERO);
         let alive = who.of(child.id());
         child.kill().expect("it can be ended");
         child.wait().expect("it ends");
