@@ -64,9 +64,13 @@ pub struct Offsets {
     pub vma_file: u32,
     pub io_kiocb_file: u32,
     pub path_dentry: u32,
+    pub mapping_host: u32,
+    pub mapping_writable: u32,
+    pub inode_first_alias: u32,
+    pub dentry_alias: u32,
 }
 
-const _: () = assert!(size_of::<Offsets>() == 26 * 4);
+const _: () = assert!(size_of::<Offsets>() == 30 * 4);
 
 impl Offsets {
     /// No member is known.
@@ -97,6 +101,10 @@ impl Offsets {
         vma_file: ABSENT,
         io_kiocb_file: ABSENT,
         path_dentry: ABSENT,
+        mapping_host: ABSENT,
+        mapping_writable: ABSENT,
+        inode_first_alias: ABSENT,
+        dentry_alias: ABSENT,
     };
 }
 

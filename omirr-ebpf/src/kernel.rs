@@ -138,6 +138,26 @@ impl Site for RetProbeContext {
     }
 }
 
+/// A site whose addresses have lost their types, because they are computed: every
+/// load goes through the helper.
+pub struct Untyped<S>(pub S);
+
+impl<S: Site> Site for Untyped<S> {
+    fn context(&self) -> *mut c_void {
+        self.0.context()
+    }
+
+    #[inline(always)]
+    fn arg(&self, n: u8) -> u64 {
+        self.0.arg(n)
+    }
+
+    #[inline(always)]
+    fn load<T: Copy>(&self, base: Addr, offset: u32) -> T {
+        probe(base + u64::from(offset))
+    }
+}
+
 /// Reads through the helper: for kprobes, and for an address that has lost its
 /// type because it was kept in a map.
 #[inline(always)]
@@ -206,4 +226,16 @@ members! {
     vma_file: Addr = vma_file;
     io_kiocb_file: Addr = io_kiocb_file;
     path_dentry: Addr = path_dentry;
+    mapping_host: Addr = mapping_host;
+    mapping_writable: i32 = mapping_writable;
+}
+
+/// A name of an inode that is reached without one; 0 if it has none. The list
+/// is not locked: it may be changing, and the name be another one.
+#[inline(always)]
+pub fn inode_dentry(inode: Addr) -> Addr {
+    match probe::<Addr>(inode + u64::from(constant!(OFFSETS.inode_first_alias))) {
+        0 => 0,
+        alias => alias - u64::from(constant!(OFFSETS.dentry_alias)),
+    }
 }

@@ -4,8 +4,9 @@
 //! driver and nfsd all end in the filesystem's own `write_iter`: where that is
 //! known it is hooked, and the hooks above it stay silent. What does not end
 //! there has a hook of its own. A store through a shared mapping is seen when a
-//! page becomes writable, before the store; the last close is what says that
-//! the content is at rest.
+//! page becomes writable, before the store; while the mapping lives, each
+//! write-back of the file tells of the stores before it; the last close is what
+//! says that the content is at rest.
 
 use omirr_common::{
     event::{Frame, flag, op},
@@ -13,10 +14,10 @@ use omirr_common::{
     settings::Slots,
 };
 
-use super::{Hook, entry_programs, exit_programs};
+use super::{Hook, entry_programs, exit_programs, probe_programs};
 use crate::{
     emit::Change,
-    kernel::{self, Addr, Site},
+    kernel::{self, Addr, Site, Untyped},
     maps::constant,
 };
 
@@ -381,3 +382,45 @@ impl Hook for Fput {
     }
 }
 entry_programs!(Fput, fentry_fput, kprobe_fput);
+
+/// `do_writepages`, of a file that someone has mapped to write: the stores since
+/// the page fault were seen by nobody, and from now on the next store to a page
+/// that was written faults again. Told at its end only, for until then a page
+/// takes stores without a fault. Filesystems without a disk have no write-back.
+struct WriteBack;
+impl Hook for WriteBack {
+    const ID: u8 = hooks::WRITE_BACK;
+    #[inline(always)]
+    fn change<S: Site>(site: &S, slots: Slots) -> Option<Change> {
+        let mapping = site.arg(slots.a);
+        if kernel::mapping_writable(site, mapping) <= 0 {
+            return None;
+        }
+        let inode = kernel::mapping_host(site, mapping);
+        let dentry = kernel::inode_dentry(inode);
+        if inode == 0 || dentry == 0 {
+            return None;
+        }
+        Some(Change {
+            hook: Self::ID,
+            op: op::WRITE,
+            dentry,
+            inode,
+            to: 0,
+            aux: 0,
+            above_funnel: false,
+        })
+    }
+    /// Also if some page could not be written.
+    #[inline(always)]
+    fn succeeded(_ret: u64, _slots: Slots) -> bool {
+        true
+    }
+}
+
+#[aya_ebpf::macros::fexit]
+fn fexit_do_writepages(ctx: aya_ebpf::programs::FExitContext) -> i32 {
+    super::at_exit::<WriteBack, _>(&Untyped(ctx));
+    0
+}
+probe_programs!(WriteBack, kprobe_do_writepages, kretprobe_do_writepages);
