@@ -68,9 +68,10 @@ pub struct Offsets {
     pub mapping_writable: u32,
     pub inode_first_alias: u32,
     pub dentry_alias: u32,
+    pub dentry_hashed: u32,
 }
 
-const _: () = assert!(size_of::<Offsets>() == 30 * 4);
+const _: () = assert!(size_of::<Offsets>() == 31 * 4);
 
 impl Offsets {
     /// No member is known.
@@ -105,6 +106,7 @@ impl Offsets {
         mapping_writable: ABSENT,
         inode_first_alias: ABSENT,
         dentry_alias: ABSENT,
+        dentry_hashed: ABSENT,
     };
 }
 

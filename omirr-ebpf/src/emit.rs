@@ -25,7 +25,7 @@ use omirr_common::{
 };
 
 use crate::{
-    kernel::{self, Addr, Site},
+    kernel::{self, Addr, Site, Untyped},
     maps::{COUNTERS, FRAMES, HITS, PERF, RING, constant},
     scope::{self, Place},
 };
@@ -119,7 +119,26 @@ pub fn open<S: Site>(site: &S, change: &Change, life: Life) -> Option<*mut Frame
     } else {
         0
     };
-    let mut place = scope::place(site, if known { change.dentry } else { parent }, sb, dev, bits);
+    // A file that lives, by a name that is not its own: an `O_TMPFILE` file that
+    // was linked since (overlayfs copies files up that way), one of which
+    // another name was taken away, or overlayfs's name of a file beneath (up to
+    // Linux 6.6). Its own name is asked of the inode.
+    let mut living = 0;
+    if known
+        && !is_dir
+        && change.to == 0
+        && kernel::inode_nlink(site, change.inode) > 0
+        && (kernel::dentry_hashed(site, change.dentry) == 0
+            || kernel::dentry_inode(site, change.dentry) != change.inode)
+    {
+        living = kernel::inode_dentry(change.inode);
+    }
+    let untyped = &Untyped(site);
+    let mut place = if living != 0 {
+        scope::place(untyped, living, sb, dev, bits)
+    } else {
+        scope::place(site, if known { change.dentry } else { parent }, sb, dev, bits)
+    };
     if place == Place::Outside && change.to != 0 {
         place = scope::place(site, kernel::dentry_parent(site, change.to), sb, dev, bits);
         if place == Place::Root {
@@ -183,6 +202,13 @@ pub fn open<S: Site>(site: &S, change: &Change, life: Life) -> Option<*mut Frame
     if at_root {
         flags |= flag::AT;
         header.parent = ino;
+    } else if living != 0 {
+        if kernel::dentry_hashed(untyped, living) != 0 {
+            flags |= flag::AT;
+            let parent = kernel::dentry_parent(untyped, living);
+            header.parent = kernel::inode_ino(untyped, kernel::dentry_inode(untyped, parent));
+            header.name_len = copy_name(untyped, living, frame, HEADER_BYTES);
+        }
     } else if parent != change.dentry {
         flags |= flag::AT;
         header.parent = kernel::inode_ino(site, parent_inode);

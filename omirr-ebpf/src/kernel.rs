@@ -16,7 +16,7 @@ use core::{
     ffi::c_void,
     mem::{MaybeUninit, offset_of},
 };
-use omirr_common::settings::Slots;
+use omirr_common::settings::{ABSENT, Slots};
 
 use crate::maps::constant;
 
@@ -140,9 +140,9 @@ impl Site for RetProbeContext {
 
 /// A site whose addresses have lost their types, because they are computed: every
 /// load goes through the helper.
-pub struct Untyped<S>(pub S);
+pub struct Untyped<'a, S>(pub &'a S);
 
-impl<S: Site> Site for Untyped<S> {
+impl<S: Site> Site for Untyped<'_, S> {
     fn context(&self) -> *mut c_void {
         self.0.context()
     }
@@ -208,6 +208,7 @@ members! {
     dentry_inode: Addr = dentry_inode;
     dentry_name_len: u32 = dentry_name_len;
     dentry_name: Addr = dentry_name;
+    dentry_hashed: Addr = dentry_hashed;
     inode_mode: u16 = inode_mode;
     inode_sb: Addr = inode_sb;
     inode_ino: u64 = inode_ino;
@@ -230,12 +231,29 @@ members! {
     mapping_writable: i32 = mapping_writable;
 }
 
-/// A name of an inode that is reached without one; 0 if it has none. The list
+/// How many names of an inode are looked at for one that lives.
+const MAX_ALIASES: u32 = 8;
+
+/// A name of an inode that lives, else any; 0 if the kernel holds none. The list
 /// is not locked: it may be changing, and the name be another one.
 #[inline(always)]
 pub fn inode_dentry(inode: Addr) -> Addr {
-    match probe::<Addr>(inode + u64::from(constant!(OFFSETS.inode_first_alias))) {
-        0 => 0,
-        alias => alias - u64::from(constant!(OFFSETS.dentry_alias)),
+    if constant!(OFFSETS.dentry_alias) == ABSENT {
+        return 0;
     }
+    let mut alias: Addr = probe(inode + u64::from(constant!(OFFSETS.inode_first_alias)));
+    let mut any = 0;
+    for _ in 0..MAX_ALIASES {
+        if alias == 0 {
+            break;
+        }
+        let dentry = alias - u64::from(constant!(OFFSETS.dentry_alias));
+        if probe::<u64>(dentry + u64::from(constant!(OFFSETS.dentry_hashed))) != 0 {
+            return dentry;
+        }
+        any = dentry;
+        // The next of the list is what a member of it begins with.
+        alias = probe(alias);
+    }
+    any
 }

@@ -420,7 +420,7 @@ impl Hook for WriteBack {
 
 #[aya_ebpf::macros::fexit]
 fn fexit_do_writepages(ctx: aya_ebpf::programs::FExitContext) -> i32 {
-    super::at_exit::<WriteBack, _>(&Untyped(ctx));
+    super::at_exit::<WriteBack, _>(&Untyped(&ctx));
     0
 }
 probe_programs!(WriteBack, kprobe_do_writepages, kretprobe_do_writepages);

@@ -1,6 +1,7 @@
 //! Names that come, go and move.
 
 use std::fs::File;
+use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 
@@ -68,6 +69,23 @@ pub fn tmpfile(stage: &Stage, held: &mut Held) -> Result<()> {
 pub fn link_tmpfile(stage: &Stage, held: &mut Held) -> Result<()> {
     let name = format!("/proc/self/fd/{}", held.files[0].as_raw_fd());
     Ok(rustix::fs::linkat(CWD, name, CWD, stage.dir.join("n"), AtFlags::SYMLINK_FOLLOW)?)
+}
+
+pub fn tmpfile_linked(stage: &Stage, held: &mut Held) -> Result<()> {
+    tmpfile(stage, held)?;
+    link_tmpfile(stage, held)
+}
+
+/// `n`, open by its former name `f`.
+pub fn two_names(stage: &Stage, held: &mut Held) -> Result<()> {
+    data::file(stage, held)?;
+    held.files.push(data::open(&stage.dir.join("f"))?);
+    link(stage, held)?;
+    unlink(stage, held)
+}
+
+pub fn write_held(_: &Stage, held: &mut Held) -> Result<()> {
+    Ok(held.files[0].write_all(b"hello")?)
 }
 
 pub fn unlink(stage: &Stage, _: &mut Held) -> Result<()> {

@@ -223,6 +223,12 @@ fn name_rows() -> Vec<Row> {
         row("symlink", data::nothing, names::symlink).sees(Op::Symlink, "n"),
         row("link", data::file, names::link).sees_to(Op::Link, Some("f"), "n"),
         row("O_TMPFILE, then linkat", names::tmpfile, names::link_tmpfile).sees_to(Op::Link, None, "n"),
+        row("O_TMPFILE, then linkat, then write", names::tmpfile_linked, names::write_held)
+            .sees_range(Op::Write, "n", 7, 12)
+            .then("n", 7, b"hello"),
+        row("write by a name that is gone, another one stays", names::two_names, names::write_held)
+            .sees_range(Op::Write, "n", 0, 5)
+            .then("n", 0, b"hello"),
         row("unlink", data::file, names::unlink).sees(Op::Unlink, "f"),
         row("rmdir", names::folders, names::rmdir).sees(Op::Rmdir, "a"),
         moves("rename", data::file, names::rename, "n"),

@@ -204,6 +204,7 @@ fn members(o: &mut Offsets) -> Vec<(&mut u32, &'static str, &'static str, u32, b
         (&mut o.dentry_inode, "dentry", "d_inode", 8, true),
         (&mut o.dentry_name_len, "dentry", "d_name.len", 4, true),
         (&mut o.dentry_name, "dentry", "d_name.name", 8, true),
+        (&mut o.dentry_hashed, "dentry", "d_hash.pprev", 8, true),
         (&mut o.inode_mode, "inode", "i_mode", 2, true),
         (&mut o.inode_sb, "inode", "i_sb", 8, true),
         (&mut o.inode_ino, "inode", "i_ino", 8, true),
