@@ -49,9 +49,15 @@ fn writing_direct(stage: &Stage, held: &mut Held) -> Result<File> {
 pub fn lacking<T>(result: std::io::Result<T>) -> Result<T> {
     let lacks = [libc::EOPNOTSUPP, libc::ENOTTY, libc::EINVAL, libc::ENOSYS];
     result.map_err(|error| match error.raw_os_error() {
-        Some(code) if lacks.contains(&code) => Lacking(format!("the kernel says: {error}")).into(),
+        Some(code) if lacks.contains(&code) => Lacking(refusal(&error)).into(),
         _ => error.into(),
     })
+}
+
+/// The kernel's word without its number.
+fn refusal(error: &std::io::Error) -> String {
+    let text = error.to_string();
+    text.split_once(" (os error").map_or(text.as_str(), |(word, _)| word).to_lowercase()
 }
 
 pub fn write(stage: &Stage, held: &mut Held) -> Result<()> {

@@ -11,9 +11,8 @@ use anyhow::{Context, Result, anyhow};
 use rustix::mount::{UnmountFlags, mount_bind, unmount};
 
 use crate::data::{self, lacking};
-use crate::place::Place;
 use crate::rows::{Held, Lacking, Stage};
-use crate::sys::{self, Aligned, PAGE, check};
+use crate::sys::{Aligned, PAGE, check};
 
 /// The row whose file is in the lower directory before.
 pub const COPIED_UP: &str = "write that copies a file up from the lower directory";
@@ -187,14 +186,4 @@ pub fn nfs_unlink(stage: &Stage, _: &mut Held) -> Result<()> {
 
 pub fn nfs_chmod(stage: &Stage, _: &mut Held) -> Result<()> {
     Ok(fs::set_permissions(nfs(stage)?.join("f"), fs::Permissions::from_mode(0o600))?)
-}
-
-/// Exports the shares and mounts them as a client would.
-pub fn export(places: &mut [Place]) {
-    for place in places {
-        if place.nfs == Err(String::new()) {
-            place.nfs = Err("not tried yet".to_owned());
-        }
-    }
-    let _ = sys::now;
 }

@@ -81,13 +81,15 @@ pub fn judge(row: &Row, stage: &Stage, watcher: &Watcher, mark: u64, phase: Phas
     if let Some(reason) = watcher.cannot_watch(&stage.place) {
         return Some(Verdict::NoSource(reason));
     }
-    let after: Vec<&Seen> = watcher.seen.iter().filter(|s| s.time_ns >= mark && s.fresh).collect();
+    let good = |s: &&Seen| s.time_ns >= mark && s.fresh;
+    let after: Vec<&Seen> = watcher.seen.iter().filter(good).collect();
     if phase == Phase::Change {
         let exact = watcher.is_exact();
         let all = row.expect.iter().all(|e| is_seen(e, stage, &after, exact));
         return all.then_some(Verdict::Seen);
     }
-    // Later, any event of the same path makes the daemon look at it.
+    // Later, any new event of the same path makes the daemon look at it.
+    let after: Vec<&Seen> = watcher.seen[watcher.before..].iter().filter(good).collect();
     let all = row.expect.iter().all(|e| names(e, stage, &after));
     match phase {
         _ if !all => None,

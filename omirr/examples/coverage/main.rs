@@ -11,7 +11,7 @@
 //!   its own process.
 //! - [`watchers`]: the sources, and what they saw.
 //! - [`judge`]: from what was seen to a verdict.
-//! - [`place`]: the folders, mounts and exports.
+//! - [`place`]: the folders and mounts; [`nfs`]: a server and a client.
 
 mod attrs;
 mod changer;
@@ -20,6 +20,7 @@ mod elsewhere;
 mod judge;
 mod mapping;
 mod names;
+mod nfs;
 mod place;
 mod rows;
 mod sys;
@@ -30,7 +31,8 @@ use anyhow::{Context, Result, bail};
 use changer::{Answer, Changer};
 use judge::{Phase, Verdict};
 use rows::{Row, Stage};
-use watchers::Watcher;
+use place::Place;
+use watchers::{Lost, Watcher};
 
 fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -51,7 +53,9 @@ fn run(folders: &[&str]) -> Result<()> {
     for (pass, sources) in [&["fentry", "fanotify", "inotify"][..], &["kprobe"]].iter().enumerate() {
         let mut watchers = Vec::new();
         for source in *sources {
+            let began = std::time::Instant::now();
             watchers.push(Watcher::open(source, &places).with_context(|| (*source).to_owned())?);
+            eprintln!("{source}: opened in {:?}", began.elapsed());
         }
         let mut changer = Changer::start()?;
         for place in &places {
@@ -59,8 +63,7 @@ fn run(folders: &[&str]) -> Result<()> {
                 if only.as_ref().is_some_and(|only| !row.name.contains(only.as_str())) {
                     continue;
                 }
-                let stage = Stage::new(place, &format!("{number}-{pass}"));
-                one(row, number, &stage, &mut changer, &mut watchers)
+                again_if_lost(row, number, pass, place, &mut changer, &mut watchers)
                     .with_context(|| format!("{} on {}", row.name, place.name))?;
             }
         }
@@ -69,6 +72,32 @@ fn run(folders: &[&str]) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// A source that lost something has said so, and the daemon compares the trees
+/// then; it says nothing about the row, which is done once more.
+fn again_if_lost(
+    row: &Row,
+    number: usize,
+    pass: usize,
+    place: &Place,
+    changer: &mut Changer,
+    watchers: &mut [Watcher],
+) -> Result<()> {
+    for attempt in 0..place::ATTEMPTS {
+        let stage = Stage::new(place, &place::row_folder(number, pass, attempt));
+        match one(row, number, &stage, changer, watchers) {
+            Err(error) if error.is::<Lost>() => {
+                eprintln!("{} on {}: {error}", row.name, place.name);
+                changer.ask("release", &stage)?;
+                for watcher in &mut *watchers {
+                    watcher.end()?;
+                }
+            }
+            other => return other,
+        }
+    }
+    bail!("events are lost each time");
 }
 
 /// One row in one place, for all sources at once.

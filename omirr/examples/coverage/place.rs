@@ -41,6 +41,15 @@ impl Place {
     }
 }
 
+/// How often a row is done until no event is lost. Where a kernel preempts
+/// itself, an `fentry` program is passed over now and then.
+pub const ATTEMPTS: usize = 4;
+
+/// What a row's folder is called.
+pub fn row_folder(number: usize, pass: usize, attempt: usize) -> String {
+    format!("{number}-{pass}-{attempt}")
+}
+
 pub fn prepare(folders: &[&str]) -> Result<Vec<Place>> {
     let mut places = Vec::new();
     for folder in folders {
@@ -54,7 +63,7 @@ pub fn prepare(folders: &[&str]) -> Result<Vec<Place>> {
     if let Some(("ext4", folder)) = folders.first().and_then(|folder| folder.split_once('=')) {
         places.push(overlay(&Path::new(folder).join("overlay"))?);
     }
-    crate::elsewhere::export(&mut places);
+    crate::nfs::export(&mut places);
     Ok(places)
 }
 
@@ -78,8 +87,8 @@ fn overlay(folder: &Path) -> Result<Place> {
     }
     // The files that are copied up must be there before it is mounted.
     for (number, _) in rows::all().iter().enumerate().filter(|(_, row)| row.name == COPIED_UP) {
-        for pass in 0..2 {
-            let row = at("lower").join(format!("{number}-{pass}"));
+        for (pass, attempt) in (0..2).flat_map(|pass| (0..ATTEMPTS).map(move |attempt| (pass, attempt))) {
+            let row = at("lower").join(row_folder(number, pass, attempt));
             fs::create_dir_all(&row)?;
             fs::write(row.join("f"), rows::BEFORE)?;
         }

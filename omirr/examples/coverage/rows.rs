@@ -281,7 +281,10 @@ fn elsewhere_rows() -> Vec<Row> {
         row("write by the loop driver", elsewhere::looped, elsewhere::write_looped).writes(0, 4096, b"d"),
         row("write by the loop driver, O_DIRECT", elsewhere::looped_direct, elsewhere::write_looped)
             .writes(0, 4096, b"d"),
-        row("write by an NFS client", elsewhere::exported, elsewhere::nfs_write).writes(0, 5, b"hello"),
+        // The client writes whole pages.
+        row("write by an NFS client", elsewhere::exported, elsewhere::nfs_write)
+            .sees_range(Op::Write, "f", 0, 4096)
+            .then("f", 0, b"hello"),
         row("create by an NFS client", elsewhere::exported, elsewhere::nfs_create).sees(Op::Create, "n"),
         row("rename by an NFS client", elsewhere::exported, elsewhere::nfs_rename).sees_to(Op::Rename, Some("f"), "n"),
         row("unlink by an NFS client", elsewhere::exported, elsewhere::nfs_unlink).sees(Op::Unlink, "f"),

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use omirr::source::choice::Detail;
 use omirr::source::ebpf::{Attach, EbpfSource, Options};
 use omirr::source::fanotify::FanotifySource;
@@ -72,6 +72,11 @@ impl Look {
     }
 }
 
+/// What a source reported is not all.
+#[derive(Debug, thiserror::Error)]
+#[error("{0} lost {1} events")]
+pub struct Lost(&'static str, u64);
+
 /// One event, its names made into paths; more than one where a directory moved.
 #[derive(Clone, Debug)]
 pub struct Seen {
@@ -104,6 +109,8 @@ enum Kind {
 pub struct Watcher {
     pub name: &'static str,
     pub seen: Vec<Seen>,
+    /// How many were seen before the present phase.
+    pub before: usize,
     pub verdict: Option<Verdict>,
     kind: Kind,
     inbox: Shared,
@@ -136,7 +143,7 @@ impl Watcher {
             }
         };
         let (seen, verdict, folders) = (Vec::new(), None, HashMap::new());
-        Ok(Self { name, seen, verdict, kind, inbox, refused, folders })
+        Ok(Self { name, seen, before: 0, verdict, kind, inbox, refused, folders })
     }
 
     /// Whether it tells operations and bytes.
@@ -171,6 +178,7 @@ impl Watcher {
         }
         let mut inbox = lock(&self.inbox);
         inbox.events.clear();
+        inbox.lost = 0;
         inbox.look = look;
         drop(inbox);
         self.seen.clear();
@@ -182,9 +190,11 @@ impl Watcher {
     pub fn collect(&mut self, stage: &Stage) -> Result<()> {
         self.barrier()?;
         self.learn(stage)?;
+        self.before = self.seen.len();
         let mut inbox = lock(&self.inbox);
-        if inbox.lost > 0 {
-            bail!("{} lost {} events", self.name, inbox.lost);
+        let lost = std::mem::take(&mut inbox.lost);
+        if lost > 0 {
+            return Err(Lost(self.name, lost).into());
         }
         if let Kind::Inotify(inotify) = &mut self.kind {
             self.seen.extend(inotify.read(inbox.look.as_ref())?);
