@@ -103,4 +103,6 @@ hooks! {
     /// a: file. The end of a change of a file by its descriptor: what is left of
     /// a `chattr` on a kernel without `vfs_fileattr_set`.
     DROP_WRITE = "mnt_drop_write_file", Entry;
+    /// a: iomap_dio. A direct write has landed, whoever waits for it.
+    DIRECT_COMPLETE = "iomap_dio_complete", Around;
 }

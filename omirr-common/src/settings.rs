@@ -69,9 +69,12 @@ pub struct Offsets {
     pub inode_first_alias: u32,
     pub dentry_alias: u32,
     pub dentry_hashed: u32,
+    pub dio_iocb: u32,
+    pub dio_flags: u32,
+    pub kiocb_complete: u32,
 }
 
-const _: () = assert!(size_of::<Offsets>() == 31 * 4);
+const _: () = assert!(size_of::<Offsets>() == 34 * 4);
 
 impl Offsets {
     /// No member is known.
@@ -107,6 +110,9 @@ impl Offsets {
         inode_first_alias: ABSENT,
         dentry_alias: ABSENT,
         dentry_hashed: ABSENT,
+        dio_iocb: ABSENT,
+        dio_flags: ABSENT,
+        kiocb_complete: ABSENT,
     };
 }
 

@@ -227,6 +227,9 @@ members! {
     vma_file: Addr = vma_file;
     io_kiocb_file: Addr = io_kiocb_file;
     path_dentry: Addr = path_dentry;
+    kiocb_complete: Addr = kiocb_complete;
+    dio_iocb: Addr = dio_iocb;
+    dio_flags: u32 = dio_flags;
     mapping_host: Addr = mapping_host;
     mapping_writable: i32 = mapping_writable;
 }

@@ -42,8 +42,13 @@ pub fn parse_output(output: &str) -> Result<Vec<Line>> {
         let value: Value = serde_json::from_str(text).with_context(|| text.to_owned())?;
         let field = |name: &str| value[name].as_str().unwrap_or_default().to_owned();
         let (row, filesystem, source) = (field("row"), field("filesystem"), field("source"));
-        let column = SOURCES.iter().position(|s| *s == source).with_context(|| text.to_owned())?;
-        let known = lines.iter().position(|l| l.row == row && l.filesystem == filesystem);
+        let column = SOURCES
+            .iter()
+            .position(|s| *s == source)
+            .with_context(|| text.to_owned())?;
+        let known = lines
+            .iter()
+            .position(|l| l.row == row && l.filesystem == filesystem);
         let index = known.unwrap_or_else(|| {
             lines.push(Line {
                 group: field("group"),
@@ -89,10 +94,15 @@ pub fn to_json(lines: &[Line]) -> String {
         if !line.reason.is_empty() {
             fields.push(("reason", &line.reason));
         }
-        let fields = fields.iter().map(|(name, value)| format!("\"{name}\": {}", Value::from(value.as_str())));
+        let fields = fields
+            .iter()
+            .map(|(name, value)| format!("\"{name}\": {}", Value::from(value.as_str())));
         format!("  {{{}}}", fields.collect::<Vec<_>>().join(", "))
     };
-    format!("[\n{}\n]\n", lines.iter().map(one).collect::<Vec<_>>().join(",\n"))
+    format!(
+        "[\n{}\n]\n",
+        lines.iter().map(one).collect::<Vec<_>>().join(",\n")
+    )
 }
 
 /// # Errors
@@ -137,7 +147,7 @@ struct Note {
     text: &'static str,
 }
 
-const NOTES: [Note; 3] = [
+const NOTES: [Note; 2] = [
     Note {
         verdict: "at write-back",
         rows: "mmap store",
@@ -154,17 +164,12 @@ const NOTES: [Note; 3] = [
             of the file are gone (`__fput`). Until then nothing in the kernel tells of it, and the file's times \
             do not change, so that a comparison by `stat` does not find it either.",
     },
-    Note {
-        verdict: "at close",
-        rows: "write by the loop driver, O_DIRECT",
-        text: "The loop driver completes an asynchronous direct write by a function of its own, which is not \
-            hooked. The image is looked at when the loop device lets go of it (`__fput`); before that, a \
-            comparison of the tree finds its changed time.",
-    },
 ];
 
 fn note(row: &str, verdict: &str) -> Option<usize> {
-    NOTES.iter().position(|note| note.verdict == verdict && row.starts_with(note.rows))
+    NOTES
+        .iter()
+        .position(|note| note.verdict == verdict && row.starts_with(note.rows))
 }
 
 /// The eBPF cells that are not a yes, and for which nobody says why.
@@ -179,7 +184,10 @@ pub fn unexplained(kernel: &str, lines: &[Line]) -> Vec<String> {
     for line in lines {
         for (source, verdict) in SOURCES.iter().zip(&line.cells).take(2) {
             if !explained(line, verdict) {
-                out.push(format!("{kernel}, {}, {source}: {}: {verdict}", line.filesystem, line.row));
+                out.push(format!(
+                    "{kernel}, {}, {source}: {}: {verdict}",
+                    line.filesystem, line.row
+                ));
             }
         }
     }
@@ -190,7 +198,10 @@ pub fn unexplained(kernel: &str, lines: &[Line]) -> Vec<String> {
 #[must_use]
 pub fn differences(measured: &[Line], known: &[Line]) -> Vec<String> {
     let missing = |here: &[Line], there: &[Line], what: &str| -> Vec<String> {
-        here.iter().filter(|line| !there.contains(line)).map(|line| format!("{what}: {line:?}")).collect()
+        here.iter()
+            .filter(|line| !there.contains(line))
+            .map(|line| format!("{what}: {line:?}"))
+            .collect()
     };
     let mut out = missing(measured, known, "measured");
     out.extend(missing(known, measured, "in the file"));
@@ -223,8 +234,16 @@ pub fn table(kernels: &[(&str, Vec<Line>)]) -> String {
                 " --- |".repeat(SOURCES.len() + 1)
             );
         }
-        let cells: Vec<String> = (0..SOURCES.len()).map(|column| cell(kernels, &line.row, column)).collect();
-        let _ = writeln!(text, "| {} | {} | {} |", line.row, cells.join(" | "), not_on(kernels, &line.row));
+        let cells: Vec<String> = (0..SOURCES.len())
+            .map(|column| cell(kernels, &line.row, column))
+            .collect();
+        let _ = writeln!(
+            text,
+            "| {} | {} | {} |",
+            line.row,
+            cells.join(" | "),
+            not_on(kernels, &line.row)
+        );
     }
     text.push_str("\n## Notes\n\n");
     for (number, note) in NOTES.iter().enumerate() {
@@ -268,7 +287,10 @@ fn words(verdict: &str) -> &str {
 
 fn lines_of<'a>(kernels: &'a [(&str, Vec<Line>)], row: &'a str) -> impl Iterator<Item = (&'a str, &'a Line)> {
     kernels.iter().flat_map(move |(kernel, lines)| {
-        lines.iter().filter(move |line| line.row == row).map(move |line| (*kernel, line))
+        lines
+            .iter()
+            .filter(move |line| line.row == row)
+            .map(move |line| (*kernel, line))
     })
 }
 
@@ -295,7 +317,12 @@ fn cell(kernels: &[(&str, Vec<Line>)], row: &str, column: usize) -> String {
     if verdicts.is_empty() {
         return "–".to_owned();
     }
-    verdicts.iter().enumerate().map(one).collect::<Vec<_>>().join("; ")
+    verdicts
+        .iter()
+        .enumerate()
+        .map(one)
+        .collect::<Vec<_>>()
+        .join("; ")
 }
 
 fn not_on(kernels: &[(&str, Vec<Line>)], row: &str) -> String {
@@ -348,23 +375,41 @@ mod tests {
 
     #[test]
     fn a_cell_without_a_reason_is_unexplained() {
-        let lines = [line("ext4", "yes", ""), line("xfs", "no", ""), line("tmpfs", "n/a", "")];
+        let lines = [
+            line("ext4", "yes", ""),
+            line("xfs", "no", ""),
+            line("tmpfs", "n/a", ""),
+        ];
         assert_eq!(unexplained("6.1", &lines).len(), 4);
         assert!(unexplained("6.1", &[line("tmpfs", "n/a", "why")]).is_empty());
     }
 
     #[test]
     fn a_table_says_the_rule_and_where_it_does_not_hold() {
-        let old = vec![line("ext4", "yes", ""), line("tmpfs", "no", ""), line("xfs", "n/a", "why")];
-        let new = vec![line("ext4", "yes", ""), line("tmpfs", "yes", ""), line("xfs", "n/a", "why")];
+        let old = vec![
+            line("ext4", "yes", ""),
+            line("tmpfs", "no", ""),
+            line("xfs", "n/a", "why"),
+        ];
+        let new = vec![
+            line("ext4", "yes", ""),
+            line("tmpfs", "yes", ""),
+            line("xfs", "n/a", "why"),
+        ];
         let text = table(&[("5.10", old), ("6.1", new)]);
         let cell = "yes; tmpfs on 5.10: no";
-        assert!(text.contains(&format!("| write | {cell} | {cell} | {cell} | {cell} | xfs (why) |")), "{text}");
+        assert!(
+            text.contains(&format!(
+                "| write | {cell} | {cell} | {cell} | {cell} | xfs (why) |"
+            )),
+            "{text}"
+        );
     }
 
     #[test]
     fn a_source_without_a_verdict_is_an_error() {
-        let output = r#"{"group":"data","row":"write","filesystem":"ext4","source":"fentry","verdict":"yes"}"#;
+        let output =
+            r#"{"group":"data","row":"write","filesystem":"ext4","source":"fentry","verdict":"yes"}"#;
         assert!(parse_output(output).is_err());
     }
 }

@@ -89,6 +89,10 @@ fn the_table_is_made_of_the_data() {
     if bless() {
         std::fs::write(&path, made).expect("docs can be written");
     } else if std::fs::read_to_string(&path).ok().as_deref() != Some(made.as_str()) {
-        panic!("{} is not what docs/kernel-support says: {}", path.display(), coverage::REMEDY);
+        panic!(
+            "{} is not what docs/kernel-support says: {}",
+            path.display(),
+            coverage::REMEDY
+        );
     }
 }

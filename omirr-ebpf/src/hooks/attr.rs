@@ -137,8 +137,4 @@ impl Hook for DropWrite {
         })
     }
 }
-entry_programs!(
-    DropWrite,
-    fentry_mnt_drop_write_file,
-    kprobe_mnt_drop_write_file
-);
+entry_programs!(DropWrite, fentry_mnt_drop_write_file, kprobe_mnt_drop_write_file);

@@ -14,7 +14,7 @@ use omirr_common::{
     settings::Slots,
 };
 
-use super::{Hook, entry_programs, exit_programs, probe_programs};
+use super::{Hook, around_programs, entry_programs, exit_programs, probe_programs};
 use crate::{
     emit::Change,
     kernel::{self, Addr, Site, Untyped},
@@ -25,6 +25,8 @@ use crate::{
 const FMODE_WRITE: u32 = 1 << 1;
 /// `kiocb.ki_flags`: it is a write.
 const IOCB_WRITE: u32 = 1 << 18;
+/// `iomap_dio.flags`: it is a write.
+const DIO_WRITE: u32 = 1 << 30;
 /// `fallocate`: bytes move, up to the end of the file.
 const COLLAPSE_OR_INSERT: u64 = 0x08 | 0x20;
 
@@ -265,6 +267,48 @@ completion!(
     IO_COMPLETE,
     fentry_io_complete_rw,
     kprobe_io_complete_rw
+);
+
+/// `iomap_dio_complete`: the end of a direct write on ext4, xfs and btrfs. Those
+/// that somebody waits for are told by `write_iter`; the others include those of
+/// the loop driver, which no completion above knows. Around, because it drops
+/// what the page cache held of the old bytes and frees its argument.
+struct DirectComplete;
+impl Hook for DirectComplete {
+    const ID: u8 = hooks::DIRECT_COMPLETE;
+    #[inline(always)]
+    fn change<S: Site>(site: &S, slots: Slots) -> Option<Change> {
+        let dio = site.arg(slots.a);
+        let iocb = kernel::dio_iocb(site, dio);
+        if kernel::dio_flags(site, dio) & DIO_WRITE == 0 || kernel::kiocb_complete(site, iocb) == 0 {
+            return None;
+        }
+        let position = kernel::probe(iocb + u64::from(constant!(OFFSETS.kiocb_pos)));
+        Some(of_file(
+            site,
+            Self::ID,
+            op::WRITE,
+            kernel::kiocb_file(site, iocb),
+            position,
+        ))
+    }
+    #[inline(always)]
+    fn succeeded(ret: u64, _slots: Slots) -> bool {
+        wrote(ret)
+    }
+    #[inline(always)]
+    fn finish(frame: *mut Frame, ret: u64, _slots: Slots) {
+        // SAFETY: a live map value that only this thread uses.
+        let start = unsafe { (*frame).aux };
+        set_range(frame, start, start + ret);
+    }
+}
+around_programs!(
+    DirectComplete,
+    fentry_iomap_dio_complete,
+    fexit_iomap_dio_complete,
+    kprobe_iomap_dio_complete,
+    kretprobe_iomap_dio_complete
 );
 
 /// Copies inside the kernel that may not pass `write_iter`: the position is

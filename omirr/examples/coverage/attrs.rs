@@ -27,7 +27,10 @@ pub fn opened(stage: &Stage, held: &mut Held) -> Result<()> {
 }
 
 pub fn chmod(stage: &Stage, _: &mut Held) -> Result<()> {
-    Ok(std::fs::set_permissions(path(stage), Permissions::from_mode(0o600))?)
+    Ok(std::fs::set_permissions(
+        path(stage),
+        Permissions::from_mode(0o600),
+    )?)
 }
 
 pub fn fchmod(_: &Stage, held: &mut Held) -> Result<()> {
@@ -35,7 +38,10 @@ pub fn fchmod(_: &Stage, held: &mut Held) -> Result<()> {
 }
 
 pub fn chmod_folder(stage: &Stage, _: &mut Held) -> Result<()> {
-    Ok(std::fs::set_permissions(stage.dir.join("a"), Permissions::from_mode(0o700))?)
+    Ok(std::fs::set_permissions(
+        stage.dir.join("a"),
+        Permissions::from_mode(0o700),
+    )?)
 }
 
 pub fn chown(stage: &Stage, _: &mut Held) -> Result<()> {
@@ -47,8 +53,14 @@ pub fn fchown(_: &Stage, held: &mut Held) -> Result<()> {
 }
 
 const TIMES: Timestamps = Timestamps {
-    last_access: Timespec { tv_sec: 1, tv_nsec: 0 },
-    last_modification: Timespec { tv_sec: 1, tv_nsec: 5 },
+    last_access: Timespec {
+        tv_sec: 1,
+        tv_nsec: 0,
+    },
+    last_modification: Timespec {
+        tv_sec: 1,
+        tv_nsec: 5,
+    },
 };
 
 pub fn utimens(stage: &Stage, _: &mut Held) -> Result<()> {
@@ -94,9 +106,13 @@ pub fn fremovexattr(_: &Stage, held: &mut Held) -> Result<()> {
 /// group, mask, others, each as tag, permissions, number.
 fn acl() -> Vec<u8> {
     let mut acl = 2_u32.to_le_bytes().to_vec();
-    for (tag, permissions, id) in
-        [(1_u16, 6_u16, u32::MAX), (2, 4, 1000), (4, 4, u32::MAX), (16, 6, u32::MAX), (32, 0, u32::MAX)]
-    {
+    for (tag, permissions, id) in [
+        (1_u16, 6_u16, u32::MAX),
+        (2, 4, 1000),
+        (4, 4, u32::MAX),
+        (16, 6, u32::MAX),
+        (32, 0, u32::MAX),
+    ] {
         acl.extend_from_slice(&tag.to_le_bytes());
         acl.extend_from_slice(&permissions.to_le_bytes());
         acl.extend_from_slice(&id.to_le_bytes());
@@ -139,7 +155,11 @@ pub fn fssetxattr(_: &Stage, held: &mut Held) -> Result<()> {
     let mut attributes = [0_u32; 7];
     // SAFETY: the structure `fsxattr` has 28 bytes and outlives the calls.
     unsafe {
-        lacking(check(libc::ioctl(file, FS_IOC_FSGETXATTR, attributes.as_mut_ptr())))?;
+        lacking(check(libc::ioctl(
+            file,
+            FS_IOC_FSGETXATTR,
+            attributes.as_mut_ptr(),
+        )))?;
         attributes[0] |= FS_XFLAG_NODUMP;
         lacking(check(libc::ioctl(file, FS_IOC_FSSETXATTR, attributes.as_ptr())))?;
     }

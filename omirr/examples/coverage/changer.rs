@@ -36,7 +36,11 @@ impl Changer {
             .context("the changer cannot be started")?;
         let orders = process.stdin.take().context("stdin is piped")?;
         let answers = BufReader::new(process.stdout.take().context("stdout is piped")?);
-        Ok(Self { process, orders, answers })
+        Ok(Self {
+            process,
+            orders,
+            answers,
+        })
     }
 
     pub fn ask(&mut self, order: &str, stage: &Stage) -> Result<Answer> {

@@ -28,7 +28,11 @@ pub fn file(stage: &Stage, _: &mut Held) -> Result<()> {
 }
 
 pub fn open(path: &Path) -> Result<File> {
-    OpenOptions::new().read(true).write(true).open(path).with_context(|| path.display().to_string())
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(path)
+        .with_context(|| path.display().to_string())
 }
 
 /// Opens `f` to write, and keeps it open.
@@ -40,7 +44,13 @@ fn writing(stage: &Stage, held: &mut Held) -> Result<File> {
 
 fn writing_direct(stage: &Stage, held: &mut Held) -> Result<File> {
     let path = stage.dir.join("f");
-    let file = lacking(OpenOptions::new().read(true).write(true).custom_flags(libc::O_DIRECT).open(path))?;
+    let file = lacking(
+        OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(libc::O_DIRECT)
+            .open(path),
+    )?;
     held.files.push(file.try_clone()?);
     Ok(file)
 }
@@ -57,7 +67,9 @@ pub fn lacking<T>(result: std::io::Result<T>) -> Result<T> {
 /// The kernel's word without its number.
 fn refusal(error: &std::io::Error) -> String {
     let text = error.to_string();
-    text.split_once(" (os error").map_or(text.as_str(), |(word, _)| word).to_lowercase()
+    text.split_once(" (os error")
+        .map_or(text.as_str(), |(word, _)| word)
+        .to_lowercase()
 }
 
 pub fn write(stage: &Stage, held: &mut Held) -> Result<()> {
@@ -116,7 +128,14 @@ fn late(file: &File, held: &mut Held) -> Result<()> {
     // `uffdio_register` 4, `uffdio_copy` 5; all outlive their calls. The page is
     // unmapped after the thread that fills it has ended.
     unsafe {
-        let pages = libc::mmap(null, 2 * PAGE, libc::PROT_READ | libc::PROT_WRITE, anonymous, -1, 0);
+        let pages = libc::mmap(
+            null,
+            2 * PAGE,
+            libc::PROT_READ | libc::PROT_WRITE,
+            anonymous,
+            -1,
+            0,
+        );
         ensure!(pages != libc::MAP_FAILED, "mmap");
         pages.cast::<u8>().write_bytes(b'l', PAGE);
         let faults = lacking(check(libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC)))? as i32;
@@ -136,7 +155,9 @@ fn late(file: &File, held: &mut Held) -> Result<()> {
         });
         let both = std::slice::from_raw_parts(pages.cast::<u8>(), 2 * PAGE);
         let wrote = file.write_all_at(both, 0);
-        let (got, done, mark) = filler.join().map_err(|_| anyhow::anyhow!("the filler panicked"))?;
+        let (got, done, mark) = filler
+            .join()
+            .map_err(|_| anyhow::anyhow!("the filler panicked"))?;
         libc::munmap(pages, 2 * PAGE);
         libc::close(faults);
         wrote?;
@@ -194,14 +215,25 @@ fn uring_write(file: &File, held: &mut Held) -> Result<()> {
     use std::os::fd::FromRawFd;
     let mut params = [0_u32; 30];
     // SAFETY: the kernel fills the parameters (120 bytes).
-    let ring = lacking(check(unsafe { libc::syscall(libc::SYS_io_uring_setup, 4, params.as_mut_ptr()) }))?;
+    let ring = lacking(check(unsafe {
+        libc::syscall(libc::SYS_io_uring_setup, 4, params.as_mut_ptr())
+    }))?;
     // SAFETY: a fresh descriptor that nothing else owns.
     let owner = unsafe { File::from_raw_fd(i32::try_from(ring)?) };
     let ring = owner.as_raw_fd();
     let protection = libc::PROT_READ | libc::PROT_WRITE;
     let area = |offset| {
         // SAFETY: a fresh mapping of the ring.
-        let area = unsafe { libc::mmap(std::ptr::null_mut(), PAGE, protection, libc::MAP_SHARED, ring, offset) };
+        let area = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                PAGE,
+                protection,
+                libc::MAP_SHARED,
+                ring,
+                offset,
+            )
+        };
         ensure!(area != libc::MAP_FAILED, "mmap of the ring");
         Ok(area.cast::<u8>())
     };
@@ -219,7 +251,10 @@ fn uring_write(file: &File, held: &mut Held) -> Result<()> {
         queue.add(params[10 + 1] as usize).cast::<u32>().write_volatile(1);
         let entered = check(libc::syscall(libc::SYS_io_uring_enter, ring, 1, 1, 1, 0, 0))?;
         ensure!(entered == 1, "io_uring_enter");
-        let result = queue.add(params[20 + 5] as usize + 8).cast::<i32>().read_volatile();
+        let result = queue
+            .add(params[20 + 5] as usize + 8)
+            .cast::<i32>()
+            .read_volatile();
         libc::munmap(queue.cast(), PAGE);
         libc::munmap(entries.cast(), PAGE);
         ensure!(result == PAGE as i32, "io_uring wrote {result}");
@@ -271,7 +306,9 @@ pub fn clone_range(stage: &Stage, held: &mut Held) -> Result<()> {
     // struct file_clone_range: source, offset there, length, offset here.
     let range = [u64::try_from(from.as_raw_fd())?, 4096, 4096, 4096];
     // SAFETY: the structure is laid out as the kernel's and outlives the call.
-    lacking(check(unsafe { libc::ioctl(to.as_raw_fd(), FICLONERANGE, range.as_ptr()) }))?;
+    lacking(check(unsafe {
+        libc::ioctl(to.as_raw_fd(), FICLONERANGE, range.as_ptr())
+    }))?;
     Ok(())
 }
 
@@ -301,7 +338,12 @@ pub fn allocate(stage: &Stage, held: &mut Held) -> Result<()> {
 }
 
 pub fn punch(stage: &Stage, held: &mut Held) -> Result<()> {
-    fallocate(stage, held, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, 4096)
+    fallocate(
+        stage,
+        held,
+        FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
+        4096,
+    )
 }
 
 pub fn zero(stage: &Stage, held: &mut Held) -> Result<()> {

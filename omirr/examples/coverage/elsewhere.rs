@@ -30,7 +30,9 @@ impl Drop for Bound {
 }
 
 fn bind_at(stage: &Stage) -> PathBuf {
-    PathBuf::from("/run/coverage-bind").join(&stage.place.name).join(stage.name())
+    PathBuf::from("/run/coverage-bind")
+        .join(&stage.place.name)
+        .join(stage.name())
 }
 
 pub fn bound(stage: &Stage, held: &mut Held) -> Result<()> {
@@ -115,7 +117,11 @@ impl Drop for Looped {
 fn attach(stage: &Stage, held: &mut Held) -> Result<Looped> {
     data::file(stage, held)?;
     let image = data::open(&stage.dir.join("f"))?;
-    let control = OpenOptions::new().read(true).write(true).open("/dev/loop-control").context("loop-control")?;
+    let control = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/loop-control")
+        .context("loop-control")?;
     // SAFETY: requests whose argument, if any, is a descriptor.
     let number = check(unsafe { libc::ioctl(control.as_raw_fd(), LOOP_CTL_GET_FREE) })?;
     let device = OpenOptions::new()
@@ -124,7 +130,8 @@ fn attach(stage: &Stage, held: &mut Held) -> Result<Looped> {
         .custom_flags(libc::O_DIRECT)
         .open(format!("/dev/loop{number}"))?;
     // SAFETY: as above.
-    check(unsafe { libc::ioctl(device.as_raw_fd(), LOOP_SET_FD, image.as_raw_fd()) }).context("LOOP_SET_FD")?;
+    check(unsafe { libc::ioctl(device.as_raw_fd(), LOOP_SET_FD, image.as_raw_fd()) })
+        .context("LOOP_SET_FD")?;
     Ok(Looped(device))
 }
 
@@ -138,7 +145,9 @@ pub fn looped(stage: &Stage, held: &mut Held) -> Result<()> {
 pub fn looped_direct(stage: &Stage, held: &mut Held) -> Result<()> {
     let device = attach(stage, held)?;
     // SAFETY: a request whose argument is a number.
-    lacking(check(unsafe { libc::ioctl(device.0.as_raw_fd(), LOOP_SET_DIRECT_IO, 1) }))?;
+    lacking(check(unsafe {
+        libc::ioctl(device.0.as_raw_fd(), LOOP_SET_DIRECT_IO, 1)
+    }))?;
     held.files.push(device.0.try_clone()?);
     held.others.push(Box::new(device));
     Ok(())
@@ -185,5 +194,8 @@ pub fn nfs_unlink(stage: &Stage, _: &mut Held) -> Result<()> {
 }
 
 pub fn nfs_chmod(stage: &Stage, _: &mut Held) -> Result<()> {
-    Ok(fs::set_permissions(nfs(stage)?.join("f"), fs::Permissions::from_mode(0o600))?)
+    Ok(fs::set_permissions(
+        nfs(stage)?.join("f"),
+        fs::Permissions::from_mode(0o600),
+    )?)
 }

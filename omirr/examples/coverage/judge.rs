@@ -165,7 +165,11 @@ pub fn describe(seen: &[Seen], mark: u64) -> String {
             let name = paths.first().and_then(|p| p.file_name());
             name.map_or_else(|| "?".into(), |n| n.to_string_lossy().into_owned())
         };
-        let to = if s.to.is_empty() { String::new() } else { format!(" to {}", name(&s.to)) };
+        let to = if s.to.is_empty() {
+            String::new()
+        } else {
+            format!(" to {}", name(&s.to))
+        };
         let range = s.range.map_or_else(String::new, |(a, b)| format!(" [{a},{b})"));
         let early = if s.time_ns < mark { " early" } else { "" };
         let stale = if s.fresh { "" } else { " stale" };

@@ -30,8 +30,8 @@ use anyhow::{Context, Result, bail};
 
 use changer::{Answer, Changer};
 use judge::{Phase, Verdict};
-use rows::{Row, Stage};
 use place::Place;
+use rows::{Row, Stage};
 use watchers::{Lost, Watcher};
 
 fn main() -> Result<()> {
@@ -50,7 +50,10 @@ fn run(folders: &[&str]) -> Result<()> {
     let places = place::prepare(folders)?;
     let rows = rows::all();
     let only = std::env::var("COVERAGE_ROW").ok();
-    for (pass, sources) in [&["fentry", "fanotify", "inotify"][..], &["kprobe"]].iter().enumerate() {
+    for (pass, sources) in [&["fentry", "fanotify", "inotify"][..], &["kprobe"]]
+        .iter()
+        .enumerate()
+    {
         let mut watchers = Vec::new();
         for source in *sources {
             let began = std::time::Instant::now();
@@ -60,7 +63,10 @@ fn run(folders: &[&str]) -> Result<()> {
         let mut changer = Changer::start()?;
         for place in &places {
             for (number, row) in rows.iter().enumerate() {
-                if only.as_ref().is_some_and(|only| !row.name.contains(only.as_str())) {
+                if only
+                    .as_ref()
+                    .is_some_and(|only| !row.name.contains(only.as_str()))
+                {
                     continue;
                 }
                 again_if_lost(row, number, pass, place, &mut changer, &mut watchers)
@@ -110,7 +116,13 @@ fn one(
 ) -> Result<()> {
     let lacks = |reason: &str, watchers: &[Watcher]| {
         for watcher in watchers {
-            judge::say(row, &stage.place, watcher.name, &Verdict::NotThere(reason.to_owned()), "");
+            judge::say(
+                row,
+                &stage.place,
+                watcher.name,
+                &Verdict::NotThere(reason.to_owned()),
+                "",
+            );
         }
     };
     if let Some(reason) = row.not_on(&stage.place) {
@@ -151,7 +163,10 @@ fn one(
     }
     changer.ask("release", stage)?;
     for watcher in &mut *watchers {
-        let verdict = watcher.verdict.take().unwrap_or_else(|| judge::never(row, stage, watcher));
+        let verdict = watcher
+            .verdict
+            .take()
+            .unwrap_or_else(|| judge::never(row, stage, watcher));
         let seen = judge::describe(&watcher.seen, mark);
         judge::say(row, &stage.place, watcher.name, &verdict, &seen);
         watcher.end()?;

@@ -21,7 +21,13 @@ pub fn create(stage: &Stage, held: &mut Held) -> Result<()> {
 }
 
 fn mknod(stage: &Stage, kind: FileType, device: u64) -> Result<()> {
-    Ok(rustix::fs::mknodat(CWD, stage.dir.join("n"), kind, Mode::RUSR, device)?)
+    Ok(rustix::fs::mknodat(
+        CWD,
+        stage.dir.join("n"),
+        kind,
+        Mode::RUSR,
+        device,
+    )?)
 }
 
 pub fn mknod_file(stage: &Stage, _: &mut Held) -> Result<()> {
@@ -68,7 +74,13 @@ pub fn tmpfile(stage: &Stage, held: &mut Held) -> Result<()> {
 
 pub fn link_tmpfile(stage: &Stage, held: &mut Held) -> Result<()> {
     let name = format!("/proc/self/fd/{}", held.files[0].as_raw_fd());
-    Ok(rustix::fs::linkat(CWD, name, CWD, stage.dir.join("n"), AtFlags::SYMLINK_FOLLOW)?)
+    Ok(rustix::fs::linkat(
+        CWD,
+        name,
+        CWD,
+        stage.dir.join("n"),
+        AtFlags::SYMLINK_FOLLOW,
+    )?)
 }
 
 pub fn tmpfile_linked(stage: &Stage, held: &mut Held) -> Result<()> {
@@ -131,7 +143,11 @@ pub fn exchange(stage: &Stage, _: &mut Held) -> Result<()> {
 
 /// A name beside the share that no other row uses.
 fn beside(stage: &Stage) -> Result<PathBuf> {
-    let outside = stage.place.outside.as_ref().context("there is a folder beside the share")?;
+    let outside = stage
+        .place
+        .outside
+        .as_ref()
+        .context("there is a folder beside the share")?;
     Ok(outside.join(stage.name()))
 }
 

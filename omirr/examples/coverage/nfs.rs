@@ -40,7 +40,10 @@ fn start(places: &[Place]) -> Result<()> {
     mount("tmpfs", ROOT, "tmpfs", MountFlags::empty(), None).context("the exports' root")?;
     mount("nfsd", "/proc/fs/nfsd", "nfsd", MountFlags::empty(), None).context("/proc/fs/nfsd")?;
     std::thread::spawn(rpcbind);
-    tell("/proc/net/rpc/auth.unix.ip/channel", &format!("nfsd 127.0.0.1 {NEVER} clients\n"))?;
+    tell(
+        "/proc/net/rpc/auth.unix.ip/channel",
+        &format!("nfsd 127.0.0.1 {NEVER} clients\n"),
+    )?;
     let exported = places.iter().filter(|place| place.outside.is_some());
     let mut folders = vec![PathBuf::from(ROOT)];
     for place in exported {
@@ -51,12 +54,23 @@ fn start(places: &[Place]) -> Result<()> {
     }
     for (number, folder) in (0_u32..).zip(&folders) {
         let folder = folder.display();
-        tell("/proc/net/rpc/nfsd.export/channel", &format!("clients {folder} {NEVER} {FLAGS} 65534 65534 {number}\n"))?;
+        tell(
+            "/proc/net/rpc/nfsd.export/channel",
+            &format!("clients {folder} {NEVER} {FLAGS} 65534 65534 {number}\n"),
+        )?;
         // By number: the first four bytes of the handle's identity.
-        let id: String = number.to_ne_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
-        tell("/proc/net/rpc/nfsd.fh/channel", &format!("clients 1 \\x{id} {NEVER} {folder}\n"))?;
+        let id: String = number
+            .to_ne_bytes()
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        tell(
+            "/proc/net/rpc/nfsd.fh/channel",
+            &format!("clients 1 \\x{id} {NEVER} {folder}\n"),
+        )?;
     }
-    tell("/proc/fs/nfsd/versions", "-2 -3 +4 +4.1 +4.2\n").or_else(|_| tell("/proc/fs/nfsd/versions", "-3 +4 +4.1 +4.2\n"))?;
+    tell("/proc/fs/nfsd/versions", "-2 -3 +4 +4.1 +4.2\n")
+        .or_else(|_| tell("/proc/fs/nfsd/versions", "-3 +4 +4.1 +4.2\n"))?;
     for grace in ["nfsv4gracetime", "nfsv4leasetime"] {
         tell(&format!("/proc/fs/nfsd/{grace}"), "10\n")?;
     }

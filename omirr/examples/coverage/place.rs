@@ -32,7 +32,10 @@ pub struct Place {
 
 impl Place {
     pub fn watch(&self) -> Result<Watch> {
-        let meta = self.share.metadata().with_context(|| self.share.display().to_string())?;
+        let meta = self
+            .share
+            .metadata()
+            .with_context(|| self.share.display().to_string())?;
         Ok(Watch {
             path: self.share.clone(),
             dev: meta.dev(),
@@ -53,7 +56,9 @@ pub fn row_folder(number: usize, pass: usize, attempt: usize) -> String {
 pub fn prepare(folders: &[&str]) -> Result<Vec<Place>> {
     let mut places = Vec::new();
     for folder in folders {
-        let (name, folder) = folder.split_once('=').with_context(|| format!("{folder}: FILESYSTEM=FOLDER"))?;
+        let (name, folder) = folder
+            .split_once('=')
+            .with_context(|| format!("{folder}: FILESYSTEM=FOLDER"))?;
         places.push(plain(name, Path::new(folder))?);
     }
     let memory = Path::new("/run/coverage-tmpfs");
@@ -86,16 +91,29 @@ fn overlay(folder: &Path) -> Result<Place> {
         fs::create_dir_all(at(name))?;
     }
     // The files that are copied up must be there before it is mounted.
-    for (number, _) in rows::all().iter().enumerate().filter(|(_, row)| row.name == COPIED_UP) {
+    for (number, _) in rows::all()
+        .iter()
+        .enumerate()
+        .filter(|(_, row)| row.name == COPIED_UP)
+    {
         for (pass, attempt) in (0..2).flat_map(|pass| (0..ATTEMPTS).map(move |attempt| (pass, attempt))) {
             let row = at("lower").join(row_folder(number, pass, attempt));
             fs::create_dir_all(&row)?;
             fs::write(row.join("f"), rows::BEFORE)?;
         }
     }
-    let options = ["lower", "upper", "work"].map(|name| format!("{name}dir={}", at(name).display())).join(",");
+    let options = ["lower", "upper", "work"]
+        .map(|name| format!("{name}dir={}", at(name).display()))
+        .join(",");
     let options = std::ffi::CString::new(options)?;
-    mount("overlay", at("merged"), "overlay", MountFlags::empty(), Some(options.as_c_str())).context("overlay")?;
+    mount(
+        "overlay",
+        at("merged"),
+        "overlay",
+        MountFlags::empty(),
+        Some(options.as_c_str()),
+    )
+    .context("overlay")?;
     Ok(Place {
         name: "overlay".to_owned(),
         changes: at("merged"),

@@ -45,7 +45,11 @@ impl Stage {
 
     /// A name of the row in the watched share; the empty one is the folder.
     pub fn full(&self, name: &str) -> PathBuf {
-        if name.is_empty() { self.seen_as() } else { self.seen_as().join(name) }
+        if name.is_empty() {
+            self.seen_as()
+        } else {
+            self.seen_as().join(name)
+        }
     }
 
     pub fn name(&self) -> &str {
@@ -118,17 +122,32 @@ impl Row {
     }
 
     fn sees(mut self, op: Op, at: &'static str) -> Self {
-        self.expect.push(Expect { op, at: Some(at), to: None, range: None });
+        self.expect.push(Expect {
+            op,
+            at: Some(at),
+            to: None,
+            range: None,
+        });
         self
     }
 
     fn sees_to(mut self, op: Op, at: Option<&'static str>, to: &'static str) -> Self {
-        self.expect.push(Expect { op, at, to: Some(to), range: None });
+        self.expect.push(Expect {
+            op,
+            at,
+            to: Some(to),
+            range: None,
+        });
         self
     }
 
     fn sees_range(mut self, op: Op, at: &'static str, start: u64, end: u64) -> Self {
-        self.expect.push(Expect { op, at: Some(at), to: None, range: Some((start, end)) });
+        self.expect.push(Expect {
+            op,
+            at: Some(at),
+            to: None,
+            range: Some((start, end)),
+        });
         self
     }
 
@@ -146,7 +165,8 @@ impl Row {
 
     /// `write` of a range, and the bytes that begin there.
     fn writes(self, start: u64, end: u64, bytes: &'static [u8]) -> Self {
-        self.sees_range(Op::Write, "f", start, end).then("f", start, bytes)
+        self.sees_range(Op::Write, "f", start, end)
+            .then("f", start, bytes)
     }
 
     fn only(mut self, filesystem: &'static str) -> Self {
@@ -162,16 +182,25 @@ impl Row {
 
 /// All rows, in the order of the table.
 pub fn all() -> Vec<Row> {
-    [data_rows(), name_rows(), attr_rows(), elsewhere_rows()].into_iter().flatten().collect()
+    [data_rows(), name_rows(), attr_rows(), elsewhere_rows()]
+        .into_iter()
+        .flatten()
+        .collect()
 }
 
 fn data_rows() -> Vec<Row> {
     let row = |name, act: Step| Row::new("data", name, data::file, act);
     let falls = |name, act: Step| {
-        move |start, end, size| row(name, act).sees_range(Op::Fallocate, "f", start, end).then_size("f", size)
+        move |start, end, size| {
+            row(name, act)
+                .sees_range(Op::Fallocate, "f", start, end)
+                .then_size("f", size)
+        }
     };
     let mapped = |name, prepare: Step, act: Step| {
-        Row::new("data", name, prepare, act).sees(Op::Write, "f").then("f", 0, b"m")
+        Row::new("data", name, prepare, act)
+            .sees(Op::Write, "f")
+            .then("f", 0, b"m")
     };
     vec![
         row("write", data::write).writes(0, 5, b"hello"),
@@ -191,27 +220,51 @@ fn data_rows() -> Vec<Row> {
         row("copy_file_range", data::copy_file_range).writes(0, 5000, b"g"),
         row("FICLONE", data::clone_all).writes(0, 16384, b"g"),
         row("FICLONERANGE", data::clone_range).writes(4096, 8192, b"g"),
-        row("truncate", data::truncate).sees_range(Op::Truncate, "f", 50, 50).then_size("f", 50),
-        row("ftruncate", data::ftruncate).sees_range(Op::Truncate, "f", 20_000, 20_000).then_size("f", 20_000),
-        row("O_TRUNC", data::o_trunc).sees_range(Op::Truncate, "f", 0, 0).then_size("f", 0),
+        row("truncate", data::truncate)
+            .sees_range(Op::Truncate, "f", 50, 50)
+            .then_size("f", 50),
+        row("ftruncate", data::ftruncate)
+            .sees_range(Op::Truncate, "f", 20_000, 20_000)
+            .then_size("f", 20_000),
+        row("O_TRUNC", data::o_trunc)
+            .sees_range(Op::Truncate, "f", 0, 0)
+            .then_size("f", 0),
         falls("fallocate, allocate", data::allocate)(0, 16384, 16384),
-        row("fallocate, punch hole", data::punch).sees_range(Op::Fallocate, "f", 0, 4096).then("f", 0, b"\0"),
-        row("fallocate, zero range", data::zero).sees_range(Op::Fallocate, "f", 0, 4096).then("f", 0, b"\0"),
+        row("fallocate, punch hole", data::punch)
+            .sees_range(Op::Fallocate, "f", 0, 4096)
+            .then("f", 0, b"\0"),
+        row("fallocate, zero range", data::zero)
+            .sees_range(Op::Fallocate, "f", 0, 4096)
+            .then("f", 0, b"\0"),
         falls("fallocate, collapse range", data::collapse)(0, u64::MAX, 8192),
         falls("fallocate, insert range", data::insert)(0, u64::MAX, 16384),
         mapped("mmap store", data::file, mapping::first_store),
         mapped("mmap store, then msync", data::file, mapping::store_and_sync),
-        Row::new("data", "mmap store, then munmap, descriptor closed before", mapping::mapped_and_closed, mapping::store_and_unmap)
-            .sees(Op::Close, "f")
-            .then("f", 0, b"m"),
-        mapped("mmap store long after the page fault", mapping::touched, mapping::late_store),
-        mapped("mmap store long after the page fault, descriptor closed before", mapping::touched_and_closed, mapping::late_store),
+        Row::new(
+            "data",
+            "mmap store, then munmap, descriptor closed before",
+            mapping::mapped_and_closed,
+            mapping::store_and_unmap,
+        )
+        .sees(Op::Close, "f")
+        .then("f", 0, b"m"),
+        mapped(
+            "mmap store long after the page fault",
+            mapping::touched,
+            mapping::late_store,
+        ),
+        mapped(
+            "mmap store long after the page fault, descriptor closed before",
+            mapping::touched_and_closed,
+            mapping::late_store,
+        ),
     ]
 }
 
 fn name_rows() -> Vec<Row> {
     let row = |name, prepare: Step, act: Step| Row::new("namespace", name, prepare, act);
-    let moves = |name, prepare: Step, act: Step, to| row(name, prepare, act).sees_to(Op::Rename, Some("f"), to);
+    let moves =
+        |name, prepare: Step, act: Step, to| row(name, prepare, act).sees_to(Op::Rename, Some("f"), to);
     vec![
         row("open(O_CREAT)", data::nothing, names::create).sees(Op::Create, "n"),
         row("mknod, file", data::nothing, names::mknod_file).sees(Op::Create, "n"),
@@ -223,23 +276,58 @@ fn name_rows() -> Vec<Row> {
         row("symlink", data::nothing, names::symlink).sees(Op::Symlink, "n"),
         row("link", data::file, names::link).sees_to(Op::Link, Some("f"), "n"),
         row("O_TMPFILE, then linkat", names::tmpfile, names::link_tmpfile).sees_to(Op::Link, None, "n"),
-        row("O_TMPFILE, then linkat, then write", names::tmpfile_linked, names::write_held)
-            .sees_range(Op::Write, "n", 7, 12)
-            .then("n", 7, b"hello"),
-        row("write by a name that is gone, another one stays", names::two_names, names::write_held)
-            .sees_range(Op::Write, "n", 0, 5)
-            .then("n", 0, b"hello"),
+        row(
+            "O_TMPFILE, then linkat, then write",
+            names::tmpfile_linked,
+            names::write_held,
+        )
+        .sees_range(Op::Write, "n", 7, 12)
+        .then("n", 7, b"hello"),
+        row(
+            "write by a name that is gone, another one stays",
+            names::two_names,
+            names::write_held,
+        )
+        .sees_range(Op::Write, "n", 0, 5)
+        .then("n", 0, b"hello"),
         row("unlink", data::file, names::unlink).sees(Op::Unlink, "f"),
         row("rmdir", names::folders, names::rmdir).sees(Op::Rmdir, "a"),
         moves("rename", data::file, names::rename, "n"),
-        moves("rename across directories", names::folders, names::rename_across, "b/n"),
-        moves("rename over an existing name", names::folders, names::rename_over, "over"),
-        row("rename out of the share", data::file, names::rename_out).sees(Op::Rename, "f").beside(),
-        row("rename into the share", names::outside, names::rename_in).sees_to(Op::Rename, None, "n").beside(),
-        moves("renameat2, RENAME_NOREPLACE", data::file, names::rename_noreplace, "n"),
-        row("renameat2, RENAME_EXCHANGE", names::folders, names::exchange).sees_to(Op::Exchange, Some("f"), "a"),
-        row("rename of a directory with 500 files", names::full_folder, names::rename_folder)
-            .sees_to(Op::Rename, Some("full"), "n"),
+        moves(
+            "rename across directories",
+            names::folders,
+            names::rename_across,
+            "b/n",
+        ),
+        moves(
+            "rename over an existing name",
+            names::folders,
+            names::rename_over,
+            "over",
+        ),
+        row("rename out of the share", data::file, names::rename_out)
+            .sees(Op::Rename, "f")
+            .beside(),
+        row("rename into the share", names::outside, names::rename_in)
+            .sees_to(Op::Rename, None, "n")
+            .beside(),
+        moves(
+            "renameat2, RENAME_NOREPLACE",
+            data::file,
+            names::rename_noreplace,
+            "n",
+        ),
+        row("renameat2, RENAME_EXCHANGE", names::folders, names::exchange).sees_to(
+            Op::Exchange,
+            Some("f"),
+            "a",
+        ),
+        row(
+            "rename of a directory with 500 files",
+            names::full_folder,
+            names::rename_folder,
+        )
+        .sees_to(Op::Rename, Some("full"), "n"),
     ]
 }
 
@@ -248,7 +336,13 @@ fn attr_rows() -> Vec<Row> {
     vec![
         row("chmod", Op::Attr, data::file, attrs::chmod),
         row("fchmod", Op::Attr, attrs::opened, attrs::fchmod),
-        Row::new("attributes", "chmod of a directory", names::folders, attrs::chmod_folder).sees(Op::Attr, "a"),
+        Row::new(
+            "attributes",
+            "chmod of a directory",
+            names::folders,
+            attrs::chmod_folder,
+        )
+        .sees(Op::Attr, "a"),
         row("chown", Op::Attr, data::file, attrs::chown),
         row("fchown", Op::Attr, attrs::opened, attrs::fchown),
         row("utimensat", Op::Attr, data::file, attrs::utimens),
@@ -258,36 +352,117 @@ fn attr_rows() -> Vec<Row> {
         row("removexattr", Op::Xattr, attrs::with_xattr, attrs::removexattr),
         row("fremovexattr", Op::Xattr, attrs::with_xattr, attrs::fremovexattr),
         row("POSIX ACL", Op::Xattr, data::file, attrs::set_acl),
-        row("POSIX ACL, by descriptor", Op::Xattr, attrs::opened, attrs::fset_acl),
-        row("POSIX ACL, removed", Op::Xattr, attrs::with_acl, attrs::remove_acl),
-        row("POSIX ACL, removed by descriptor", Op::Xattr, attrs::with_acl, attrs::fremove_acl),
-        row("chattr, FS_IOC_SETFLAGS", Op::Attr, attrs::opened, attrs::setflags),
-        row("chattr, FS_IOC_FSSETXATTR", Op::Attr, attrs::opened, attrs::fssetxattr),
+        row(
+            "POSIX ACL, by descriptor",
+            Op::Xattr,
+            attrs::opened,
+            attrs::fset_acl,
+        ),
+        row(
+            "POSIX ACL, removed",
+            Op::Xattr,
+            attrs::with_acl,
+            attrs::remove_acl,
+        ),
+        row(
+            "POSIX ACL, removed by descriptor",
+            Op::Xattr,
+            attrs::with_acl,
+            attrs::fremove_acl,
+        ),
+        row(
+            "chattr, FS_IOC_SETFLAGS",
+            Op::Attr,
+            attrs::opened,
+            attrs::setflags,
+        ),
+        row(
+            "chattr, FS_IOC_FSSETXATTR",
+            Op::Attr,
+            attrs::opened,
+            attrs::fssetxattr,
+        ),
     ]
 }
 
 fn elsewhere_rows() -> Vec<Row> {
     let row = |name, prepare: Step, act: Step| Row::new("from elsewhere", name, prepare, act);
     vec![
-        row("write through a bind mount", elsewhere::bound, elsewhere::write_bound).writes(0, 5, b"hello"),
-        row("create through a bind mount", elsewhere::bound, elsewhere::create_bound).sees(Op::Create, "n"),
-        row("write from another mount namespace", data::file, elsewhere::write_in_namespace).writes(0, 5, b"hello"),
-        row("rename from another mount namespace", data::file, elsewhere::rename_in_namespace)
-            .sees_to(Op::Rename, Some("f"), "n"),
-        row("write that copies a file up from the lower directory", elsewhere::lower, elsewhere::copy_up)
-            .sees(Op::Write, "f")
-            .then("f", 0, b"hello")
-            .only("overlay"),
-        row("write by the loop driver", elsewhere::looped, elsewhere::write_looped).writes(0, 4096, b"d"),
-        row("write by the loop driver, O_DIRECT", elsewhere::looped_direct, elsewhere::write_looped)
-            .writes(0, 4096, b"d"),
+        row(
+            "write through a bind mount",
+            elsewhere::bound,
+            elsewhere::write_bound,
+        )
+        .writes(0, 5, b"hello"),
+        row(
+            "create through a bind mount",
+            elsewhere::bound,
+            elsewhere::create_bound,
+        )
+        .sees(Op::Create, "n"),
+        row(
+            "write from another mount namespace",
+            data::file,
+            elsewhere::write_in_namespace,
+        )
+        .writes(0, 5, b"hello"),
+        row(
+            "rename from another mount namespace",
+            data::file,
+            elsewhere::rename_in_namespace,
+        )
+        .sees_to(Op::Rename, Some("f"), "n"),
+        row(
+            "write that copies a file up from the lower directory",
+            elsewhere::lower,
+            elsewhere::copy_up,
+        )
+        .sees(Op::Write, "f")
+        .then("f", 0, b"hello")
+        .only("overlay"),
+        row(
+            "write by the loop driver",
+            elsewhere::looped,
+            elsewhere::write_looped,
+        )
+        .writes(0, 4096, b"d"),
+        row(
+            "write by the loop driver, O_DIRECT",
+            elsewhere::looped_direct,
+            elsewhere::write_looped,
+        )
+        .writes(0, 4096, b"d"),
         // The client writes whole pages.
-        row("write by an NFS client", elsewhere::exported, elsewhere::nfs_write)
-            .sees_range(Op::Write, "f", 0, 4096)
-            .then("f", 0, b"hello"),
-        row("create by an NFS client", elsewhere::exported, elsewhere::nfs_create).sees(Op::Create, "n"),
-        row("rename by an NFS client", elsewhere::exported, elsewhere::nfs_rename).sees_to(Op::Rename, Some("f"), "n"),
-        row("unlink by an NFS client", elsewhere::exported, elsewhere::nfs_unlink).sees(Op::Unlink, "f"),
-        row("chmod by an NFS client", elsewhere::exported, elsewhere::nfs_chmod).sees(Op::Attr, "f"),
+        row(
+            "write by an NFS client",
+            elsewhere::exported,
+            elsewhere::nfs_write,
+        )
+        .sees_range(Op::Write, "f", 0, 4096)
+        .then("f", 0, b"hello"),
+        row(
+            "create by an NFS client",
+            elsewhere::exported,
+            elsewhere::nfs_create,
+        )
+        .sees(Op::Create, "n"),
+        row(
+            "rename by an NFS client",
+            elsewhere::exported,
+            elsewhere::nfs_rename,
+        )
+        .sees_to(Op::Rename, Some("f"), "n"),
+        row(
+            "unlink by an NFS client",
+            elsewhere::exported,
+            elsewhere::nfs_unlink,
+        )
+        .sees(Op::Unlink, "f"),
+        row(
+            "chmod by an NFS client",
+            elsewhere::exported,
+            elsewhere::nfs_chmod,
+        )
+        .sees(Op::Attr, "f"),
     ]
 }

@@ -21,7 +21,11 @@ pub fn now() -> u64 {
 
 /// Turns the -1 of a system call into the error.
 pub fn check<T: PartialOrd + From<i8>>(result: T) -> io::Result<T> {
-    if result < T::from(0) { Err(io::Error::last_os_error()) } else { Ok(result) }
+    if result < T::from(0) {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
 }
 
 /// Writes a filesystem's dirty pages to its disk.

@@ -45,12 +45,18 @@ enum What {
 impl Look {
     pub fn bytes(path: &Path, at: u64, bytes: &'static [u8]) -> Self {
         let path = path.to_owned();
-        Self { path, what: What::Bytes(at, bytes) }
+        Self {
+            path,
+            what: What::Bytes(at, bytes),
+        }
     }
 
     pub fn size(path: &Path, size: u64) -> Self {
         let path = path.to_owned();
-        Self { path, what: What::Size(size) }
+        Self {
+            path,
+            what: What::Size(size),
+        }
     }
 
     pub fn beneath(mut self, folder: &Path) -> Self {
@@ -100,7 +106,7 @@ struct Inbox {
 type Shared = Arc<Mutex<Inbox>>;
 
 enum Kind {
-    Ebpf(EbpfSource),
+    Ebpf(Box<EbpfSource>),
     /// One per place, since some filesystems refuse.
     Fanotify(Vec<FanotifySource>),
     Inotify(Inotify),
@@ -137,13 +143,29 @@ impl Watcher {
                 Kind::Fanotify(sources)
             }
             _ => {
-                let attach = if name == "kprobe" { Attach::Kprobe } else { Attach::Fentry };
-                let options = Options { attach, ..Options::default() };
-                Kind::Ebpf(EbpfSource::open(&watches, options, own, sink(&inbox))?)
+                let attach = if name == "kprobe" {
+                    Attach::Kprobe
+                } else {
+                    Attach::Fentry
+                };
+                let options = Options {
+                    attach,
+                    ..Options::default()
+                };
+                Kind::Ebpf(Box::new(EbpfSource::open(&watches, options, own, sink(&inbox))?))
             }
         };
         let (seen, verdict, folders) = (Vec::new(), None, HashMap::new());
-        Ok(Self { name, seen, before: 0, verdict, kind, inbox, refused, folders })
+        Ok(Self {
+            name,
+            seen,
+            before: 0,
+            verdict,
+            kind,
+            inbox,
+            refused,
+            folders,
+        })
     }
 
     /// Whether it tells operations and bytes.
@@ -162,9 +184,15 @@ impl Watcher {
         };
         let stats = source.stats();
         let off = stats.hooks.iter().filter(|h| !h.attached || h.note.is_some());
-        let off: Vec<String> =
-            off.map(|h| format!("{} ({})", h.hook, h.note.as_deref().unwrap_or("off"))).collect();
-        format!("{} events, {} lost; {}", stats.events, stats.dropped, off.join("; "))
+        let off: Vec<String> = off
+            .map(|h| format!("{} ({})", h.hook, h.note.as_deref().unwrap_or("off")))
+            .collect();
+        format!(
+            "{} events, {} lost; {}",
+            stats.events,
+            stats.dropped,
+            off.join("; ")
+        )
     }
 
     /// Forgets what was before the row's change, and learns its folders.
@@ -204,7 +232,14 @@ impl Watcher {
         for (event, fresh) in events {
             let (at, to) = (self.paths(event.at.as_ref()), self.paths(event.to.as_ref()));
             let (op, range, time_ns) = (event.op, event.range, event.time_ns);
-            self.seen.push(Seen { op, at, to, range, time_ns, fresh });
+            self.seen.push(Seen {
+                op,
+                at,
+                to,
+                range,
+                time_ns,
+                fresh,
+            });
         }
         Ok(())
     }
@@ -257,7 +292,15 @@ impl Watcher {
         };
         let last = std::ffi::OsStr::from_bytes(&name.name);
         let folders = self.folders.get(&name.dir).into_iter().flatten();
-        folders.map(|folder| if last.is_empty() { folder.clone() } else { folder.join(last) }).collect()
+        folders
+            .map(|folder| {
+                if last.is_empty() {
+                    folder.clone()
+                } else {
+                    folder.join(last)
+                }
+            })
+            .collect()
     }
 }
 
@@ -295,7 +338,10 @@ struct Inotify {
 impl Inotify {
     fn new() -> Result<Self> {
         let queue = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC).context("inotify")?;
-        Ok(Self { queue, watched: HashMap::new() })
+        Ok(Self {
+            queue,
+            watched: HashMap::new(),
+        })
     }
 
     fn watch<'a>(&mut self, folders: impl Iterator<Item = &'a PathBuf>) {
@@ -332,8 +378,15 @@ impl Inotify {
             let Some(folder) = self.watched.get(&event.wd()) else {
                 continue;
             };
-            let name = event.file_name().and_then(|name| name.to_str().ok()).unwrap_or("");
-            let path = if name.is_empty() { folder.clone() } else { folder.join(name) };
+            let name = event
+                .file_name()
+                .and_then(|name| name.to_str().ok())
+                .unwrap_or("");
+            let path = if name.is_empty() {
+                folder.clone()
+            } else {
+                folder.join(name)
+            };
             let Some(op) = operation(event.events()) else {
                 continue;
             };

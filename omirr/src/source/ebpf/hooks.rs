@@ -96,6 +96,7 @@ pub const SPECS: &[Spec] = specs! {
     FPUT, Need::Always, [FILE];
     WRITE_BACK, Need::Covered("__fput: a store into a mapping that stays open is seen when it is let go"), [("mapping", Some("address_space"))];
     DROP_WRITE, Need::Covered("vfs_fileattr_set"), [FILE];
+    DIRECT_COMPLETE, Need::Covered("__fput: a direct write that the kernel's own threads queue is seen when they let go of the file"), [("dio", Some("iomap_dio"))];
 };
 
 /// A filesystem's own write, by the type that the mount table shows. Where two
@@ -223,8 +224,17 @@ fn members(o: &mut Offsets) -> Vec<(&mut u32, &'static str, &'static str, u32, b
         (&mut o.fault_vma, "vm_fault", "vma", 8, false),
         (&mut o.vma_file, "vm_area_struct", "vm_file", 8, false),
         (&mut o.io_kiocb_file, "io_kiocb", "file", 8, false),
+        (&mut o.dio_iocb, "iomap_dio", "iocb", 8, false),
+        (&mut o.dio_flags, "iomap_dio", "flags", 4, false),
+        (&mut o.kiocb_complete, "kiocb", "ki_complete", 8, true),
         (&mut o.mapping_host, "address_space", "host", 8, false),
-        (&mut o.mapping_writable, "address_space", "i_mmap_writable", 4, false),
+        (
+            &mut o.mapping_writable,
+            "address_space",
+            "i_mmap_writable",
+            4,
+            false,
+        ),
         (&mut o.inode_first_alias, "inode", "i_dentry.first", 8, false),
         (&mut o.dentry_alias, "dentry", "d_u.d_alias or d_alias", 16, false),
     ]
