@@ -123,19 +123,25 @@ pub fn open<S: Site>(site: &S, change: &Change, life: Life) -> Option<*mut Frame
     // was linked since (overlayfs copies files up that way), one of which
     // another name was taken away, or overlayfs's name of a file beneath (up to
     // Linux 6.6). Its own name is asked of the inode.
-    let mut living = 0;
-    if known
+    let astray = known
         && !is_dir
         && change.to == 0
         && kernel::inode_nlink(site, change.inode) > 0
         && (kernel::dentry_hashed(site, change.dentry) == 0
-            || kernel::dentry_inode(site, change.dentry) != change.inode)
-    {
-        living = kernel::inode_dentry(change.inode);
-    }
+            || kernel::dentry_inode(site, change.dentry) != change.inode);
     let untyped = &Untyped(site);
+    let mut living = 0;
+    if astray {
+        living = kernel::inode_dentry(change.inode);
+        if living != 0 && kernel::dentry_hashed(untyped, living) == 0 {
+            living = 0;
+        }
+    }
     let mut place = if living != 0 {
         scope::place(untyped, living, sb, dev, bits)
+    } else if astray {
+        // Nobody here knows: the listener asks its index.
+        Place::Inside
     } else {
         scope::place(site, if known { change.dentry } else { parent }, sb, dev, bits)
     };
@@ -202,8 +208,8 @@ pub fn open<S: Site>(site: &S, change: &Change, life: Life) -> Option<*mut Frame
     if at_root {
         flags |= flag::AT;
         header.parent = ino;
-    } else if living != 0 {
-        if kernel::dentry_hashed(untyped, living) != 0 {
+    } else if astray {
+        if living != 0 {
             flags |= flag::AT;
             let parent = kernel::dentry_parent(untyped, living);
             header.parent = kernel::inode_ino(untyped, kernel::dentry_inode(untyped, parent));

@@ -120,10 +120,21 @@ fn names(expect: &Expect, stage: &Stage, seen: &[&Seen]) -> bool {
 
 fn is_seen(expect: &Expect, stage: &Stage, seen: &[&Seen], exact: bool) -> bool {
     let (at, to) = (path(stage, expect.at), path(stage, expect.to));
+    // Where no name is asked for, a wrong one is worse than none.
+    let right_name = stage.full("n");
+    let nameless = at.is_none() && to.is_none();
+    let named = |s: &&&Seen| !nameless || s.at.is_empty() || s.at.contains(&right_name);
     if !exact {
         // Other sources tell less; the kind of change and the paths must be right.
-        let kind: Vec<&&Seen> = seen.iter().filter(|s| kind(s.op) == kind_of(expect)).collect();
+        let kind: Vec<&&Seen> = seen
+            .iter()
+            .filter(|s| kind(s.op) == kind(expect.op))
+            .filter(named)
+            .collect();
         let told = |path: &PathBuf| kind.iter().any(|s| s.at.contains(path) || s.to.contains(path));
+        if nameless {
+            return !kind.is_empty();
+        }
         // A link is told as a new name.
         let from = at.as_ref().is_none_or(|path| expect.op == Op::Link || told(path));
         return from && to.as_ref().is_none_or(told);
@@ -131,6 +142,7 @@ fn is_seen(expect: &Expect, stage: &Stage, seen: &[&Seen], exact: bool) -> bool 
     let right: Vec<&&Seen> = seen
         .iter()
         .filter(|s| s.op == expect.op)
+        .filter(named)
         .filter(|s| at.as_ref().is_none_or(|path| s.at.contains(path)))
         .filter(|s| to.as_ref().is_none_or(|path| s.to.contains(path)))
         .collect();
@@ -152,10 +164,6 @@ fn kind(op: Op) -> u8 {
         Op::Rename | Op::Exchange => 3,
         Op::Attr | Op::Xattr => 4,
     }
-}
-
-fn kind_of(expect: &Expect) -> u8 {
-    kind(expect.op)
 }
 
 /// What was seen, for a person who wonders about a verdict.

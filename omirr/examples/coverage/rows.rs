@@ -151,6 +151,17 @@ impl Row {
         self
     }
 
+    /// The kernel itself knows no name: the event names the inode alone.
+    fn sees_nameless(mut self, op: Op, start: u64, end: u64) -> Self {
+        self.expect.push(Expect {
+            op,
+            at: None,
+            to: None,
+            range: Some((start, end)),
+        });
+        self
+    }
+
     /// The new bytes of a file.
     fn then(mut self, name: &'static str, at: u64, bytes: &'static [u8]) -> Self {
         self.look = Some(Look::bytes(Path::new(name), at, bytes));
@@ -282,6 +293,13 @@ fn name_rows() -> Vec<Row> {
             names::write_held,
         )
         .sees_range(Op::Write, "n", 7, 12)
+        .then("n", 7, b"hello"),
+        row(
+            "O_TMPFILE, then linkat, then write, the name not in the cache",
+            names::tmpfile_forgotten,
+            names::write_held,
+        )
+        .sees_nameless(Op::Write, 7, 12)
         .then("n", 7, b"hello"),
         row(
             "write by a name that is gone, another one stays",
