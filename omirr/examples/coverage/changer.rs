@@ -9,9 +9,16 @@ use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use anyhow::{Context, Result, bail};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::rows::{self, Held, Lacking, Stage};
 use crate::sys;
+
+/// No order takes anywhere near that long.
+const PATIENCE: Timespec = Timespec {
+    tv_sec: 60,
+    tv_nsec: 0,
+};
 
 /// The parent's end.
 pub struct Changer {
@@ -45,6 +52,14 @@ impl Changer {
 
     pub fn ask(&mut self, order: &str, stage: &Stage) -> Result<Answer> {
         writeln!(self.orders, "{order}\t{}", serde_json::to_string(stage)?)?;
+        let mut ready = [PollFd::new(self.answers.get_ref(), PollFlags::IN)];
+        if poll(&mut ready, Some(&PATIENCE))? == 0 {
+            bail!(
+                "{order}: no answer within {} s; the changer is at {}",
+                PATIENCE.tv_sec,
+                self.whereabouts()
+            );
+        }
         let mut answer = String::new();
         self.answers.read_line(&mut answer)?;
         match answer.trim_end().split_once(' ') {
@@ -52,6 +67,16 @@ impl Changer {
             Some(("lacking", reason)) => Ok(Answer::Lacking(reason.to_owned())),
             _ => bail!("{order}: {answer}"),
         }
+    }
+}
+
+impl Changer {
+    /// Where its threads are in the kernel.
+    fn whereabouts(&self) -> String {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.process.id()));
+        let stacks = tasks.into_iter().flatten().flatten();
+        let stacks = stacks.filter_map(|task| std::fs::read_to_string(task.path().join("stack")).ok());
+        stacks.collect::<Vec<_>>().join("; ").replace('\n', " ")
     }
 }
 
