@@ -272,6 +272,7 @@ range of bytes.
 | at close | when the last descriptor and mapping are gone |
 | early | by an event that comes before the change is complete, and by none after it |
 | no | by no event |
+| varies | one or another of these, by chance |
 | cannot watch | the source does not work on this filesystem |
 
 What stands first in a cell holds wherever nothing else is said. *Not on* names the filesystems and kernels that \

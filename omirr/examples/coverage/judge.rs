@@ -49,6 +49,8 @@ pub enum Verdict {
     /// Only an event that came before the change was complete.
     Early,
     No,
+    /// One or the other, by chance.
+    Varies,
     /// There is no such change here, and why.
     NotThere(String),
     /// The source cannot watch here, and why.
@@ -63,6 +65,7 @@ impl Verdict {
             Verdict::AtClose => "at close",
             Verdict::Early => "early",
             Verdict::No => "no",
+            Verdict::Varies => "varies",
             Verdict::NotThere(_) => "n/a",
             Verdict::NoSource(_) => "no source",
         }

@@ -167,6 +167,11 @@ fn one(
             .verdict
             .take()
             .unwrap_or_else(|| judge::never(row, stage, watcher));
+        let verdict = match verdict {
+            Verdict::NoSource(_) => verdict,
+            _ if row.varies && !watcher.is_exact() => Verdict::Varies,
+            _ => verdict,
+        };
         let seen = judge::describe(&watcher.seen, mark);
         judge::say(row, &stage.place, watcher.name, &verdict, &seen);
         watcher.end()?;

@@ -94,6 +94,8 @@ pub struct Row {
     pub act: Step,
     /// The only filesystem that has it.
     only: Option<&'static str>,
+    /// What the sources for comparison see of it depends on timing.
+    pub varies: bool,
     /// It takes a folder beside the share on the same filesystem.
     beside: bool,
 }
@@ -117,6 +119,7 @@ impl Row {
             prepare,
             act,
             only: None,
+            varies: false,
             beside: false,
         }
     }
@@ -182,6 +185,11 @@ impl Row {
 
     fn only(mut self, filesystem: &'static str) -> Self {
         self.only = Some(filesystem);
+        self
+    }
+
+    fn varies(mut self) -> Self {
+        self.varies = true;
         self
     }
 
@@ -300,7 +308,8 @@ fn name_rows() -> Vec<Row> {
             names::write_held,
         )
         .sees_nameless(Op::Write, 7, 12)
-        .then("n", 7, b"hello"),
+        .then("n", 7, b"hello")
+        .varies(),
         row(
             "write by a name that is gone, another one stays",
             names::two_names,
@@ -449,7 +458,8 @@ fn elsewhere_rows() -> Vec<Row> {
             elsewhere::looped_direct,
             elsewhere::write_looped,
         )
-        .writes(0, 4096, b"d"),
+        .writes(0, 4096, b"d")
+        .varies(),
         // The client writes whole pages.
         row(
             "write by an NFS client",
