@@ -97,4 +97,12 @@ hooks! {
     PAGE_DIRTY = "fault_dirty_shared_page", Entry;
     /// a: file. The last reference to a writable file goes away.
     FPUT = "__fput", Entry;
+    /// a: address_space. Pages went to the disk, and a store into one of them
+    /// faults again: what was stored without a fault is there by now.
+    WRITE_BACK = "do_writepages", Exit;
+    /// a: file. The end of a change of a file by its descriptor: what is left of
+    /// a `chattr` on a kernel without `vfs_fileattr_set`.
+    DROP_WRITE = "mnt_drop_write_file", Entry;
+    /// a: iomap_dio. A direct write has landed, whoever waits for it.
+    DIRECT_COMPLETE = "iomap_dio_complete", Around;
 }

@@ -63,9 +63,17 @@ pub struct Offsets {
     pub path_dentry: u32,
     pub task_leader: u32,
     pub task_start: u32,
+    pub mapping_host: u32,
+    pub mapping_writable: u32,
+    pub inode_first_alias: u32,
+    pub dentry_alias: u32,
+    pub dentry_hashed: u32,
+    pub dio_iocb: u32,
+    pub dio_flags: u32,
+    pub kiocb_complete: u32,
 }
 
-const _: () = assert!(size_of::<Offsets>() == 28 * 4);
+const _: () = assert!(size_of::<Offsets>() == 36 * 4);
 
 impl Offsets {
     /// No member is known.
@@ -98,6 +106,14 @@ impl Offsets {
         path_dentry: ABSENT,
         task_leader: ABSENT,
         task_start: ABSENT,
+        mapping_host: ABSENT,
+        mapping_writable: ABSENT,
+        inode_first_alias: ABSENT,
+        dentry_alias: ABSENT,
+        dentry_hashed: ABSENT,
+        dio_iocb: ABSENT,
+        dio_flags: ABSENT,
+        kiocb_complete: ABSENT,
     };
 }
 

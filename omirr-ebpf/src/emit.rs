@@ -26,7 +26,7 @@ use omirr_common::{
 use crate::{
     count::{self, count, processor},
     dirty,
-    kernel::{self, Addr, Site},
+    kernel::{self, Addr, Site, Untyped},
     maps::{CONTROL, FRAMES, PERF, RING, constant},
     scope::{self, DirAt, Place},
 };
@@ -68,12 +68,15 @@ static EMPTY: MaybeUninit<Frame> = MaybeUninit::zeroed();
 
 #[inline(always)]
 pub fn key(hook: u8, life: Life) -> FrameKey {
-    let processor = match life {
-        Life::Program => (u64::from(processor()) + 1) << 8,
-        Life::Operation => 0,
+    let pid_tgid = bpf_get_current_pid_tgid();
+    // All idle tasks are thread 0, and an interrupt may come upon any of them.
+    let processor = if life == Life::Program || pid_tgid == 0 {
+        (u64::from(processor()) + 1) << 8
+    } else {
+        0
     };
     FrameKey {
-        pid_tgid: bpf_get_current_pid_tgid(),
+        pid_tgid,
         hook: u64::from(hook) | processor,
     }
 }
@@ -149,7 +152,8 @@ impl Known {
     };
 }
 
-/// The directory that decides about a change: that of a file with one name.
+/// The directory that decides about a change: that of a file with one name, and
+/// by that name.
 #[inline(always)]
 fn remembered_by<S: Site>(site: &S, change: &Change, target: &Target) -> Option<DirAt> {
     if target.bits & device::WHOLE != 0 || change.to != 0 {
@@ -157,7 +161,9 @@ fn remembered_by<S: Site>(site: &S, change: &Change, target: &Target) -> Option<
     }
     if change.inode != 0 {
         let is_dir = kernel::inode_mode(site, change.inode) & 0xf000 == 0x4000;
-        if is_dir || kernel::inode_nlink(site, change.inode) > 1 {
+        let is_own_name = kernel::dentry_inode(site, change.dentry) == change.inode
+            && kernel::dentry_hashed(site, change.dentry) != 0;
+        if is_dir || !is_own_name || kernel::inode_nlink(site, change.inode) > 1 {
             return None;
         }
     }
@@ -190,10 +196,33 @@ pub fn open<S: Site>(
         0
     };
     let is_dir = mode & 0xf000 == 0x4000;
+    // A file that lives, by a name that is not its own: an `O_TMPFILE` file that
+    // was linked since (overlayfs copies files up that way), one of which
+    // another name was taken away, or overlayfs's name of a file beneath (up to
+    // Linux 6.6). Its own name is asked of the inode.
+    let astray = known
+        && !is_dir
+        && change.to == 0
+        && kernel::inode_nlink(site, change.inode) > 0
+        && (kernel::dentry_hashed(site, change.dentry) == 0
+            || kernel::dentry_inode(site, change.dentry) != change.inode);
+    let untyped = &Untyped(site);
+    let mut living = 0;
+    if astray {
+        living = kernel::inode_dentry(change.inode);
+        if living != 0 && kernel::dentry_hashed(untyped, living) == 0 {
+            living = 0;
+        }
+    }
     let first = if known { change.dentry } else { parent };
-    let mut place = match judged.inside {
-        Some(_) => Place::Inside,
-        None => scope::place(site, first, target.sb, dev, target.bits),
+    let mut place = if living != 0 {
+        scope::place(untyped, living, target.sb, dev, target.bits)
+    } else if astray || judged.inside.is_some() {
+        // Astray and without a name, nobody here knows: the listener asks its
+        // index.
+        Place::Inside
+    } else {
+        scope::place(site, first, target.sb, dev, target.bits)
     };
     if let (Some(dir), None) = (judged.dir, judged.inside) {
         scope::remember(dir, place != Place::Outside);
@@ -269,6 +298,13 @@ pub fn open<S: Site>(
     if at_root {
         flags |= flag::AT;
         header.parent = ino;
+    } else if astray {
+        if living != 0 {
+            flags |= flag::AT;
+            let parent = kernel::dentry_parent(untyped, living);
+            header.parent = kernel::inode_ino(untyped, kernel::dentry_inode(untyped, parent));
+            header.name_len = copy_name(untyped, living, frame, HEADER_BYTES);
+        }
     } else if parent != change.dentry {
         flags |= flag::AT;
         header.parent = kernel::inode_ino(site, parent_inode);
@@ -302,7 +338,7 @@ pub fn close(hook: u8, life: Life) {
 }
 
 #[inline(always)]
-fn set_range(frame: *mut Frame, start: u64, end: u64) {
+pub fn set_range(frame: *mut Frame, start: u64, end: u64) {
     // SAFETY: a live map value that only this thread uses.
     let header = unsafe { &mut (*frame).record.header };
     header.start = start;

@@ -16,7 +16,7 @@ use core::{
     ffi::c_void,
     mem::{MaybeUninit, offset_of},
 };
-use omirr_common::settings::Slots;
+use omirr_common::settings::{ABSENT, Slots};
 
 use crate::maps::constant;
 
@@ -168,6 +168,26 @@ impl Site for SavedSite {
     }
 }
 
+/// A site whose addresses have lost their types, because they are computed: every
+/// load goes through the helper.
+pub struct Untyped<'a, S>(pub &'a S);
+
+impl<S: Site> Site for Untyped<'_, S> {
+    fn context(&self) -> *mut c_void {
+        self.0.context()
+    }
+
+    #[inline(always)]
+    fn arg(&self, n: u8) -> u64 {
+        self.0.arg(n)
+    }
+
+    #[inline(always)]
+    fn load<T: Copy>(&self, base: Addr, offset: u32) -> T {
+        probe(base + u64::from(offset))
+    }
+}
+
 /// Reads through the helper: for kprobes, and for an address that has lost its
 /// type because it was kept in a map.
 #[inline(always)]
@@ -225,6 +245,7 @@ members! {
     dentry_inode: Addr = dentry_inode;
     dentry_name_len: u32 = dentry_name_len;
     dentry_name: Addr = dentry_name;
+    dentry_hashed: Addr = dentry_hashed;
     inode_mode: u16 = inode_mode;
     inode_sb: Addr = inode_sb;
     inode_ino: u64 = inode_ino;
@@ -244,4 +265,36 @@ members! {
     vma_file: Addr = vma_file;
     io_kiocb_file: Addr = io_kiocb_file;
     path_dentry: Addr = path_dentry;
+    kiocb_complete: Addr = kiocb_complete;
+    dio_iocb: Addr = dio_iocb;
+    dio_flags: u32 = dio_flags;
+    mapping_host: Addr = mapping_host;
+    mapping_writable: i32 = mapping_writable;
+}
+
+/// How many names of an inode are looked at for one that lives.
+const MAX_ALIASES: u32 = 8;
+
+/// A name of an inode that lives, else any; 0 if the kernel holds none. The list
+/// is not locked: it may be changing, and the name be another one.
+#[inline(always)]
+pub fn inode_dentry(inode: Addr) -> Addr {
+    if constant!(OFFSETS.dentry_alias) == ABSENT {
+        return 0;
+    }
+    let mut alias: Addr = probe(inode + u64::from(constant!(OFFSETS.inode_first_alias)));
+    let mut any = 0;
+    for _ in 0..MAX_ALIASES {
+        if alias == 0 {
+            break;
+        }
+        let dentry = alias - u64::from(constant!(OFFSETS.dentry_alias));
+        if probe::<u64>(dentry + u64::from(constant!(OFFSETS.dentry_hashed))) != 0 {
+            return dentry;
+        }
+        any = dentry;
+        // The next of the list is what a member of it begins with.
+        alias = probe(alias);
+    }
+    any
 }

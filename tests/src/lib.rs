@@ -1,12 +1,14 @@
 //! What the tests of whole nodes share.
 //!
 //! - [`binary`]: the omirr under test.
+//! - [`coverage`]: the table of what each source sees on each kernel.
 //! - [`guest`]: booting kernels and running a test's own code inside.
 //! - [`net`]: two network namespaces joined by a cable.
 //! - [`nodes`]: real nodes on this machine.
 //! - [`skip`]: saying aloud that a test cannot run here.
 //! - [`treewalk`]: an independent walk of a tree, and what differs between two.
 
+pub mod coverage;
 pub mod guest;
 pub mod net;
 pub mod nodes;
@@ -41,6 +43,21 @@ fn beside_this_test(name: &str) -> PathBuf {
         .and_then(|deps| deps.parent())
         .expect("tests lie in PROFILE/deps");
     folder.join(name)
+}
+
+/// An example of the daemon's package.
+///
+/// # Panics
+/// It was not built.
+#[must_use]
+pub fn example(name: &str) -> PathBuf {
+    let path = beside_this_test("examples").join(name);
+    assert!(
+        path.exists(),
+        "{} does not exist; run `cargo build -p omirr --example {name}`",
+        path.display()
+    );
+    path
 }
 
 /// Says that a test does not run here and why; `cargo xtask test` counts these.

@@ -17,6 +17,7 @@ pub mod bench;
 pub mod bpf;
 pub mod build;
 pub mod ci;
+pub mod coverage;
 pub mod guest;
 pub mod kernel;
 pub mod lint;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{bench, build, ci, lint, run, setup, shell, test, vm};
+use xtask::{bench, build, ci, coverage, lint, run, setup, shell, test, vm};
 
 /// Set up, build, run and test omirr.
 #[derive(Parser)]
@@ -31,6 +31,8 @@ enum Command {
     Vm(vm::Options),
     /// Measure omirr beside rsync, in one run
     Bench(bench::Options),
+    /// Make every change in guests with each kernel, and write what is seen to docs
+    Coverage,
     /// Check formatting and clippy, warnings being errors
     Lint(lint::Options),
     /// All that must hold before a change is taken: lint, then test
@@ -45,6 +47,7 @@ fn main() -> ExitCode {
         Command::Test(options) => test::main(&options),
         Command::Vm(options) => vm::main(&options),
         Command::Bench(options) => bench::main(&options),
+        Command::Coverage => coverage::main(),
         Command::Lint(options) => lint::main(&options),
         Command::Ci => ci::main(),
     };

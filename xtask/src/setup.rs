@@ -116,12 +116,14 @@ fn install_compiler() -> Result<bpf::Compiler> {
 }
 
 /// What booting a guest takes: the program or file that shows it, and its package.
-const GUEST_TOOLS: [(&str, &str); 6] = [
+const GUEST_TOOLS: [(&str, &str); 8] = [
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("busybox", "busybox-static"),
     ("ip", "iproute2"),
     ("xz", "xz-utils"),
     ("mkfs.ext4", "e2fsprogs"),
+    ("mkfs.xfs", "xfsprogs"),
+    ("mkfs.btrfs", "btrfs-progs"),
     ("strip", "binutils"),
 ];
 

@@ -2,7 +2,7 @@
 
 use omirr_common::{event::op, hooks, settings::Slots};
 
-use super::{Hook, exit_programs};
+use super::{Hook, entry_programs, exit_programs};
 use crate::{
     emit::Change,
     kernel::{self, Site},
@@ -105,3 +105,24 @@ of_dentry!(
     kprobe_vfs_fileattr_set,
     kretprobe_vfs_fileattr_set
 );
+
+/// `mnt_drop_write_file`: what a filesystem's own `chattr` calls when it is done.
+/// `fchown` and `fsetxattr` call it too and are told twice on such a kernel; a
+/// `chattr` that failed is told as well.
+struct DropWrite;
+impl Hook for DropWrite {
+    const ID: u8 = hooks::DROP_WRITE;
+    #[inline(always)]
+    fn change<S: Site>(site: &S, slots: Slots, _ret: u64) -> Option<Change> {
+        let file = site.arg(slots.a);
+        Some(Change {
+            hook: Self::ID,
+            op: op::ATTR,
+            dentry: kernel::file_dentry(site, file),
+            inode: kernel::file_inode(site, file),
+            to: 0,
+            above_funnel: false,
+        })
+    }
+}
+entry_programs!(DropWrite, fentry_mnt_drop_write_file, kprobe_mnt_drop_write_file);

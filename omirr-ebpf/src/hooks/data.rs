@@ -4,21 +4,28 @@
 //! driver and nfsd all end in the filesystem's own `write_iter`: where that is
 //! known it is hooked, and the hooks above it stay silent. What does not end
 //! there has a hook of its own. A store through a shared mapping is seen when a
-//! page becomes writable, before the store; the last close is what says that
-//! the content is at rest.
+//! page becomes writable, before the store; while the mapping lives, each
+//! write-back of the file tells of the stores before it; the last close is what
+//! says that the content is at rest.
 
-use omirr_common::{event::op, hooks, settings::Slots};
+use omirr_common::{
+    event::{Header, op},
+    hooks,
+    settings::Slots,
+};
 
-use super::{Hook, entry_programs, exit_programs};
+use super::{Hook, around_programs, entry_programs, exit_programs, probe_programs};
 use crate::{
     emit::Change,
-    kernel::{self, Addr, Site},
+    kernel::{self, Addr, Site, Untyped},
 };
 
 /// `file.f_mode`: open for writing.
 const FMODE_WRITE: u32 = 1 << 1;
 /// `kiocb.ki_flags`: it is a write.
 const IOCB_WRITE: u32 = 1 << 18;
+/// `iomap_dio.flags`: it is a write.
+const DIO_WRITE: u32 = 1 << 30;
 /// `fallocate`: bytes move, up to the end of the file.
 const COLLAPSE_OR_INSERT: u64 = 0x08 | 0x20;
 
@@ -232,6 +239,45 @@ completion!(
     kprobe_io_complete_rw
 );
 
+/// `iomap_dio_complete`: the end of a direct write on ext4, xfs and btrfs. Those
+/// that somebody waits for are told by `write_iter`; the others include those of
+/// the loop driver, which no completion above knows. Around, because it drops
+/// what the page cache held of the old bytes and frees its argument.
+struct DirectComplete;
+impl Hook for DirectComplete {
+    const ID: u8 = hooks::DIRECT_COMPLETE;
+    #[inline(always)]
+    fn change<S: Site>(site: &S, slots: Slots, _ret: u64) -> Option<Change> {
+        let dio = site.arg(slots.a);
+        let iocb = kernel::dio_iocb(site, dio);
+        if kernel::dio_flags(site, dio) & DIO_WRITE == 0 || kernel::kiocb_complete(site, iocb) == 0 {
+            return None;
+        }
+        Some(of_file(site, Self::ID, op::WRITE, kernel::kiocb_file(site, iocb)))
+    }
+    #[inline(always)]
+    fn succeeded(ret: u64, _slots: Slots) -> bool {
+        wrote(ret)
+    }
+    /// How much it was is known at the end.
+    #[inline(always)]
+    fn range<S: Site>(site: &S, slots: Slots, _ret: u64) -> Option<(u64, u64)> {
+        let position = kernel::kiocb_pos(site, kernel::dio_iocb(site, site.arg(slots.a)));
+        Some((position, position))
+    }
+    #[inline(always)]
+    fn finish(header: &mut Header, ret: u64) {
+        header.end = header.start + ret;
+    }
+}
+around_programs!(
+    DirectComplete,
+    fentry_iomap_dio_complete,
+    fexit_iomap_dio_complete,
+    kprobe_iomap_dio_complete,
+    kretprobe_iomap_dio_complete
+);
+
 /// Copies inside the kernel that may not pass `write_iter`: the position is
 /// an argument, the length is what was returned.
 macro_rules! copy {
@@ -337,3 +383,44 @@ impl Hook for Fput {
     }
 }
 entry_programs!(Fput, fentry_fput, kprobe_fput);
+
+/// `do_writepages`, of a file that someone has mapped to write: the stores since
+/// the page fault were seen by nobody, and from now on the next store to a page
+/// that was written faults again. Told at its end only, for until then a page
+/// takes stores without a fault. Filesystems without a disk have no write-back.
+struct WriteBack;
+impl Hook for WriteBack {
+    const ID: u8 = hooks::WRITE_BACK;
+    #[inline(always)]
+    fn change<S: Site>(site: &S, slots: Slots, _ret: u64) -> Option<Change> {
+        let mapping = site.arg(slots.a);
+        if kernel::mapping_writable(site, mapping) <= 0 {
+            return None;
+        }
+        let inode = kernel::mapping_host(site, mapping);
+        let dentry = kernel::inode_dentry(inode);
+        if inode == 0 || dentry == 0 {
+            return None;
+        }
+        Some(Change {
+            hook: Self::ID,
+            op: op::WRITE,
+            dentry,
+            inode,
+            to: 0,
+            above_funnel: false,
+        })
+    }
+    /// Also if some page could not be written.
+    #[inline(always)]
+    fn succeeded(_ret: u64, _slots: Slots) -> bool {
+        true
+    }
+}
+
+#[aya_ebpf::macros::fexit]
+fn fexit_do_writepages(ctx: aya_ebpf::programs::FExitContext) -> i32 {
+    super::at_exit::<WriteBack, _>(&Untyped(&ctx), 0);
+    0
+}
+probe_programs!(WriteBack, kprobe_do_writepages, kretprobe_do_writepages);

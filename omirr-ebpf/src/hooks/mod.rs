@@ -13,7 +13,7 @@ mod namespace;
 use aya_ebpf::programs::RetProbeContext;
 use omirr_common::{
     dirty::Call,
-    event::{flag, op},
+    event::{Header, flag, op},
     settings::Slots,
 };
 
@@ -44,6 +44,10 @@ pub trait Hook {
     fn range<S: Site>(_site: &S, _slots: Slots, _ret: u64) -> Option<(u64, u64)> {
         None
     }
+
+    /// Adds what only the end of a function tells whose entry was told of.
+    #[inline(always)]
+    fn finish(_header: &mut Header, _ret: u64) {}
 }
 
 /// One program, at the function's entry; the change has already happened.
@@ -142,7 +146,10 @@ fn enter<H: Hook, S: Site>(site: &S) {
         return;
     };
     if let Some(target) = emit::target(site, &change) {
-        let _ = emit::open(site, &change, &target, Life::Operation, Known::NOTHING);
+        let frame = emit::open(site, &change, &target, Life::Operation, Known::NOTHING);
+        if let (Some(frame), Some((start, end))) = (frame, H::range(site, slots, 0)) {
+            emit::set_range(frame, start, end);
+        }
     }
 }
 
@@ -154,7 +161,8 @@ fn leave<H: Hook, S: Site>(site: &S, ret: u64) {
     };
     if H::succeeded(ret, kernel::slots(H::ID)) {
         // SAFETY: a live map value that only this thread uses.
-        let header = unsafe { &(*frame).record.header };
+        let header = unsafe { &mut (*frame).record.header };
+        H::finish(header, ret);
         if header.flags & flag::DIR != 0 || header.op == op::EXCHANGE {
             scope::forget_places();
         }
@@ -181,6 +189,23 @@ macro_rules! entry_programs {
     };
 }
 
+/// The kprobe flavour of a hook whose arguments are still right at exit.
+macro_rules! probe_programs {
+    ($hook:ty, $kprobe:ident, $kretprobe:ident) => {
+        #[aya_ebpf::macros::kprobe]
+        fn $kprobe(ctx: aya_ebpf::programs::ProbeContext) -> u32 {
+            $crate::hooks::keep_call::<$hook, _>(&ctx);
+            0
+        }
+
+        #[aya_ebpf::macros::kretprobe]
+        fn $kretprobe(ctx: aya_ebpf::programs::RetProbeContext) -> u32 {
+            $crate::hooks::end_call::<$hook>(ctx);
+            0
+        }
+    };
+}
+
 /// Programs of a hook whose arguments are still right at exit.
 macro_rules! exit_programs {
     ($hook:ty, $fexit:ident, $kprobe:ident, $kretprobe:ident) => {
@@ -194,17 +219,7 @@ macro_rules! exit_programs {
             0
         }
 
-        #[aya_ebpf::macros::kprobe]
-        fn $kprobe(ctx: aya_ebpf::programs::ProbeContext) -> u32 {
-            $crate::hooks::keep_call::<$hook, _>(&ctx);
-            0
-        }
-
-        #[aya_ebpf::macros::kretprobe]
-        fn $kretprobe(ctx: aya_ebpf::programs::RetProbeContext) -> u32 {
-            $crate::hooks::end_call::<$hook>(ctx);
-            0
-        }
+        $crate::hooks::probe_programs!($hook, $kprobe, $kretprobe);
     };
 }
 
@@ -242,4 +257,4 @@ macro_rules! around_programs {
     };
 }
 
-pub(crate) use {around_programs, entry_programs, exit_programs};
+pub(crate) use {around_programs, entry_programs, exit_programs, probe_programs};

@@ -154,12 +154,22 @@ impl Locator {
             let Some(root) = self.name_of(&self.root) else {
                 break;
             };
+            // A name that is gone, of an inode that lives (it has links): made by
+            // `O_TMPFILE`, say. The kernel does not know its other names now.
+            let is_gone = absolute.ends_with(b" (deleted)");
             let Some(path) = strip(&absolute, &root) else {
-                return Located::Outside;
+                return if is_gone {
+                    Located::Nameless
+                } else {
+                    Located::Outside
+                };
             };
             let Ok(path) = RelPath::new(path) else { break };
             let found = statat(&self.root, path.as_os(), AtFlags::SYMLINK_NOFOLLOW);
             let is_it = found.is_ok_and(|it| (it.st_ino, it.st_dev) == (stat.st_ino, self.dev));
+            if !is_it && is_gone {
+                return Located::Nameless;
+            }
             if !is_it {
                 continue;
             }
@@ -291,6 +301,34 @@ mod tests {
         }
         let resolver = Resolver::new(stat.ino());
         Some((folder, locator, resolver))
+    }
+
+    #[test]
+    fn a_file_that_was_linked_after_it_was_made_without_a_name_is_nameless() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (root, beside) = (folder.path().join("share"), folder.path().join("beside"));
+        for path in [&root, &beside] {
+            fs::create_dir(path).expect("mkdir");
+        }
+        let stat = fs::metadata(&root).expect("it is there");
+        let locator = Locator::open(&Watch {
+            path: root.clone(),
+            dev: stat.dev(),
+            ino: stat.ino(),
+        })
+        .expect("a locator");
+        let mut resolver = Resolver::new(stat.ino());
+        for made_in in [&root, &beside] {
+            let Ok(file) = rustix::fs::open(made_in, OFlags::TMPFILE | OFlags::WRONLY, Mode::RUSR) else {
+                println!("skipped: this filesystem has no O_TMPFILE");
+                return;
+            };
+            assert_eq!(locator.path_of(&file, &mut resolver), Located::Gone);
+            let held = format!("/proc/self/fd/{}", file.as_raw_fd());
+            let name = root.join(made_in.file_name().expect("a name"));
+            rustix::fs::linkat(CWD, held, CWD, name, AtFlags::SYMLINK_FOLLOW).expect("linkat");
+            assert_eq!(locator.path_of(&file, &mut resolver), Located::Nameless);
+        }
     }
 
     #[test]

@@ -460,6 +460,10 @@ fn make_disk(disk: &Disk, image: &Path) -> Result<PathBuf> {
                 command.arg("-d").arg(content);
             }
         }
+        // Newer tools switch on by default what the oldest kernel cannot mount.
+        ("xfs", None) => {
+            command.args(["-q", "-i", "nrext64=0"]);
+        }
         (other, Some(_)) => bail!("only ext4 can start with content, not {other}"),
         _ => {}
     }

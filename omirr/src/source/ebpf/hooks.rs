@@ -75,7 +75,7 @@ pub const SPECS: &[Spec] = specs! {
     REMOVEXATTR, Need::Covered("nothing: a removed extended attribute is found by the next full comparison"), [DENTRY];
     SET_ACL, Need::Covered("__vfs_setxattr_noperm, which access lists pass on kernels without it"), [DENTRY];
     REMOVE_ACL, Need::Covered("__vfs_removexattr_locked, which access lists pass on kernels without it"), [DENTRY];
-    FILEATTR_SET, Need::Covered("nothing: a chattr is found by the file's next change"), [DENTRY];
+    FILEATTR_SET, Need::Covered("mnt_drop_write_file, which ends a chattr on kernels without it"), [DENTRY];
     VFS_FALLOCATE, Need::Covered("__fput: seen when the file is closed"), [FILE, ("offset", None), ("len", None), ("mode", None)];
     EXT4_WRITE, Need::Funnel, [IOCB];
     SHMEM_WRITE, Need::Funnel, [IOCB];
@@ -94,6 +94,9 @@ pub const SPECS: &[Spec] = specs! {
     CLONE_RANGE, Need::Covered("__fput: seen when the file is closed"), [("file_out", Some("file")), ("pos_out", None)];
     PAGE_DIRTY, Need::Covered("__fput: a store through a mapping is seen when the last holder lets go of the file"), [("vmf", Some("vm_fault"))];
     FPUT, Need::Always, [FILE];
+    WRITE_BACK, Need::Covered("__fput: a store into a mapping that stays open is seen when it is let go"), [("mapping", Some("address_space"))];
+    DROP_WRITE, Need::Covered("vfs_fileattr_set"), [FILE];
+    DIRECT_COMPLETE, Need::Covered("__fput: a direct write that the kernel's own threads queue is seen when they let go of the file"), [("dio", Some("iomap_dio"))];
 };
 
 /// A filesystem's own write, by the type that the mount table shows. Where two
@@ -122,7 +125,12 @@ impl Layout {
         let mut offsets = Offsets::UNKNOWN;
         let mut absent = Vec::new();
         for (place, structure, path, size, needed) in members(&mut offsets) {
-            match types.member_offset(structure, path, size) {
+            let mut found = Err(BtfError::NoMember(format!("{structure}.{path}")));
+            // One member under its names over the versions.
+            for name in path.split(" or ") {
+                found = found.or_else(|_| types.member_offset(structure, name, size));
+            }
+            match found {
                 Ok(offset) => *place = offset,
                 Err(error) if needed => return Err(error),
                 Err(error) => absent.push((structure, error.to_string())),
@@ -139,15 +147,19 @@ impl Layout {
             // A hook that needs a member which is not there must not run.
             let needs = |name: &str| spec.parameters.iter().any(|(_, s)| *s == Some(name));
             for (structure, why) in &absent {
-                let owner = if *structure == "vm_area_struct" {
-                    "vm_fault"
-                } else {
-                    structure
+                let owner = match *structure {
+                    "vm_area_struct" => "vm_fault",
+                    // Of these two, only what leads from a mapping to a name.
+                    "inode" | "dentry" => "address_space",
+                    other => other,
                 };
                 if needs(owner) {
                     missing[index].get_or_insert_with(|| why.clone());
                 }
             }
+        }
+        if missing[usize::from(id::FILEATTR_SET)].is_none() {
+            missing[usize::from(id::DROP_WRITE)] = Some("not needed".to_owned());
         }
         Ok(Self {
             offsets,
@@ -193,6 +205,7 @@ fn members(o: &mut Offsets) -> Vec<(&mut u32, &'static str, &'static str, u32, b
         (&mut o.dentry_inode, "dentry", "d_inode", 8, true),
         (&mut o.dentry_name_len, "dentry", "d_name.len", 4, true),
         (&mut o.dentry_name, "dentry", "d_name.name", 8, true),
+        (&mut o.dentry_hashed, "dentry", "d_hash.pprev", 8, true),
         (&mut o.inode_mode, "inode", "i_mode", 2, true),
         (&mut o.inode_sb, "inode", "i_sb", 8, true),
         (&mut o.inode_ino, "inode", "i_ino", 8, true),
@@ -213,6 +226,19 @@ fn members(o: &mut Offsets) -> Vec<(&mut u32, &'static str, &'static str, u32, b
         (&mut o.io_kiocb_file, "io_kiocb", "file", 8, false),
         (&mut o.task_leader, "task_struct", "group_leader", 8, false),
         (&mut o.task_start, "task_struct", "start_boottime", 8, false),
+        (&mut o.dio_iocb, "iomap_dio", "iocb", 8, false),
+        (&mut o.dio_flags, "iomap_dio", "flags", 4, false),
+        (&mut o.kiocb_complete, "kiocb", "ki_complete", 8, true),
+        (&mut o.mapping_host, "address_space", "host", 8, false),
+        (
+            &mut o.mapping_writable,
+            "address_space",
+            "i_mmap_writable",
+            4,
+            false,
+        ),
+        (&mut o.inode_first_alias, "inode", "i_dentry.first", 8, false),
+        (&mut o.dentry_alias, "dentry", "d_u.d_alias or d_alias", 16, false),
     ]
 }
 
