@@ -119,7 +119,7 @@ pub fn report<S: Site>(site: &S, change: &Change, target: &Target, range: Option
         scope::forget_places();
     }
     let dir = remembered_by(site, change, target);
-    let inside = dir.and_then(scope::remembered);
+    let inside = scope::remembered(dir);
     if inside == Some(false) {
         return;
     }
@@ -141,13 +141,13 @@ pub fn report<S: Site>(site: &S, change: &Change, target: &Target, range: Option
 #[derive(Clone, Copy)]
 pub struct Known {
     /// The directory whose place stands for the change's.
-    pub dir: Option<DirAt>,
+    pub dir: DirAt,
     pub inside: Option<bool>,
 }
 
 impl Known {
     pub const NOTHING: Self = Self {
-        dir: None,
+        dir: DirAt::NONE,
         inside: None,
     };
 }
@@ -155,21 +155,25 @@ impl Known {
 /// The directory that decides about a change: that of a file with one name, and
 /// by that name.
 #[inline(always)]
-fn remembered_by<S: Site>(site: &S, change: &Change, target: &Target) -> Option<DirAt> {
+fn remembered_by<S: Site>(site: &S, change: &Change, target: &Target) -> DirAt {
     if target.bits & device::WHOLE != 0 || change.to != 0 {
-        return None;
+        return DirAt::NONE;
     }
     if change.inode != 0 {
         let is_dir = kernel::inode_mode(site, change.inode) & 0xf000 == 0x4000;
         let is_own_name = kernel::dentry_inode(site, change.dentry) == change.inode
             && kernel::dentry_hashed(site, change.dentry) != 0;
         if is_dir || !is_own_name || kernel::inode_nlink(site, change.inode) > 1 {
-            return None;
+            return DirAt::NONE;
         }
     }
     let parent = kernel::dentry_parent(site, change.dentry);
     // A dentry without a path is its own parent.
-    (parent != change.dentry).then(|| scope::dir_at(site, parent, target.key.dev))
+    if parent == change.dentry {
+        DirAt::NONE
+    } else {
+        scope::dir_at(site, parent, target.key.dev)
+    }
 }
 
 /// Judges a change and, if it is to be reported, opens its frame and fills in
@@ -224,8 +228,8 @@ pub fn open<S: Site>(
     } else {
         scope::place(site, first, target.sb, dev, target.bits)
     };
-    if let (Some(dir), None) = (judged.dir, judged.inside) {
-        scope::remember(dir, place != Place::Outside);
+    if judged.inside.is_none() {
+        scope::remember(judged.dir, place != Place::Outside);
     }
     if place == Place::Outside && change.to != 0 {
         place = scope::place(

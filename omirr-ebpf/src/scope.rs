@@ -140,8 +140,14 @@ pub const PLACES_KEPT: u32 = 4096;
 /// lowest bit is free.
 #[derive(Clone, Copy)]
 pub struct DirAt {
-    slot: u32,
+    slot: u64,
     mark: u64,
+}
+
+impl DirAt {
+    /// No directory. No `Option`: Linux 5.10 refuses a program that copies the
+    /// unused part of one.
+    pub const NONE: Self = Self { slot: 0, mark: 0 };
 }
 
 /// The directory that a file's name is in. It is asked for before looking: a
@@ -160,7 +166,7 @@ pub fn dir_at<S: Site>(site: &S, parent: Addr, dev: u32) -> DirAt {
     // A number that is used again was removed before, which counts as a move.
     let which = u64::from(kernel::inode_generation(site, inode)) << 32 | u64::from(dev);
     let mut mark = (ino ^ ino >> 32).wrapping_mul(SPREAD);
-    let slot = (mark >> 40) as u32 & (PLACES_KEPT - 1);
+    let slot = (mark >> 40) & u64::from(PLACES_KEPT - 1);
     mark = (mark ^ mark >> 32 ^ which).wrapping_mul(SPREAD);
     mark = (mark ^ mark >> 29 ^ moves).wrapping_mul(SPREAD);
     mark ^= mark >> 31;
@@ -171,8 +177,11 @@ pub fn dir_at<S: Site>(site: &S, parent: Addr, dev: u32) -> DirAt {
 /// before.
 #[inline(always)]
 pub fn remembered(dir: DirAt) -> Option<bool> {
+    if dir.mark == 0 {
+        return None;
+    }
     // SAFETY: a live map value, written whole.
-    let kept = unsafe { core::ptr::read_volatile(PLACES.get_ptr(dir.slot)?) };
+    let kept = unsafe { core::ptr::read_volatile(PLACES.get_ptr(dir.slot as u32)?) };
     if kept | 1 == dir.mark {
         Some(kept & 1 == 1)
     } else {
@@ -183,7 +192,9 @@ pub fn remembered(dir: DirAt) -> Option<bool> {
 /// Remembers it.
 #[inline(always)]
 pub fn remember(dir: DirAt, inside: bool) {
-    if let Some(kept) = PLACES.get_ptr_mut(dir.slot) {
+    if dir.mark != 0
+        && let Some(kept) = PLACES.get_ptr_mut(dir.slot as u32)
+    {
         // SAFETY: as above.
         unsafe { core::ptr::write_volatile(kept, dir.mark & !1 | u64::from(inside)) };
     }

@@ -209,7 +209,8 @@ impl EbpfSource {
             reason,
         };
         let mut loaded = loaded;
-        let fresh = !loaded.taken_over;
+        // Only a daemon tries itself: a trace leaves the tree alone.
+        let fresh = !loaded.taken_over && options.dirty_entries.is_some();
         // Until it is known that everything is seen, its own changes are, too.
         loaded
             .maps
