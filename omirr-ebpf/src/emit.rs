@@ -256,7 +256,8 @@ pub fn open<S: Site>(
         return None;
     }
 
-    if life == Life::Program {
+    // The marker of a barrier is no change.
+    if life == Life::Program && !own {
         count::hit(change.hook, false);
     }
     if life == Life::Operation && (is_dir || change.op == op::EXCHANGE) {
@@ -430,7 +431,9 @@ pub fn send<S: Site>(site: &S, frame: *mut Frame) {
         }
         return;
     }
-    count(|c| unsafe { &raw mut (*c).submitted });
+    if header.flags & flag::OWN == 0 {
+        count(|c| unsafe { &raw mut (*c).submitted });
+    }
     if constant!(SETTINGS.transport) == transport::RING {
         count::high_water(RING.query(u64::from(BPF_RB_AVAIL_DATA)));
     }

@@ -75,6 +75,14 @@ pub(super) fn open(
         Some(std::process::id()),
     )?
     .into();
+    if goes_on && !source.keeps() {
+        // Another source was chosen since: nobody would ever ask them again.
+        let base = pins::base_of(state_dir);
+        match pins::remove(&base) {
+            Ok(_) => tracing::info!("the tracing programs of an earlier run are detached"),
+            Err(error) => tracing::warn!("{}: cannot be removed: {error}", base.display()),
+        }
+    }
     for (watch, (share, noted)) in taking_part.iter().zip(left).enumerate() {
         take_over(share, &source, watch, noted);
     }
