@@ -47,7 +47,9 @@ pub struct Dirty {
     pub unreported: u8,
     /// 1: bytes outside of the extents changed, too.
     pub range_unknown: u8,
-    pub reserved: [u8; 6],
+    /// 1: someone had the file mapped to write.
+    pub mapped: u8,
+    pub reserved: [u8; 5],
     /// Bytes written, from and up to; unused ones are empty.
     pub extents: [[u64; 2]; EXTENTS],
 }

@@ -42,6 +42,9 @@ pub mod flag {
     /// Caused by the process that the programs were told to pass over: the
     /// marker of a barrier.
     pub const OWN: u8 = 16;
+    /// Someone has the file mapped to write: its content may change, or have
+    /// changed, without any other sign.
+    pub const MAPPED: u8 = 32;
 }
 
 /// The fixed part of every record.

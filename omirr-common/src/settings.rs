@@ -63,6 +63,7 @@ pub struct Offsets {
     pub path_dentry: u32,
     pub task_leader: u32,
     pub task_start: u32,
+    pub inode_mapping: u32,
     pub mapping_host: u32,
     pub mapping_writable: u32,
     pub inode_first_alias: u32,
@@ -73,7 +74,7 @@ pub struct Offsets {
     pub kiocb_complete: u32,
 }
 
-const _: () = assert!(size_of::<Offsets>() == 36 * 4);
+const _: () = assert!(size_of::<Offsets>() == 37 * 4);
 
 impl Offsets {
     /// No member is known.
@@ -106,6 +107,7 @@ impl Offsets {
         path_dentry: ABSENT,
         task_leader: ABSENT,
         task_start: ABSENT,
+        inode_mapping: ABSENT,
         mapping_host: ABSENT,
         mapping_writable: ABSENT,
         inode_first_alias: ABSENT,

@@ -52,7 +52,13 @@ pub fn name_mark<S: Site>(site: &S, dentry: Addr) -> u64 {
 
 /// Widens the inode's entry, if there is one under this name.
 #[inline(always)]
-pub fn widened<S: Site>(site: &S, change: &Change, key: &DirtyKey, range: Option<(u64, u64)>) -> bool {
+pub fn widened<S: Site>(
+    site: &S,
+    change: &Change,
+    key: &DirtyKey,
+    range: Option<(u64, u64)>,
+    mapped: bool,
+) -> bool {
     let Some(entry) = DIRTY.get_ptr_mut(key) else {
         return false;
     };
@@ -77,6 +83,9 @@ pub fn widened<S: Site>(site: &S, change: &Change, key: &DirtyKey, range: Option
     }
     dirty.last_ns = now();
     note(dirty, change.op, range);
+    if mapped {
+        dirty.mapped = 1;
+    }
     // An unlink is told before the kernel's own cache knows of it: if the entry
     // was taken meanwhile, whoever took it may look too early.
     change.op != op::UNLINK || DIRTY.get_ptr_mut(key) == Some(entry)
@@ -115,6 +124,9 @@ pub fn begin(frame: *mut Frame) {
     copy_comm(&header.comm, &mut dirty.comm);
     let range = (header.flags & flag::RANGE != 0).then_some((header.start, header.end));
     note(dirty, header.op, range);
+    if header.flags & flag::MAPPED != 0 {
+        dirty.mapped = 1;
+    }
 }
 
 /// As two words: for an array the compiler calls a function, which these

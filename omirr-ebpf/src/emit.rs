@@ -19,6 +19,7 @@ use core::{arch::asm, ffi::c_void, mem::MaybeUninit};
 use omirr_common::{
     dirty::DirtyKey,
     event::{Frame, FrameKey, HEADER_BYTES, NAME_MAX, NAME_SPACE, TO_OFFSET, flag, op},
+    hooks,
     identity::device,
     settings::transport,
 };
@@ -118,12 +119,16 @@ pub fn report<S: Site>(site: &S, change: &Change, target: &Target, range: Option
     if change.op == op::RMDIR {
         scope::forget_places();
     }
+    let mapped = is_mapped(site, change);
     let dir = remembered_by(site, change, target);
     let inside = scope::remembered(dir);
     if inside == Some(false) {
         return;
     }
-    if change.inode != 0 && dirty::merges(change.op) && dirty::widened(site, change, &target.key, range) {
+    if change.inode != 0
+        && dirty::merges(change.op)
+        && dirty::widened(site, change, &target.key, range, mapped)
+    {
         count::hit(change.hook, true);
         return;
     }
@@ -132,9 +137,22 @@ pub fn report<S: Site>(site: &S, change: &Change, target: &Target, range: Option
         if let Some((start, end)) = range {
             set_range(frame, start, end);
         }
+        if mapped {
+            // SAFETY: a live map value that only this thread uses.
+            unsafe { (*frame).record.header.flags |= flag::MAPPED };
+        }
         send(site, frame);
         close(change.hook, Life::Program);
     }
+}
+
+/// Whether someone has a file mapped to write, where it matters: at a page fault,
+/// at write-back, and at a close that may not be the last. At a page fault the
+/// mapping is there, so this is one question for all three.
+#[inline(always)]
+fn is_mapped<S: Site>(site: &S, change: &Change) -> bool {
+    let asked = matches!(change.hook, hooks::PAGE_DIRTY | hooks::WRITE_BACK | hooks::FPUT);
+    asked && kernel::mapping_writable(site, kernel::inode_mapping(site, change.inode)) > 0
 }
 
 /// What is known of a change's place.

@@ -251,6 +251,7 @@ members! {
     inode_ino: u64 = inode_ino;
     inode_generation: u32 = inode_generation;
     inode_nlink: u32 = inode_nlink;
+    inode_mapping: Addr = inode_mapping;
     sb_dev: u32 = sb_dev;
     sb_root: Addr = sb_root;
     kiocb_file: Addr = kiocb_file;

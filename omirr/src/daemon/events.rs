@@ -201,13 +201,19 @@ fn take(share: &Share, locator: &Locator, alone: bool, signals: &[Signal]) {
                     if event.dev == dev && (alone || resolver.knows(event) || event.at.is_none()) =>
                 {
                     displaced.extend(of_displaced(event));
-                    let first = touched.len();
+                    let (first, first_unknown) = (touched.len(), unknown.len());
                     for change in resolver.apply(event) {
                         resolved += 1;
                         note(change, event, &mut touched, &mut unknown);
                     }
+                    let mapped = is_mapped(share, event);
                     for (_, hint) in &mut touched[first..] {
                         hint.who = Who::of(event);
+                        hint.mapped = mapped;
+                    }
+                    for (_, hint) in &mut unknown[first_unknown..] {
+                        hint.who = Who::of(event);
+                        hint.mapped = mapped;
                     }
                 }
                 _ => {}
@@ -215,8 +221,8 @@ fn take(share: &Share, locator: &Locator, alone: bool, signals: &[Signal]) {
         }
     }
     Figures::add(&share.figures.resolved, resolved);
-    for (unknown, who) in unknown {
-        find(share, locator, &unknown, who, &mut touched);
+    for (unknown, hint) in unknown {
+        find(share, locator, &unknown, hint, &mut touched);
     }
     for ino in displaced {
         // Most often it has lost its last name.
@@ -244,11 +250,22 @@ fn of_displaced(event: &Event) -> Option<u64> {
     (event.ino != 0 && is_temp_name(&at.name)).then_some(event.ino)
 }
 
+/// Whether the file may have changed although `stat` says the same: someone has
+/// it mapped to write, or had until this close.
+fn is_mapped(share: &Share, event: &Event) -> bool {
+    let mut mapped = share.mapped.lock();
+    if event.mapped {
+        mapped.insert(event.ino);
+        return true;
+    }
+    event.is_at_rest() && mapped.remove(&event.ino)
+}
+
 fn note(
     change: Change,
     event: &Event,
     touched: &mut Vec<(RelPath, Hint)>,
-    unknown: &mut Vec<(Unknown, Option<Who>)>,
+    unknown: &mut Vec<(Unknown, Hint)>,
 ) {
     match change {
         Change::Touched {
@@ -261,6 +278,7 @@ fn note(
                 Hint {
                     content,
                     at_rest,
+                    mapped: false,
                     subtree: false,
                     who: None,
                 },
@@ -288,6 +306,7 @@ fn note(
                 at_rest: true,
                 subtree: event.is_dir,
                 content: true,
+                mapped: false,
                 who: None,
             };
             touched.extend([(a, hint), (b, hint)]);
@@ -299,27 +318,21 @@ fn note(
                 ..Hint::default()
             },
         )),
-        Change::Unknown(what) => unknown.push((what, Who::of(event))),
+        Change::Unknown(what) => {
+            let hint = Hint {
+                content: what.content,
+                ..Hint::default()
+            };
+            unknown.push((what, hint));
+        }
     }
 }
 
 /// What can be found out of a change in a directory that the resolver does not
 /// know: from the kernel, by its handle; from the index, by its inode; else the
 /// tree is compared.
-fn find(
-    share: &Share,
-    locator: &Locator,
-    unknown: &Unknown,
-    who: Option<Who>,
-    touched: &mut Vec<(RelPath, Hint)>,
-) {
+fn find(share: &Share, locator: &Locator, unknown: &Unknown, hint: Hint, touched: &mut Vec<(RelPath, Hint)>) {
     Figures::add(&share.figures.unresolved, 1);
-    let hint = Hint {
-        content: unknown.content,
-        subtree: false,
-        at_rest: false,
-        who,
-    };
     let located = locator.locate(unknown, &mut share.resolver.lock());
     match located {
         Located::Path(path) => touched.push((path, hint)),

@@ -151,7 +151,13 @@ fn look_at_one(
             let known = known.or(elsewhere
                 .as_ref()
                 .map(|other| (&other.record.row.entry, &other.sig)));
-            found.read(known, Reading::IfChanged)
+            // A store through a mapping changes the times at a page's first
+            // store only.
+            let reading = match dirt.mapped {
+                true => Reading::Always,
+                false => Reading::IfChanged,
+            };
+            found.read(known, reading)
         }
         Err(error) => Err(error),
     };

@@ -114,7 +114,9 @@ async fn run_once(config: &Config, config_path: &Path, state: &StateDir) -> anyh
         let (share, inputs) = open_share(config, name, settings, state.path())
             .with_context(|| format!("share {name} cannot be served"))?;
         if share.stopped().is_none() {
-            recover::recover(&share).with_context(|| format!("share {name} cannot be served"))?;
+            let path = index_path(state.path(), name);
+            recover::recover(&share, path.parent().unwrap_or(&path))
+                .with_context(|| format!("share {name} cannot be served"))?;
         }
         let keeper = Keeper::new(
             Arc::clone(&share),

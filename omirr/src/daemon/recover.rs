@@ -4,18 +4,22 @@
 //! then has its row, or never happened; see `engine::recover` and `docs/INDEX.md`.
 //! Runs before anything else of the share does.
 
+use std::path::Path;
+
 use rustc_hash::FxHashSet;
 
+use super::journal::Journal;
 use super::share::Share;
 use crate::apply;
 use crate::engine;
 use crate::index::Durable;
 use crate::model::{Record, RelPath, Row, StatSig};
 use crate::observe::{self, Observed, Reading};
+use crate::source::{Recoverable, Recovered, Signal};
 
 /// What a restart finds of rows that were being applied when the last run was
 /// killed; see `engine::recover`.
-pub(super) fn recover(share: &Share) -> anyhow::Result<()> {
+pub(super) fn recover(share: &Share, journal: &Path) -> anyhow::Result<()> {
     let reader = share.index.read()?;
     let intents = reader.intents()?;
     if intents.is_empty() {
@@ -23,6 +27,7 @@ pub(super) fn recover(share: &Share) -> anyhow::Result<()> {
     }
     tracing::info!(share = %share.name, rows = intents.len(), "the last run was cut off while it applied rows");
     let dirs = share.root.batch();
+    note(share, journal, &intents)?;
     let mut done = Vec::new();
     let mut untouched = FxHashSet::default();
     let mut restored = Vec::new();
@@ -93,4 +98,36 @@ pub(super) fn recover(share: &Share) -> anyhow::Result<()> {
         Ok(((), Durable::Yes))
     })?;
     Ok(())
+}
+
+/// Notes where something was under way: what else it left there, a copy that was
+/// kept aside for instance, is to be found even if the tree is not compared. The
+/// intents are gone after this.
+fn note(share: &Share, journal: &Path, intents: &[(RelPath, Row)]) -> anyhow::Result<()> {
+    let dirs = share.root.batch();
+    let ino = |path: &RelPath| match observe::stat(&dirs, path) {
+        Ok(Some(sig)) => sig.ino,
+        // Gone, or not to be looked at: then there is nothing to find.
+        _ => 0,
+    };
+    let mut recovered = Recovered {
+        dev: share.root.dev(),
+        ..Recovered::default()
+    };
+    for (path, _) in intents {
+        // The nearest directory that is there.
+        let mut above = path.parent();
+        let mut parent = 0;
+        while let Some(dir) = above.filter(|_| parent == 0) {
+            parent = ino(&dir);
+            above = dir.parent();
+        }
+        recovered.inodes.push(Recoverable {
+            ino: ino(path),
+            parent,
+            named: true,
+        });
+    }
+    let (mut journal, _) = Journal::open(journal)?;
+    Ok(journal.note(recovered.dev, &[Signal::Recovered(recovered)])?)
 }

@@ -467,7 +467,7 @@ impl Keeper {
             content: true,
             subtree: true,
             at_rest: true,
-            who: None,
+            ..Hint::default()
         };
         let mut look: Vec<_> = outcome.touched.drain(..).map(|path| (path, changed)).collect();
         look.extend(outcome.renamed.drain(..).map(|path| (path, Hint::default())));

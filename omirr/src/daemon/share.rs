@@ -9,6 +9,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::time::Instant;
 
 use parking_lot::Mutex;
+use rustc_hash::FxHashSet;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use super::dirty::{DirtySet, Hint};
@@ -170,6 +171,8 @@ pub struct Share {
     pub journal: Mutex<Option<Journal>>,
     pub keeping: OnceLock<Keeping>,
     pub locator: OnceLock<Arc<Locator>>,
+    /// Inodes that someone had mapped to write when an event last told.
+    pub mapped: Mutex<FxHashSet<u64>>,
     /// A scan is due where only scans find changes; the scanner clears it.
     pub routine: Notify,
     pub figures: Figures,
@@ -284,6 +287,7 @@ impl Share {
             journal: Mutex::default(),
             keeping: OnceLock::new(),
             locator: OnceLock::new(),
+            mapped: Mutex::default(),
             routine: Notify::new(),
             figures: Figures::default(),
         };

@@ -90,6 +90,7 @@ mod tests {
             to: None,
             range: None,
             also: OpSet::default(),
+            mapped: false,
             pid,
             uid,
             cgroup: 0,

@@ -36,6 +36,7 @@ fn event(op: Op, ino: u64, is_dir: bool, at: Option<Dirent>, to: Option<Dirent>)
         pid: 0,
         uid: 0,
         also: Default::default(),
+        mapped: false,
         cgroup: 0,
         comm: [0; 16],
     }

@@ -150,6 +150,8 @@ pub struct Event {
     pub to: Option<Dirent>,
     /// The bytes written, from and up to, where the source knows.
     pub range: Option<(u64, u64)>,
+    /// Someone has the file mapped to write, and may change it without any sign.
+    pub mapped: bool,
     /// Who did it: process, command, user. 0 and empty where unknown.
     pub pid: u32,
     pub uid: u32,

@@ -156,6 +156,7 @@ mod tests {
             to: None,
             range: None,
             also: OpSet::default(),
+            mapped: false,
             pid,
             uid,
             cgroup: 0,

@@ -60,6 +60,7 @@ pub fn decode(bytes: &[u8]) -> Option<Decoded> {
         ino: u64_at(8)?,
         generation: u32_at(68)?,
         is_dir: flags & flag::DIR != 0,
+        mapped: flags & flag::MAPPED != 0,
         at,
         to,
         range,

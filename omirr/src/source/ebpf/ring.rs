@@ -591,6 +591,7 @@ fn take(maps: &Maps, decoded: &mut Decoded) -> io::Result<()> {
     if let Some(dirty) = maps.take(&key)? {
         event.also = ops(&dirty);
         event.range = range(&dirty);
+        event.mapped |= dirty.mapped != 0;
         (event.pid, event.uid) = (dirty.pid, dirty.uid);
         (event.cgroup, event.comm) = (dirty.cgroup, dirty.comm);
     }

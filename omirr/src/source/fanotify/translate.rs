@@ -196,6 +196,7 @@ impl Translator {
             pid,
             uid: who.uid,
             also: OpSet::default(),
+            mapped: false,
             cgroup: who.cgroup,
             comm: who.comm,
         }
