@@ -86,9 +86,9 @@ pub fn widened<S: Site>(
     if mapped {
         dirty.mapped = 1;
     }
-    // An unlink is told before the kernel's own cache knows of it: if the entry
-    // was taken meanwhile, whoever took it may look too early.
-    change.op != op::UNLINK || DIRTY.get_ptr_mut(key) == Some(entry)
+    // If the entry was taken meanwhile, whoever took it may not have seen what
+    // was added: then this change makes an entry of its own.
+    DIRTY.get_ptr_mut(key) == Some(entry)
 }
 
 /// Makes the entry of a record that is about to be sent.
