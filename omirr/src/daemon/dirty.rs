@@ -23,8 +23,9 @@ const HOLD_MAX: Duration = Duration::from_secs(2);
 pub struct Dirt {
     /// The content may differ though `stat` says the same.
     pub content: bool,
-    /// It was mapped to write: its content may have changed and its times not.
-    pub mapped: bool,
+    /// Its content is to be read whatever `stat` says: it was mapped to write, or
+    /// the daemon ended, or lost sight of it, while it changed.
+    pub read: bool,
     /// What lies beneath must be looked at as well, though the directory is
     /// known.
     pub subtree: bool,
@@ -44,8 +45,8 @@ pub struct Dirt {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Hint {
     pub content: bool,
-    /// It is, or was until now, mapped to write.
-    pub mapped: bool,
+    /// Whatever `stat` says, its content is to be read.
+    pub read: bool,
     pub subtree: bool,
     /// The last writer has closed the file: no reason to wait any longer.
     pub at_rest: bool,
@@ -83,7 +84,7 @@ impl DirtySet {
     pub fn add(&mut self, path: RelPath, hint: Hint, now: Instant) {
         let dirt = self.paths.entry(path).or_insert(Dirt {
             content: false,
-            mapped: false,
+            read: false,
             subtree: false,
             since: now,
             due: now + SETTLE,
@@ -92,7 +93,7 @@ impl DirtySet {
             age: self.age,
         });
         dirt.content |= hint.content;
-        dirt.mapped |= hint.mapped;
+        dirt.read |= hint.read;
         dirt.subtree |= hint.subtree;
         dirt.who = hint.who.or(dirt.who);
         if hint.at_rest {
@@ -111,7 +112,7 @@ impl DirtySet {
             ..dirt
         });
         kept.content |= dirt.content;
-        kept.mapped |= dirt.mapped;
+        kept.read |= dirt.read;
         kept.subtree |= dirt.subtree;
         // What has come meanwhile is newer.
         kept.who = kept.who.or(dirt.who);

@@ -209,11 +209,11 @@ fn take(share: &Share, locator: &Locator, alone: bool, signals: &[Signal]) {
                     let mapped = is_mapped(share, event);
                     for (_, hint) in &mut touched[first..] {
                         hint.who = Who::of(event);
-                        hint.mapped = mapped;
+                        hint.read = mapped;
                     }
                     for (_, hint) in &mut unknown[first_unknown..] {
                         hint.who = Who::of(event);
-                        hint.mapped = mapped;
+                        hint.read = mapped;
                     }
                 }
                 _ => {}
@@ -251,7 +251,8 @@ fn of_displaced(event: &Event) -> Option<u64> {
 }
 
 /// Whether the file may have changed although `stat` says the same: someone has
-/// it mapped to write, or had until this close.
+/// it mapped to write, or had until this close. A store through a mapping sets
+/// the times at a page's first store only.
 fn is_mapped(share: &Share, event: &Event) -> bool {
     let mut mapped = share.mapped.lock();
     if event.mapped {
@@ -278,7 +279,7 @@ fn note(
                 Hint {
                     content,
                     at_rest,
-                    mapped: false,
+                    read: false,
                     subtree: false,
                     who: None,
                 },
@@ -306,7 +307,7 @@ fn note(
                 at_rest: true,
                 subtree: event.is_dir,
                 content: true,
-                mapped: false,
+                read: false,
                 who: None,
             };
             touched.extend([(a, hint), (b, hint)]);

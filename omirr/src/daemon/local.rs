@@ -108,7 +108,7 @@ impl Keeper {
                 // Not for its own sake: neither read it unasked nor walk it.
                 let along = Dirt {
                     content: false,
-                    mapped: false,
+                    read: false,
                     subtree: false,
                     ..look.dirt
                 };
@@ -187,7 +187,7 @@ impl Keeper {
             let known = dirty.remove(&name);
             let dirt = Dirt {
                 content: known.is_some_and(|known| known.content),
-                mapped: known.is_some_and(|known| known.mapped),
+                read: known.is_some_and(|known| known.read),
                 who: known.and_then(|known| known.who).or(dirt.who),
                 subtree: false,
                 ..dirt

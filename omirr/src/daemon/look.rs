@@ -151,9 +151,7 @@ fn look_at_one(
             let known = known.or(elsewhere
                 .as_ref()
                 .map(|other| (&other.record.row.entry, &other.sig)));
-            // A store through a mapping changes the times at a page's first
-            // store only.
-            let reading = match dirt.mapped {
+            let reading = match dirt.read {
                 true => Reading::Always,
                 false => Reading::IfChanged,
             };

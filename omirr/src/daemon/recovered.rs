@@ -49,15 +49,22 @@ impl Recovering {
     }
 }
 
+/// An inode that changed, nobody can say when: what was read of it before says
+/// nothing, even if `stat` says the same.
+const CHANGED: Hint = Hint {
+    content: true,
+    read: true,
+    subtree: false,
+    at_rest: false,
+    who: None,
+};
+
 /// Touches what has changed.
 pub(super) fn find(share: &Share, locator: &Locator, what: &Recovering) -> Result<(), IndexError> {
     let reader = share.index.read()?;
     let dirs = share.root.batch();
     let mut touched = Vec::new();
-    let content = Hint {
-        content: true,
-        ..Hint::default()
-    };
+    let content = CHANGED;
     let mut todo = what.dirs.clone();
     for (&ino, &parent) in &what.inodes {
         let mut found = false;
@@ -142,11 +149,11 @@ fn compare(
 ) -> Result<(), IndexError> {
     let skip = |path: &RelPath, is_dir: bool| share.is_excluded(path, is_dir);
     let since = share.resolver.lock().now();
-    let content = Hint {
+    let differs = Hint {
         content: true,
         ..Hint::default()
     };
-    let mut touched = vec![(path.clone(), content)];
+    let mut touched = vec![(path.clone(), differs)];
     let (dir, unseen) = match observe::list(&share.root, path, &skip) {
         Ok(listed) => listed,
         Err(error) => {
@@ -174,8 +181,10 @@ fn compare(
                     .sig
                     .is_some_and(|known| known.same_as(&child.sig) && !known.racy)
         });
-        if !same || changed.contains_key(&child.sig.ino) {
-            touched.push((path.clone(), content));
+        if changed.contains_key(&child.sig.ino) {
+            touched.push((path.clone(), CHANGED));
+        } else if !same {
+            touched.push((path.clone(), differs));
         }
         seen.insert(path);
     }
