@@ -193,6 +193,15 @@ fn stopped_on_5_10_with_perf() {
 }
 
 #[test]
+fn stopped_on_6_1() {
+    guest::inside(
+        "6.1",
+        |guest| fit(guest, 2),
+        || stopped_for_half_of_the_time("fentry", "ring"),
+    );
+}
+
+#[test]
 fn stopped_on_one_processor() {
     guest::inside(
         "6.12",

@@ -278,7 +278,7 @@ fn share_report(share: &Share) -> ShareReport {
             }
         })
         .collect();
-    let at_rest = dirty == 0 && progress.pending == 0 && !progress.unsettled;
+    let at_rest = dirty == 0 && progress.pending == 0 && !progress.unsettled && !progress.recovering;
     let all_there = peers
         .iter()
         .all(|peer| peer.state == PeerState::Connected && peer.behind == 0);
