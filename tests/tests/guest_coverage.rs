@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use omirr_tests::coverage::{self, Line};
-use omirr_tests::guest::{self, Disk};
+use omirr_tests::guest::{self, Disk, Outcome};
 
 const PROGRAM: &str = "/usr/local/bin/coverage";
 
@@ -18,7 +18,23 @@ fn disk(file_system: &str, size_mib: u64, mount: &str) -> Disk {
     }
 }
 
+/// What the program says when a change does not come back.
+const STUCK: &str = "no answer within";
+
 fn run(kernel: &str) -> Vec<Line> {
+    let mut outcome = run_once(kernel);
+    // On 7.2 an io_uring write with `O_DIRECT` was seen not to complete, twice in
+    // some ten runs, on btrfs and on tmpfs; whether kernel, emulator or programs
+    // are to blame is not known. Should it come again, it is no chance.
+    if outcome.code() != Some(0) && outcome.output.contains(STUCK) {
+        println!("{kernel}: a change did not come back; once more");
+        outcome = run_once(kernel);
+    }
+    assert!(outcome.code() == Some(0), "{}", outcome.describe());
+    coverage::parse_output(&outcome.output).unwrap_or_else(|error| panic!("{error:#}\n{}", outcome.output))
+}
+
+fn run_once(kernel: &str) -> Outcome {
     let mut guest = guest::new(kernel)
         .name(&format!("guest_coverage-{kernel}"))
         .memory_mib(1536)
@@ -33,8 +49,7 @@ fn run(kernel: &str) -> Vec<Line> {
         guest = guest.env("COVERAGE_ROW", row);
     }
     let command = [PROGRAM, "run", "ext4=/mnt", "xfs=/xfs", "btrfs=/btrfs"];
-    let output = guest::output(guest, &command);
-    coverage::parse_output(&output).unwrap_or_else(|error| panic!("{error:#}\n{output}"))
+    guest::run(guest, &command)
 }
 
 fn covers(test: &str, kernel: &str) {

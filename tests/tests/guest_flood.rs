@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use omirr_tests::guest::{self, Guest};
+use omirr_tests::guest::{self, Disk, Guest};
 use omirr_tests::net::Cable;
 use omirr_tests::nodes::Pair;
 
@@ -33,7 +33,8 @@ fn fit(guest: Guest, cpus: u32) -> Guest {
         .memory_mib(3072)
         .cpus(cpus)
         .timeout(Duration::from_secs(3600))
-        .env("OMIRR_TEST_DIR", "/mnt");
+        .disk(Disk::ext4(8192, "/flood"))
+        .env("OMIRR_TEST_DIR", "/flood");
     match std::env::var("OMIRR_FLOOD_FILES") {
         Ok(files) => guest.env("OMIRR_FLOOD_FILES", &files),
         Err(_) => guest,
