@@ -64,13 +64,12 @@ pub(super) fn find(share: &Share, locator: &Locator, what: &Recovering) -> Resul
     let reader = share.index.read()?;
     let dirs = share.root.batch();
     let mut touched = Vec::new();
-    let content = CHANGED;
     let mut todo = what.dirs.clone();
     for (&ino, &parent) in &what.inodes {
         let mut found = false;
         for path in reader.paths_of_ino(ino)? {
             found |= matches!(observe::stat(&dirs, &path), Ok(Some(sig)) if sig.ino == ino);
-            touched.push((path, content));
+            touched.push((path, CHANGED));
         }
         // It is new, or has moved: it is among the names of its directory, if
         // it still is.
@@ -88,7 +87,7 @@ pub(super) fn find(share: &Share, locator: &Locator, what: &Recovering) -> Resul
         for dir in todo {
             match place_of(share, locator, &reader, dir)? {
                 Place::At(path) => compare(share, &reader, &path, &what.inodes)?,
-                Place::Gone(last) => share.touch(last.into_iter().map(|path| (path, content))),
+                Place::Gone(last) => share.touch(last.into_iter().map(|path| (path, CHANGED))),
                 Place::Unknown => left.push(dir),
             }
         }
@@ -174,13 +173,7 @@ fn compare(
         let Ok(path) = path.join(&child.name) else {
             continue;
         };
-        let known = reader.get(&path)?;
-        let same = known.is_some_and(|record| {
-            !record.row.deleted
-                && record
-                    .sig
-                    .is_some_and(|known| known.same_as(&child.sig) && !known.racy)
-        });
+        let same = reader.get(&path)?.is_some_and(|record| record.is_as(&child.sig));
         if changed.contains_key(&child.sig.ino) {
             touched.push((path.clone(), CHANGED));
         } else if !same {

@@ -102,10 +102,7 @@ fn scan(share: &Arc<Share>, occasion: Occasion) -> anyhow::Result<()> {
     let mut failed: anyhow::Result<()> = Ok(());
     let mut compare = |path: RelPath, sig: &crate::model::StatSig| -> anyhow::Result<()> {
         seen.insert(seen_mark(&path));
-        let known = reader.get(&path)?;
-        let same = known.is_some_and(|record| {
-            !record.row.deleted && record.sig.is_some_and(|known| known.same_as(sig) && !known.racy)
-        });
+        let same = reader.get(&path)?.is_some_and(|record| record.is_as(sig));
         if !same {
             differing += 1;
             portion.push((

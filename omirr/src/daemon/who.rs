@@ -74,28 +74,10 @@ impl Origins {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::source::{Op, OpSet};
+    use crate::source::Op;
 
     fn event(pid: u32, uid: u32, comm: &[u8]) -> Event {
-        let mut bytes = [0; 16];
-        bytes[..comm.len()].copy_from_slice(comm);
-        Event {
-            time_ns: 0,
-            op: Op::Write,
-            dev: 1,
-            ino: 2,
-            generation: 0,
-            is_dir: false,
-            at: None,
-            to: None,
-            range: None,
-            also: OpSet::default(),
-            mapped: false,
-            pid,
-            uid,
-            cgroup: 0,
-            comm: bytes,
-        }
+        Event::told_by(Op::Write, pid, uid, comm)
     }
 
     #[test]

@@ -88,3 +88,11 @@ pub struct Record {
     /// Where the content was before, if a rename was recognised.
     pub moved_from: Option<RelPath>,
 }
+
+impl Record {
+    /// Whether `stat` shows the path as it was when it was last looked at, and
+    /// can be believed.
+    pub fn is_as(&self, now: &StatSig) -> bool {
+        !self.row.deleted && self.sig.is_some_and(|known| known.same_as(now) && !known.racy)
+    }
+}

@@ -161,6 +161,32 @@ pub struct Event {
     pub comm: [u8; 16],
 }
 
+#[cfg(test)]
+impl Event {
+    /// A change of some inode by this process, for tests of who.
+    pub(crate) fn told_by(op: Op, pid: u32, uid: u32, comm: &[u8]) -> Event {
+        let mut bytes = [0; 16];
+        bytes[..comm.len()].copy_from_slice(comm);
+        Event {
+            time_ns: 0,
+            op,
+            also: OpSet::default(),
+            dev: 1,
+            ino: 2,
+            generation: 0,
+            is_dir: false,
+            at: None,
+            to: None,
+            range: None,
+            mapped: false,
+            pid,
+            uid,
+            cgroup: 0,
+            comm: bytes,
+        }
+    }
+}
+
 impl Event {
     /// Whether the file's content may have changed.
     pub fn touches_content(&self) -> bool {

@@ -15,24 +15,6 @@ use crate::{
     source::{Event, Op},
 };
 
-const OPS: [Op; 15] = [
-    Op::Write,
-    Op::Truncate,
-    Op::Fallocate,
-    Op::Create,
-    Op::Mkdir,
-    Op::Mknod,
-    Op::Symlink,
-    Op::Link,
-    Op::Unlink,
-    Op::Rmdir,
-    Op::Rename,
-    Op::Exchange,
-    Op::Attr,
-    Op::Xattr,
-    Op::Close,
-];
-
 #[derive(Clone, Debug, Default, Args)]
 pub(super) struct FilterArgs {
     /// Print these operations only, as in write,rename
@@ -53,9 +35,9 @@ pub(super) struct FilterArgs {
 }
 
 fn op(text: &str) -> Result<Op, String> {
-    let found = OPS.into_iter().find(|op| op.name() == text);
+    let found = Op::ALL.into_iter().find(|op| op.name() == text);
     found.ok_or_else(|| {
-        let known: Vec<_> = OPS.iter().map(|op| op.name()).collect();
+        let known: Vec<_> = Op::ALL.iter().map(|op| op.name()).collect();
         format!("there is no such operation; there are {}", known.join(", "))
     })
 }
@@ -136,37 +118,18 @@ impl Filter {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::source::OpSet;
 
     fn filter(args: FilterArgs) -> Filter {
         Filter::new(&args).expect("the patterns are right")
     }
 
     fn event(op: Op, pid: u32, uid: u32, comm: &str) -> Event {
-        let mut bytes = [0; 16];
-        bytes[..comm.len()].copy_from_slice(comm.as_bytes());
-        Event {
-            time_ns: 0,
-            op,
-            dev: 1,
-            ino: 2,
-            generation: 0,
-            is_dir: false,
-            at: None,
-            to: None,
-            range: None,
-            also: OpSet::default(),
-            mapped: false,
-            pid,
-            uid,
-            cgroup: 0,
-            comm: bytes,
-        }
+        Event::told_by(op, pid, uid, comm.as_bytes())
     }
 
     #[test]
     fn every_operation_has_a_name_that_is_understood() {
-        for one in OPS {
+        for one in Op::ALL {
             assert_eq!(op(one.name()), Ok(one));
         }
         let why = op("writes").expect_err("there is none");
