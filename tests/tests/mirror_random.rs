@@ -2,7 +2,7 @@
 //! that they meet; nodes are killed and restarted meanwhile. In the end both
 //! trees are the same, by a walk that shares no code with the daemon.
 //!
-//! `OMIRR_RANDOM_SEED` runs one history; `OMIRR_RANDOM_RUNS` says how many.
+//! `OMIRR_RANDOM_SEED` runs one history, `OMIRR_RANDOM_RUNS` so many from there.
 //! A history depends on timing as well: a seed makes the same changes again, not
 //! always the same meeting.
 
@@ -180,10 +180,9 @@ fn random_changes_on_both_sides_end_in_equal_trees() {
             .ok()
             .map(|text| text.parse().expect("a number"))
     };
-    let (first, runs) = match number("OMIRR_RANDOM_SEED") {
-        Some(seed) => (seed, 1),
-        None => (1, number("OMIRR_RANDOM_RUNS").unwrap_or(3)),
-    };
+    let seed = number("OMIRR_RANDOM_SEED");
+    let first = seed.unwrap_or(1);
+    let runs = number("OMIRR_RANDOM_RUNS").unwrap_or(if seed.is_some() { 1 } else { 3 });
     for seed in first..first + runs {
         println!("OMIRR_RANDOM_SEED={seed}");
         history(seed);

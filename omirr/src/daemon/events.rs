@@ -22,7 +22,7 @@ use crate::resolve::fallback::{Located, Locator};
 use crate::resolve::{Change, Unknown};
 use crate::source::choice::SourceConfig;
 use crate::source::ebpf::pins;
-use crate::source::{Event, Signal, Sink, Source, Watch, auto};
+use crate::source::{Event, Listener, Signal, Source, Watch, auto};
 
 /// Attaches the source for all shares that take part, or takes over one that has
 /// gone on since the daemon ended.
@@ -71,7 +71,11 @@ pub(super) fn open(
     let source: Arc<dyn Source> = auto::open(
         &config,
         &watches,
-        || sink(taking_part.clone()),
+        || {
+            Box::new(Ear {
+                shares: taking_part.clone(),
+            })
+        },
         Some(std::process::id()),
     )?
     .into();
@@ -116,11 +120,12 @@ fn take_over(share: &Share, source: &Arc<dyn Source>, watch: usize, noted: Recov
         let (inodes, directories) = (noted.inodes.len(), noted.dirs.len());
         tracing::info!(share = %share.name, inodes, directories,
             "the event source has gone on: only what changed meanwhile is compared");
-        share.progress.lock().scanned = true;
+        // First: what is neither noted nor found must not count as compared.
         share.ask_recovery(|recovering| {
             recovering.inodes.extend(noted.inodes);
             recovering.dirs.extend(noted.dirs);
         });
+        share.progress.lock().scanned = true;
     } else if let Err(error) = source.set_kept_up(watch, None) {
         tracing::error!(share = %share.name, "{error:#}");
     }
@@ -144,35 +149,40 @@ fn learn_dirs(share: &Share) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn sink(shares: Vec<Arc<Share>>) -> Sink {
-    let alone: Vec<bool> = shares
-        .iter()
-        .map(|share| {
-            shares
-                .iter()
-                .filter(|other| other.root.dev() == share.root.dev())
-                .count()
-                == 1
-        })
-        .collect();
-    Box::new(move |signals| {
-        for (share, alone) in shares.iter().zip(&alone) {
-            let Some(locator) = share.locator.get() else {
-                continue;
-            };
-            // Held until everything is in the dirty set: whoever empties the
-            // journal must not come in between.
-            let mut journal = share.journal.lock();
-            if let Some(noted) = journal.as_mut()
-                && let Err(error) = noted.note(share.root.dev(), &signals)
+/// The daemon's ear.
+struct Ear {
+    shares: Vec<Arc<Share>>,
+}
+
+impl Listener for Ear {
+    fn note(&mut self, signals: &[Signal]) {
+        for share in &self.shares {
+            if let Some(journal) = share.journal.lock().as_mut()
+                && let Err(error) = journal.note(share.root.dev(), signals)
             {
                 tracing::error!(share = %share.name,
                     "changes cannot be noted ({error}); should the daemon be killed, the tree will be compared");
                 share.ask_rescan();
             }
-            take(share, locator, *alone, &signals);
         }
-    })
+    }
+
+    fn tell(&mut self, batch: Vec<Signal>, in_hand: Option<u64>) {
+        for share in &self.shares {
+            let Some(locator) = share.locator.get() else {
+                continue;
+            };
+            if !batch.is_empty() {
+                let dev = share.root.dev();
+                let alone = self.shares.iter().filter(|other| other.root.dev() == dev).count() == 1;
+                take(share, locator, alone, &batch);
+            }
+            // Only now: whoever empties the journal must not come in between.
+            if let Some(journal) = share.journal.lock().as_mut() {
+                journal.told(in_hand);
+            }
+        }
+    }
 }
 
 /// Marks what a batch of signals says of one share. Unless it is `alone` on its
@@ -200,6 +210,8 @@ fn take(share: &Share, locator: &Locator, alone: bool, signals: &[Signal]) {
                 Signal::Event(event)
                     if event.dev == dev && (alone || resolver.knows(event) || event.at.is_none()) =>
                 {
+                    tracing::debug!(target: "omirr::event", share = %share.name, op = ?event.op, also = ?event.also,
+                        ino = event.ino, at = ?event.at, to = ?event.to, pid = event.pid);
                     displaced.extend(of_displaced(event));
                     let (first, first_unknown) = (touched.len(), unknown.len());
                     for change in resolver.apply(event) {

@@ -1,6 +1,6 @@
 //! What the source has handed over and the index does not yet have.
 //!
-//! In: signals, before anything is made of them. Out, after the daemon was
+//! In: signals, before the source gives them away. Out, after the daemon was
 //! killed: the inodes and directories that they named. It is there for sources
 //! that go on without the daemon: what was read from them is gone from them.
 //! Written without a sync, because the page cache survives a killed process and
@@ -8,7 +8,8 @@
 //!
 //! There are two files. While one is written, the other waits until everything
 //! that it names is in the index; with nothing left to look at, both are
-//! emptied.
+//! emptied. Neither is while it names a change that the source has noted and not
+//! yet told.
 
 use std::{
     fs::{File, OpenOptions},
@@ -23,7 +24,7 @@ use crate::source::{Event, Op, Recovered, Signal};
 /// Bytes of a record: the inode, its directory, and two directories in which
 /// names came or went; little-endian, 0 for none.
 const RECORD: usize = 32;
-/// A file is changed for the other one when it is so long.
+/// A file is exchanged for the other one when it is so long.
 const LONG: u64 = 1 << 20;
 
 pub struct Journal {
@@ -31,7 +32,18 @@ pub struct Journal {
     lengths: [u64; 2],
     /// The one that is written.
     current: usize,
+    /// When it became that, ns on the monotonic clock.
+    turned_ns: u64,
+    /// Of the changes that were noted and not told, the oldest one's time; none
+    /// if there are none.
+    in_hand: Option<u64>,
     buffer: Vec<u8>,
+}
+
+/// On the clock of [`Event::time_ns`].
+fn monotonic_ns() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    u64::try_from(now.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0)
 }
 
 impl Journal {
@@ -63,13 +75,14 @@ impl Journal {
             current: usize::from(a.1 > b.1),
             files: [a.0, b.0],
             lengths: [a.1, b.1],
+            turned_ns: 0,
+            in_hand: None,
             buffer: Vec::new(),
         };
         Ok((journal, left))
     }
 
-    /// Notes what was handed over. Must be done before anything else is made of
-    /// it.
+    /// Notes what is about to be told.
     pub fn note(&mut self, dev: u64, signals: &[Signal]) -> io::Result<()> {
         self.buffer.clear();
         for signal in signals {
@@ -82,6 +95,8 @@ impl Journal {
         if self.buffer.is_empty() {
             return Ok(());
         }
+        // Whatever its time is: it may be the oldest.
+        self.in_hand = Some(0);
         self.files[self.current].write_all(&self.buffer)?;
         self.lengths[self.current] += self.buffer.len() as u64;
         Ok(())
@@ -118,16 +133,28 @@ impl Journal {
         }
     }
 
-    /// Everything that was noted is in the index.
+    /// What was noted has been told and can be looked at, but for what is not
+    /// older than `in_hand`, ns on the monotonic clock.
+    pub fn told(&mut self, in_hand: Option<u64>) {
+        self.in_hand = in_hand;
+    }
+
+    /// Everything that was told is in the index.
     pub fn clear(&mut self) -> io::Result<()> {
+        if self.in_hand.is_some() {
+            return Ok(());
+        }
         for n in 0..2 {
             self.empty(n)?;
         }
         Ok(())
     }
 
-    /// Everything is, that was noted before the last [`Journal::turn`].
+    /// Everything is, that was told before the last [`Journal::turn`].
     pub fn clear_older(&mut self) -> io::Result<()> {
+        if self.in_hand.is_some_and(|since| since <= self.turned_ns) {
+            return Ok(());
+        }
         self.empty(1 - self.current)
     }
 
@@ -149,6 +176,7 @@ impl Journal {
         let turns = self.lengths[self.current] >= LONG && !self.has_older();
         if turns {
             self.current = 1 - self.current;
+            self.turned_ns = monotonic_ns();
         }
         turns
     }
@@ -184,6 +212,11 @@ mod tests {
         let mut dirs: Vec<_> = left.dirs.into_iter().collect();
         dirs.sort_unstable();
         assert_eq!(dirs, [2, 3]);
+        journal.note(1, &signal(8)).unwrap();
+        journal.clear().unwrap();
+        let left = Journal::open(folder.path()).unwrap().1;
+        assert_eq!(left.inodes.len(), 2, "noted and not told");
+        journal.told(None);
         journal.clear().unwrap();
         assert!(Journal::open(folder.path()).unwrap().1.is_empty());
     }
@@ -197,6 +230,10 @@ mod tests {
         }
         journal.note(1, &signal(8)).unwrap();
         assert!(!journal.turn());
+        journal.told(Some(0));
+        journal.clear_older().unwrap();
+        assert!(journal.has_older(), "one of before the turn is not told");
+        journal.told(Some(monotonic_ns()));
         journal.clear_older().unwrap();
         drop(journal);
         let left = Journal::open(folder.path()).unwrap().1;

@@ -243,9 +243,29 @@ pub enum Signal {
     Compare,
 }
 
-/// Takes what the source reports; called on the source's own thread, must not
-/// block. A batch keeps the order of the changes.
-pub type Sink = Box<dyn FnMut(Vec<Signal>) + Send>;
+/// Whom a source reports to; called on the source's own thread, must not block.
+/// A function that takes batches is one that writes nothing down.
+pub trait Listener: Send {
+    /// What will be told, in any order. A source that goes on when this process
+    /// is killed gives a change away only after this: what is written down here
+    /// is not lost.
+    fn note(&mut self, _signals: &[Signal]) {}
+
+    /// A batch, in the order of the changes. `in_hand` is the time (ns, as in
+    /// [`Event::time_ns`]) of the oldest change that was noted and is still to be
+    /// told; none if all were.
+    fn tell(&mut self, batch: Vec<Signal>, in_hand: Option<u64>);
+}
+
+impl<F: FnMut(Vec<Signal>) + Send> Listener for F {
+    fn tell(&mut self, batch: Vec<Signal>, _in_hand: Option<u64>) {
+        if !batch.is_empty() {
+            self(batch);
+        }
+    }
+}
+
+pub type Sink = Box<dyn Listener>;
 
 /// A tree that a source must report on.
 #[derive(Clone, Debug)]

@@ -68,7 +68,7 @@ fn tick(shared: &Shared, interval: Duration, mut sink: Sink) {
         }
         let asked = state.asked;
         drop(state);
-        sink(vec![Signal::Compare]);
+        sink.tell(vec![Signal::Compare], None);
         next = Instant::now() + interval;
         state = shared.state.lock();
         state.answered = asked;

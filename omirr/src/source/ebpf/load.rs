@@ -133,7 +133,7 @@ pub struct Maps {
     pub control: Control,
     /// What changed and was not taken.
     dirty: Mutex<Taker>,
-    dirs: Taker,
+    dirs: Mutex<Taker>,
     /// Renames, and other operations, between entry and exit.
     frames: HashMap<MapData, FrameKey, Frame>,
     calls: HashMap<MapData, FrameKey, Call>,
@@ -156,23 +156,31 @@ impl Maps {
 
     /// Takes what is known of a changed inode.
     pub fn take(&self, key: &DirtyKey) -> io::Result<Option<Dirty>> {
-        self.dirty
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take(key)
+        let mut dirty = self.dirty.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut taken: Option<Dirty> = dirty.take(key)?;
+        if let Some(taken) = &mut taken
+            && !dirty.is_atomic()
+        {
+            taken.range_unknown = 1;
+        }
+        Ok(taken)
     }
 
-    /// Takes everything that is known.
-    pub fn take_all(&self) -> io::Result<Vec<(DirtyKey, Dirty)>> {
-        self.dirty
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take_all()
+    /// Every changed inode that is known.
+    pub fn all(&self) -> io::Result<Vec<(DirtyKey, Dirty)>> {
+        self.dirty.lock().unwrap_or_else(PoisonError::into_inner).all()
     }
 
-    /// Takes the directories that are to be compared.
-    pub fn take_dirs(&self) -> io::Result<Vec<(DirtyKey, u32)>> {
-        self.dirs.take_all()
+    /// The directories that are to be compared.
+    pub fn dirs(&self) -> io::Result<Vec<DirtyKey>> {
+        let dirs = self.dirs.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(dirs.all::<u32>()?.into_iter().map(|(key, _)| key).collect())
+    }
+
+    /// Takes one of them; false if it is not there any more.
+    pub fn take_dir(&self, key: &DirtyKey) -> io::Result<bool> {
+        let mut dirs = self.dirs.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(dirs.take::<u32>(key)?.is_some())
     }
 
     /// Entries that wait.
@@ -325,7 +333,7 @@ fn open_maps(
         counts,
         control,
         dirty: Mutex::new(Taker::new(dirty.fd().as_fd()).map_err(refused("the map of what changed"))?),
-        dirs: Taker::new(dirs.fd().as_fd()).map_err(refused("the map of directories"))?,
+        dirs: Mutex::new(Taker::new(dirs.fd().as_fd()).map_err(refused("the map of directories"))?),
         frames: HashMap::try_from(get("FRAMES")?).map_err(map_error)?,
         calls: HashMap::try_from(get("CALLS")?).map_err(map_error)?,
         marks: Mutex::new(HashMap::try_from(get("MARKS")?).map_err(map_error)?),

@@ -44,7 +44,7 @@ use omirr_common::{
 };
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, UTIME_OMIT};
 
-use super::{About, CpuStats, HookStats, KeptUp, OpSet, Signal, Sink, Source, SourceStats, Watch};
+use super::{About, CpuStats, HookStats, KeptUp, Listener, OpSet, Signal, Sink, Source, SourceStats, Watch};
 use load::{Loaded, WatchedDevice};
 use ring::{Reader, Shared};
 
@@ -124,20 +124,29 @@ const TEST_WITHIN: Duration = Duration::from_secs(20);
 /// How often the trees are compared where some changes are not seen.
 const COMPARE_EVERY: Duration = Duration::from_secs(600);
 
-/// Notes which operations come by.
-fn listening(heard: Arc<Mutex<OpSet>>, mut sink: Sink) -> Sink {
-    Box::new(move |signals| {
+/// Hears which operations come by.
+struct Hearing {
+    heard: Arc<Mutex<OpSet>>,
+    sink: Sink,
+}
+
+impl Listener for Hearing {
+    fn note(&mut self, signals: &[Signal]) {
+        self.sink.note(signals);
+    }
+
+    fn tell(&mut self, batch: Vec<Signal>, in_hand: Option<u64>) {
         {
-            let mut heard = heard.lock().unwrap_or_else(PoisonError::into_inner);
-            for signal in &signals {
+            let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+            for signal in &batch {
                 if let Signal::Event(event) = signal {
                     heard.insert(event.op);
                     heard.extend(event.also);
                 }
             }
         }
-        sink(signals);
-    })
+        self.sink.tell(batch, in_hand);
+    }
 }
 
 /// The running source.
@@ -200,7 +209,10 @@ impl EbpfSource {
             });
         }
         let heard = Arc::new(Mutex::new(OpSet::default()));
-        let sink = listening(Arc::clone(&heard), sink);
+        let sink = Box::new(Hearing {
+            heard: Arc::clone(&heard),
+            sink,
+        });
         let (loaded, reason) = load_best(object, &layout, &devices, &options)?;
         let about = About {
             kind: "ebpf",

@@ -3,8 +3,10 @@
 //! In: records, from the BPF ring (one, in order) or from the perf buffers
 //! (one per processor, put in order of their times). Out: batches into the
 //! sink, a word of loss when the programs counted one, and the time up to which
-//! everything has been handed over, which barriers wait for. It never stops
-//! before a ring is empty, and never waits for anything but the rings.
+//! everything has been handed over, which barriers wait for. What leaves the ring
+//! or a map was noted with the sink before: the process may be killed at any
+//! time. It never stops before a ring is empty, and never waits for anything but
+//! the rings.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -328,8 +330,9 @@ impl Reader {
             };
             self.tell_overdue(before, &mut batch);
         }
-        if !batch.is_empty() {
-            (self.sink)(batch);
+        let in_hand = self.pending.iter().map(|d| d.event.time_ns).min();
+        if found || !batch.is_empty() {
+            self.sink.tell(batch, in_hand);
         }
         self.shared.lost_told.store(self.lost, Ordering::Release);
         self.shared.publish(complete);
@@ -340,11 +343,21 @@ impl Reader {
         let mut bytes = 0u64;
         let mut more = false;
         let mut newest = self.newest;
-        let pending = &mut self.pending;
+        let Self {
+            pending,
+            sink,
+            devices,
+            merge,
+            ..
+        } = self;
         let mut take = |record: &[u8]| match decode(record) {
             Some(decoded) => {
                 newest = newest.max(decoded.event.time_ns);
-                pending.push(decoded);
+                pending.push(if *merge && !decoded.own {
+                    note(sink, devices, decoded)
+                } else {
+                    decoded
+                });
             }
             None => {
                 tracing::error!(
@@ -425,13 +438,9 @@ impl Reader {
         if !self.merge || (kept == self.kept && !self.go_through) {
             return;
         }
-        let undisturbed = self.careful.then(Undisturbed::begin);
-        let taken = (self.maps.take_all(), self.maps.take_dirs());
-        drop(undisturbed);
-        let (inodes, dirs) = match taken {
-            (Ok(inodes), Ok(dirs)) => (inodes, dirs),
-            (inodes, dirs) => {
-                let error = inodes.err().or(dirs.err());
+        let (inodes, dirs, signals) = match self.take_kept() {
+            Ok(taken) => taken,
+            Err(error) => {
                 tracing::error!(?error, "the kernel's maps cannot be read: the trees are compared");
                 batch.push(Signal::Lost {
                     dev: None,
@@ -448,29 +457,48 @@ impl Reader {
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner);
             if self.go_through {
-                recovery.taken_over += (inodes.len() + dirs.len()) as u64;
+                recovery.taken_over += inodes + dirs;
             } else {
                 recovery.overflows += 1;
-                recovery.inodes += inodes.len() as u64;
-                recovery.dirs += dirs.len() as u64;
+                recovery.inodes += inodes;
+                recovery.dirs += dirs;
             }
         }
         (self.kept, self.go_through) = (kept, false);
+        batch.extend(signals);
+    }
+
+    /// Notes what the maps hold, then takes it out: how many inodes, how many
+    /// directories, and what to tell.
+    fn take_kept(&mut self) -> io::Result<(u64, u64, Vec<Signal>)> {
+        let _undisturbed = self.careful.then(Undisturbed::begin);
         let mut by_device: HashMap<u32, Recovered> = HashMap::new();
-        for (key, dirty) in inodes {
-            let ops = ops(&dirty);
-            let named = [Op::Create, Op::Mknod, Op::Symlink, Op::Unlink];
+        let (inodes, dirs) = (self.maps.all()?, self.maps.dirs()?);
+        for (key, dirty) in &inodes {
             let of_device = by_device.entry(key.dev).or_default();
-            of_device.inodes.push(Recoverable {
-                ino: key.ino,
-                parent: dirty.parent,
-                named: ops.is_empty() || named.iter().any(|&op| ops.contains(op)),
-            });
+            of_device.inodes.push(recoverable(key, dirty));
         }
-        for (key, _) in dirs {
+        for key in &dirs {
             by_device.entry(key.dev).or_default().dirs.push(key.ino);
         }
-        self.hand_over(by_device, batch);
+        let mut signals = Vec::new();
+        self.hand_over(by_device, &mut signals);
+        self.sink.note(&signals);
+        // What was added meanwhile: a name may have come or gone.
+        let mut by_device: HashMap<u32, Recovered> = HashMap::new();
+        for (key, before) in &inodes {
+            if let Some(dirty) = self.maps.take(key)?
+                && recoverable(key, &dirty) != recoverable(key, before)
+            {
+                let of_device = by_device.entry(key.dev).or_default();
+                of_device.inodes.push(recoverable(key, &dirty));
+            }
+        }
+        for key in &dirs {
+            self.maps.take_dir(key)?;
+        }
+        self.hand_over(by_device, &mut signals);
+        Ok((inodes.len() as u64, dirs.len() as u64, signals))
     }
 
     fn hand_over(&self, by_device: HashMap<u32, Recovered>, batch: &mut Vec<Signal>) {
@@ -573,6 +601,37 @@ impl Reader {
             let mut count = [0; 8];
             let _ = rustix::io::read(&self.shared.wake, &mut count);
         }
+    }
+}
+
+/// Notes a record that is about to be taken from its ring.
+fn note(sink: &mut Sink, devices: &HashMap<u32, Vec<u64>>, decoded: Decoded) -> Decoded {
+    let (kernel_dev, own) = (decoded.kernel_dev, decoded.own);
+    let mut event = decoded.event;
+    for &dev in devices.get(&kernel_dev).map_or(&[][..], Vec::as_slice) {
+        event.dev = dev;
+        let signal = Signal::Event(event);
+        sink.note(std::slice::from_ref(&signal));
+        let Signal::Event(noted) = signal else {
+            unreachable!("it was made of an event")
+        };
+        event = noted;
+    }
+    Decoded {
+        event,
+        kernel_dev,
+        own,
+    }
+}
+
+/// An entry of the map, for whoever looks for what it was about.
+fn recoverable(key: &DirtyKey, dirty: &Dirty) -> Recoverable {
+    let ops = ops(dirty);
+    let named = [Op::Create, Op::Mknod, Op::Symlink, Op::Unlink];
+    Recoverable {
+        ino: key.ino,
+        parent: dirty.parent,
+        named: ops.is_empty() || named.iter().any(|&op| ops.contains(op)),
     }
 }
 

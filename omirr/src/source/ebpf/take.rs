@@ -1,8 +1,9 @@
 //! Taking out of the kernel's map what has changed.
 //!
-//! In: the map, and keys that records name. Out: entries, each taken once.
-//! Whoever takes an entry looks at the inode afterwards: a change in between
-//! makes a new one.
+//! In: the map, and keys that records or the map itself name. Out: entries, each
+//! taken once, one by one: a process that is killed in between has noted what it
+//! was about to take. Whoever takes an entry looks at the inode afterwards: a
+//! change in between makes a new one.
 
 use std::{
     io,
@@ -18,7 +19,7 @@ const LOOKUP: libc::c_long = 1;
 const DELETE: libc::c_long = 3;
 const GET_NEXT_KEY: libc::c_long = 4;
 const LOOKUP_AND_DELETE: libc::c_long = 21;
-const LOOKUP_AND_DELETE_BATCH: libc::c_long = 25;
+const LOOKUP_BATCH: libc::c_long = 24;
 /// Entries per call.
 const PORTION: usize = 1024;
 /// The kernel's `ENOTSUPP`, which user space has no name for.
@@ -86,9 +87,15 @@ impl Taker {
         u32::try_from(self.map.as_raw_fd()).unwrap_or(u32::MAX)
     }
 
-    /// Takes one entry out; none if there is none.
-    pub fn take(&mut self, key: &DirtyKey) -> io::Result<Option<Dirty>> {
-        let mut value = Dirty::default();
+    /// Whether an entry is taken with all that it has ever held (Linux 5.14).
+    pub fn is_atomic(&self) -> bool {
+        self.atomic
+    }
+
+    /// Takes one entry out; none if there is none. `V` is the map's value. Below
+    /// Linux 5.14 what is added to it meanwhile may not be in it.
+    pub fn take<V: aya::Pod + Default>(&mut self, key: &DirtyKey) -> io::Result<Option<V>> {
+        let mut value = V::default();
         let mut attributes = OnElement {
             map: self.fd(),
             padding: 0,
@@ -112,11 +119,7 @@ impl Taker {
             attributes.value = 0;
             call(DELETE, &mut attributes)
         }) {
-            Ok(()) => {
-                // What was added between the two steps is not in it.
-                value.range_unknown = 1;
-                Ok(Some(value))
-            }
+            Ok(()) => Ok(Some(value)),
             Err(error) if gone(&error) => Ok(None),
             Err(error) => Err(error),
         }
@@ -147,8 +150,9 @@ impl Taker {
         Ok(count)
     }
 
-    /// Takes everything out. `V` is the map's value.
-    pub fn take_all<V: aya::Pod + Default>(&self) -> io::Result<Vec<(DirtyKey, V)>> {
+    /// Everything that is in the map for as long as this looks. `V` is the map's
+    /// value.
+    pub fn all<V: aya::Pod + Default>(&self) -> io::Result<Vec<(DirtyKey, V)>> {
         let empty = DirtyKey {
             ino: 0,
             dev: 0,
@@ -171,7 +175,7 @@ impl Taker {
                 element_flags: 0,
                 flags: 0,
             };
-            let result = call(LOOKUP_AND_DELETE_BATCH, &mut attributes);
+            let result = call(LOOKUP_BATCH, &mut attributes);
             let last = match &result {
                 Ok(()) => false,
                 Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,

@@ -391,7 +391,7 @@ impl Reader {
                 Err(Errno::AGAIN) => break,
                 Err(error) => {
                     tracing::error!(%error, "reading fanotify's events");
-                    (self.sink)(vec![Signal::Lost { dev: None, count: 0 }]);
+                    self.sink.tell(vec![Signal::Lost { dev: None, count: 0 }], None);
                     std::thread::sleep(RETRY);
                     break;
                 }
@@ -416,7 +416,7 @@ impl Reader {
     fn deliver(&mut self, signals: Vec<Signal>) {
         if !signals.is_empty() {
             self.delivered += signals.len() as u64;
-            (self.sink)(signals);
+            self.sink.tell(signals, None);
         }
     }
 }
