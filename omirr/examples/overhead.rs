@@ -1,8 +1,10 @@
-//! What watching costs those who are watched: `overhead run FOLDER ROUNDS COUNT`
-//! does two loops beneath a folder and beside it, with one watcher after another,
-//! and says how much of the speed is left. It needs a kernel that can be traced,
-//! so it runs in a guest; there the time is the writer's own processor time,
-//! interrupts included, and with `-icount` it is a count of instructions.
+//! What watching costs those who are watched: `overhead run FOLDER ROUNDS COUNT
+//! [WATCHER...]` does two loops beneath a folder and beside it, with one watcher
+//! after another, and says how much of the speed is left. It needs a kernel that
+//! can be traced, so it runs in a guest; there the time is the writer's own
+//! processor time, interrupts included, and with `-icount` it is a count of
+//! instructions. A watcher that is not known by name is a bpftrace program: an
+//! empty one says what a bare hook costs.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -27,25 +29,32 @@ use omirr::source::{
 /// Folders that inotify has to watch one by one.
 const FOLDERS: usize = 100;
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 enum Watcher {
     Nobody,
     Fentry,
     Kprobe,
     Inotify,
     Fanotify,
-    /// A bpftrace program that counts the same functions.
-    Bpftrace,
+    Bpftrace(String),
 }
 
-const WATCHERS: [Watcher; 6] = [
-    Watcher::Nobody,
-    Watcher::Fentry,
-    Watcher::Kprobe,
-    Watcher::Inotify,
-    Watcher::Fanotify,
-    Watcher::Bpftrace,
-];
+impl Watcher {
+    fn named(name: &str) -> Watcher {
+        match name {
+            "nobody" => Watcher::Nobody,
+            "fentry" => Watcher::Fentry,
+            "kprobe" => Watcher::Kprobe,
+            "inotify" => Watcher::Inotify,
+            "fanotify" => Watcher::Fanotify,
+            "bpftrace" => Watcher::Bpftrace(BPFTRACE.to_owned()),
+            program => Watcher::Bpftrace(program.to_owned()),
+        }
+    }
+}
+
+/// In the order of the table.
+const ALL: [&str; 5] = ["fentry", "kprobe", "inotify", "fanotify", "bpftrace"];
 
 /// The field's reference: who writes how much to which file, per inode, as
 /// `filetop` and `vfsstat` do.
@@ -71,7 +80,7 @@ impl Drop for Running {
     }
 }
 
-fn start(watcher: Watcher, folder: &Path) -> Result<Option<Running>> {
+fn start(watcher: &Watcher, folder: &Path) -> Result<Option<Running>> {
     let meta = folder.metadata()?;
     let watch = Watch {
         path: folder.to_owned(),
@@ -102,7 +111,7 @@ fn start(watcher: Watcher, folder: &Path) -> Result<Option<Running>> {
             sink,
         )?)))),
         Watcher::Inotify => inotify(folder).map(|fd| Some(Running::Reader(fd))),
-        Watcher::Bpftrace => bpftrace(),
+        Watcher::Bpftrace(program) => bpftrace(program),
     }
 }
 
@@ -132,9 +141,9 @@ fn inotify(folder: &Path) -> Result<OwnedFd> {
 }
 
 /// None where there is no bpftrace.
-fn bpftrace() -> Result<Option<Running>> {
+fn bpftrace(program: &str) -> Result<Option<Running>> {
     let started = Command::new("bpftrace")
-        .args(["-e", BPFTRACE])
+        .args(["-e", program])
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .spawn();
@@ -205,7 +214,13 @@ fn median(values: &mut [f64]) -> f64 {
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
-fn run(base: &Path, rounds: usize, count: usize) -> Result<()> {
+fn run(base: &Path, rounds: usize, count: usize, watchers: &[String]) -> Result<()> {
+    let mut names: Vec<&str> = vec!["nobody"];
+    names.extend(watchers.iter().map(String::as_str));
+    if watchers.is_empty() {
+        names.extend(ALL);
+    }
+    let watchers: Vec<Watcher> = names.into_iter().map(Watcher::named).collect();
     let places: [(&str, PathBuf); 2] = [("inside", base.join("share")), ("outside", base.join("beside"))];
     for (_, folder) in &places {
         for n in 0..FOLDERS {
@@ -214,10 +229,10 @@ fn run(base: &Path, rounds: usize, count: usize) -> Result<()> {
     }
     let loops = ["create", "append"];
     // By watcher, place and loop: one value a round.
-    let mut taken = vec![vec![Vec::new(); 4]; WATCHERS.len()];
-    let mut events = vec![vec![Vec::new(); 4]; WATCHERS.len()];
+    let mut taken = vec![vec![Vec::new(); 4]; watchers.len()];
+    let mut events = vec![vec![Vec::new(); 4]; watchers.len()];
     for round in 0..rounds {
-        for (w, watcher) in WATCHERS.into_iter().enumerate() {
+        for (w, watcher) in watchers.iter().enumerate() {
             let began = Instant::now();
             let Some(running) = start(watcher, &places[0].1).with_context(|| format!("{watcher:?}"))? else {
                 continue;
@@ -235,7 +250,7 @@ fn run(base: &Path, rounds: usize, count: usize) -> Result<()> {
             eprintln!("round {round}: {watcher:?} {:?}", began.elapsed());
         }
     }
-    for (w, watcher) in WATCHERS.into_iter().enumerate() {
+    for (w, watcher) in watchers.iter().enumerate() {
         for (p, (place, _)) in places.iter().enumerate() {
             for (l, what) in loops.iter().enumerate() {
                 let at = p * 2 + l;
@@ -273,8 +288,13 @@ fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().collect();
     let arg = |n: usize| args.get(n).map_or("", String::as_str);
     match arg(1) {
-        "run" => run(Path::new(arg(2)), arg(3).parse()?, arg(4).parse()?),
+        "run" => run(
+            Path::new(arg(2)),
+            arg(3).parse()?,
+            arg(4).parse()?,
+            args.get(5..).unwrap_or_default(),
+        ),
         "work" => work(arg(2), Path::new(arg(3)), arg(4).parse()?),
-        _ => bail!("usage: overhead run FOLDER ROUNDS COUNT"),
+        _ => bail!("usage: overhead run FOLDER ROUNDS COUNT [WATCHER...]"),
     }
 }

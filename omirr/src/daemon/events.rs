@@ -19,7 +19,7 @@ use super::who::Who;
 use crate::config::Config;
 use crate::model::{RelPath, is_temp_name};
 use crate::resolve::fallback::{Located, Locator};
-use crate::resolve::{Change, Unknown};
+use crate::resolve::{Change, Resolver, Unknown};
 use crate::source::choice::SourceConfig;
 use crate::source::ebpf::pins;
 use crate::source::{Event, Listener, Signal, Source, Watch, auto};
@@ -71,11 +71,7 @@ pub(super) fn open(
     let source: Arc<dyn Source> = auto::open(
         &config,
         &watches,
-        || {
-            Box::new(Ear {
-                shares: taking_part.clone(),
-            })
-        },
+        || Box::new(Ear::new(&taking_part)),
         Some(std::process::id()),
     )?
     .into();
@@ -151,12 +147,43 @@ fn learn_dirs(share: &Share) -> anyhow::Result<()> {
 
 /// The daemon's ear.
 struct Ear {
-    shares: Vec<Arc<Share>>,
+    /// Each with whether it is alone on its filesystem.
+    shares: Vec<(Arc<Share>, bool)>,
+}
+
+/// Whom an event was told.
+#[derive(Default)]
+struct Asked {
+    /// Someone knows all directories that it is about.
+    known: bool,
+    /// The shares, by their number.
+    by: Vec<usize>,
+}
+
+/// What a share knows of the directories that an event is about.
+#[derive(PartialEq, Eq)]
+enum Knows {
+    Nothing,
+    /// The one, or the other.
+    Half,
+    All,
+}
+
+impl Ear {
+    fn new(shares: &[Arc<Share>]) -> Ear {
+        let on = |dev| shares.iter().filter(|share| share.root.dev() == dev).count();
+        let shares = shares
+            .iter()
+            .map(|share| (Arc::clone(share), on(share.root.dev()) == 1));
+        Ear {
+            shares: shares.collect(),
+        }
+    }
 }
 
 impl Listener for Ear {
     fn note(&mut self, signals: &[Signal]) {
-        for share in &self.shares {
+        for (share, _) in &self.shares {
             if let Some(journal) = share.journal.lock().as_mut()
                 && let Err(error) = journal.note(share.root.dev(), signals)
             {
@@ -168,16 +195,23 @@ impl Listener for Ear {
     }
 
     fn tell(&mut self, batch: Vec<Signal>, in_hand: Option<u64>) {
-        for share in &self.shares {
-            let Some(locator) = share.locator.get() else {
-                continue;
-            };
-            if !batch.is_empty() {
-                let dev = share.root.dev();
-                let alone = self.shares.iter().filter(|other| other.root.dev() == dev).count() == 1;
-                take(share, locator, alone, &batch);
+        // What lies in a directory that no share knows may be in any of those
+        // on its filesystem.
+        let mut asked: Vec<Asked> = batch.iter().map(|_| Asked::default()).collect();
+        for everyone in [false, true] {
+            for nth in 0..self.shares.len() {
+                self.take(nth, everyone, &batch, &mut asked);
             }
-            // Only now: whoever empties the journal must not come in between.
+            let events = batch.iter().zip(&asked);
+            if events
+                .into_iter()
+                .all(|(signal, asked)| asked.known || !matches!(signal, Signal::Event(_)))
+            {
+                break;
+            }
+        }
+        // Only now: whoever empties the journal must not come in between.
+        for (share, _) in &self.shares {
             if let Some(journal) = share.journal.lock().as_mut() {
                 journal.told(in_hand);
             }
@@ -185,72 +219,117 @@ impl Listener for Ear {
     }
 }
 
-/// Marks what a batch of signals says of one share. Unless it is `alone` on its
-/// filesystem, events that it does not know may be another's.
-fn take(share: &Share, locator: &Locator, alone: bool, signals: &[Signal]) {
-    let dev = share.root.dev();
-    let mut touched = Vec::new();
-    let mut unknown = Vec::new();
-    let mut displaced = Vec::new();
-    let mut resolved = 0;
-    {
-        let mut resolver = share.resolver.lock();
-        for signal in signals {
-            match signal {
-                Signal::Lost { dev: lost, count } if lost.is_none_or(|lost| lost == dev) => {
-                    Figures::add(&share.figures.lost, (*count).max(1));
-                    share.figures.lost_at_ms.store(super::now_ms(), Ordering::Relaxed);
-                    tracing::warn!(share = %share.name, "events were lost: the tree is compared with the index");
-                    share.ask_rescan();
-                }
-                Signal::Recovered(recovered) if recovered.dev == dev => {
-                    share.ask_recovery(|recovering| recovering.add_recovered(recovered));
-                }
-                Signal::Compare => share.routine.notify_one(),
-                Signal::Event(event)
-                    if event.dev == dev && (alone || resolver.knows(event) || event.at.is_none()) =>
+fn knows(share: &Share, resolver: &Resolver, event: &Event) -> Knows {
+    if event.at.is_none() {
+        // It names no directory; only the index can know its inode.
+        let path = share
+            .index
+            .read()
+            .and_then(|reader| reader.path_of_ino(event.ino));
+        return match path {
+            Ok(Some(_)) => Knows::All,
+            _ => Knows::Nothing,
+        };
+    }
+    if !resolver.knows(event) {
+        return Knows::Nothing;
+    }
+    let half =
+        |at: &Option<crate::source::Dirent>| at.as_ref().is_none_or(|at| resolver.path_of(at.dir).is_some());
+    if half(&event.at) && half(&event.to) {
+        Knows::All
+    } else {
+        Knows::Half
+    }
+}
+
+impl Ear {
+    /// Marks what a batch of signals says of the share with this number: events that
+    /// are known to lie in it, or those that `everyone` is asked about.
+    fn take(&self, nth: usize, everyone: bool, signals: &[Signal], asked: &mut [Asked]) {
+        let (share, alone) = &self.shares[nth];
+        let Some(locator) = share.locator.get() else {
+            return;
+        };
+        let dev = share.root.dev();
+        let mut touched = Vec::new();
+        let mut unknown = Vec::new();
+        let mut displaced = Vec::new();
+        let mut resolved = 0;
+        {
+            let mut resolver = share.resolver.lock();
+            for (signal, asked) in signals.iter().zip(asked) {
+                if let Signal::Event(event) = signal
+                    && event.dev == dev
                 {
-                    tracing::debug!(target: "omirr::event", share = %share.name, op = ?event.op, also = ?event.also,
-                        ino = event.ino, at = ?event.at, to = ?event.to, pid = event.pid);
-                    displaced.extend(of_displaced(event));
-                    let (first, first_unknown) = (touched.len(), unknown.len());
-                    for change in resolver.apply(event) {
-                        resolved += 1;
-                        note(change, event, &mut touched, &mut unknown);
+                    let knows = if *alone {
+                        Knows::All
+                    } else {
+                        knows(share, &resolver, event)
+                    };
+                    let unknown = everyone && !asked.known;
+                    asked.known |= knows == Knows::All;
+                    if asked.by.contains(&nth) || !(unknown || knows != Knows::Nothing) {
+                        continue;
                     }
-                    let mapped = is_mapped(share, event);
-                    for (_, hint) in &mut touched[first..] {
-                        hint.who = Who::of(event);
-                        hint.read = mapped;
-                    }
-                    for (_, hint) in &mut unknown[first_unknown..] {
-                        hint.who = Who::of(event);
-                        hint.read = mapped;
-                    }
+                    asked.by.push(nth);
+                } else if everyone {
+                    continue;
                 }
-                _ => {}
+                match signal {
+                    Signal::Lost { dev: lost, count } if lost.is_none_or(|lost| lost == dev) => {
+                        Figures::add(&share.figures.lost, (*count).max(1));
+                        share.figures.lost_at_ms.store(super::now_ms(), Ordering::Relaxed);
+                        tracing::warn!(share = %share.name, "events were lost: the tree is compared with the index");
+                        share.ask_rescan();
+                    }
+                    Signal::Recovered(recovered) if recovered.dev == dev => {
+                        share.ask_recovery(|recovering| recovering.add_recovered(recovered));
+                    }
+                    Signal::Compare => share.routine.notify_one(),
+                    Signal::Event(event) if event.dev == dev => {
+                        tracing::debug!(target: "omirr::event", share = %share.name, op = ?event.op, also = ?event.also,
+                        ino = event.ino, at = ?event.at, to = ?event.to, pid = event.pid);
+                        displaced.extend(of_displaced(event));
+                        let (first, first_unknown) = (touched.len(), unknown.len());
+                        for change in resolver.apply(event) {
+                            resolved += 1;
+                            note(change, event, &mut touched, &mut unknown);
+                        }
+                        let mapped = is_mapped(share, event);
+                        for (_, hint) in &mut touched[first..] {
+                            hint.who = Who::of(event);
+                            hint.read = mapped;
+                        }
+                        for (_, hint) in &mut unknown[first_unknown..] {
+                            hint.who = Who::of(event);
+                            hint.read = mapped;
+                        }
+                    }
+                    _ => {}
+                }
             }
         }
-    }
-    Figures::add(&share.figures.resolved, resolved);
-    for (unknown, hint) in unknown {
-        find(share, locator, &unknown, hint, &mut touched);
-    }
-    for ino in displaced {
-        // Most often it has lost its last name.
-        let hint = Hint {
-            content: true,
-            ..Hint::default()
-        };
-        if let Ok(paths) = share.index.read().and_then(|reader| reader.paths_of_ino(ino)) {
-            touched.extend(paths.into_iter().map(|path| (path, hint)));
+        Figures::add(&share.figures.resolved, resolved);
+        for (unknown, hint) in unknown {
+            find(share, locator, &unknown, hint, &mut touched);
         }
-    }
-    for (path, hint) in &touched {
-        tracing::debug!(target: "omirr::touched", share = %share.name, ?hint, "{path}");
-    }
-    if !touched.is_empty() {
-        share.touch(touched);
+        for ino in displaced {
+            // Most often it has lost its last name.
+            let hint = Hint {
+                content: true,
+                ..Hint::default()
+            };
+            if let Ok(paths) = share.index.read().and_then(|reader| reader.paths_of_ino(ino)) {
+                touched.extend(paths.into_iter().map(|path| (path, hint)));
+            }
+        }
+        for (path, hint) in &touched {
+            tracing::debug!(target: "omirr::touched", share = %share.name, ?hint, "{path}");
+        }
+        if !touched.is_empty() {
+            share.touch(touched);
+        }
     }
 }
 

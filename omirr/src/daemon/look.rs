@@ -54,7 +54,7 @@ impl Look {
         self.dirt.subtree
             || known
                 .and_then(|known| known.sig)
-                .is_none_or(|known| known.ino != sig.ino)
+                .is_none_or(|known| !known.same_inode(&sig))
     }
 
     /// Whether its directory's times must have changed with it.
@@ -64,7 +64,9 @@ impl Look {
             (None, _) => false,
             // Even one that was not known may have come and gone.
             (Some(_), None) => true,
-            (Some(_), Some(sig)) => was.and_then(|was| was.sig).is_none_or(|was| was.ino != sig.ino),
+            (Some(_), Some(sig)) => was
+                .and_then(|was| was.sig)
+                .is_none_or(|was| !was.same_inode(&sig)),
         }
     }
 

@@ -27,7 +27,7 @@ use super::look::is_dir;
 use super::share::{Arrival, Command, Figures, Inbound};
 use super::steps::{Outcome, execute, stage, step_once};
 use crate::apply::{self, ApplyError, Dirs, Ready};
-use crate::engine::{self, Arrived, Content, Context, Decided, Progress, Step, Work};
+use crate::engine::{self, Arrived, Content, Context, Decided, Install, Progress, Step, Work};
 use crate::index::{Durable, Reader};
 use crate::model::{Record, RelPath};
 use crate::observe;
@@ -270,6 +270,7 @@ impl Keeper {
             Ok(((), Durable::Yes))
         })?;
 
+        self.forget_doomed(reader, &steps)?;
         execute(&dirs, reader, &steps, staged, &mut outcome)?;
 
         let mut applied = 0;
@@ -315,6 +316,33 @@ impl Keeper {
         self.tidy_up(&dirs, &decided, &mut outcome)?;
         self.learn(&dirs, reader, &decided, &outcome)?;
         self.keep_failed(inbound, arrivals, outcome);
+        Ok(())
+    }
+
+    /// Tells the resolver of directories that are about to go: the next one that
+    /// is made may get the number, and what users do in that one at once must not
+    /// be looked for at the old place. One that stays after all is found again.
+    fn forget_doomed(&self, reader: &Reader, steps: &[Step]) -> anyhow::Result<()> {
+        for step in steps {
+            let (Step::Remove { path } | Step::Install { path, .. }) = step else {
+                continue;
+            };
+            let attributes_only = matches!(
+                step,
+                Step::Install {
+                    how: Install::Attributes,
+                    ..
+                }
+            );
+            if let Some(sig) = reader.get(path)?.and_then(|record| record.sig)
+                && is_dir(&sig)
+                && !attributes_only
+            {
+                let mut resolver = self.share.resolver.lock();
+                let now = resolver.now();
+                resolver.forget_dir_seen(now, sig.ino);
+            }
+        }
         Ok(())
     }
 
@@ -442,13 +470,13 @@ impl Keeper {
             }
             let was = was.filter(is_dir);
             let is = outcome.sigs.get(&one.path).copied().flatten().filter(is_dir);
-            if let Some(was) = was.filter(|was| is.is_none_or(|is| is.ino != was.ino))
+            if let Some(was) = was.filter(|was| is.is_none_or(|is| !is.same_inode(was)))
                 && outcome.sigs.contains_key(&one.path)
             {
                 resolver.lock().forget_dir_seen(outcome.since, was.ino);
             }
             // Where it is now: users may have moved it or what it was made in.
-            if let Some(is) = is.filter(|is| was.is_none_or(|was| is.ino != was.ino))
+            if let Some(is) = is.filter(|is| was.is_none_or(|was| !is.same_inode(&was)))
                 && let Some((parent, found)) = observe::place(dirs, &one.path)
                 && found.ino == is.ino
             {

@@ -62,6 +62,15 @@ impl StatSig {
             }
     }
 
+    /// Whether both are of one inode: ext4 gives the number of one that was
+    /// removed to the next that is made.
+    pub fn same_inode(&self, other: &StatSig) -> bool {
+        /// `S_IFMT`.
+        const TYPE: u32 = 0o170_000;
+        let of = |sig: &StatSig| (sig.ino, sig.btime, sig.mode & TYPE);
+        of(self) == of(other)
+    }
+
     /// Whether both name the same inode with the same content as far as `stat`
     /// can tell: what a rename or a link leaves alone.
     pub fn same_content(&self, other: &StatSig) -> bool {
