@@ -8,7 +8,7 @@
 use crate::hooks::HOOK_COUNT;
 
 /// Room for the hooks' counts.
-pub const HITS: usize = 54;
+pub const HITS: usize = 56;
 
 /// Written by the programs, summed by the user side.
 #[repr(C)]
@@ -21,12 +21,8 @@ pub struct Counters {
     /// Records that the ring had no room for; the inode's entry, or its
     /// directories', says what they were about.
     pub dropped: u64,
-    /// Of those, the ones that left a directory to compare and no entry.
-    pub to_dirs: u64,
     /// Changes of which nothing was kept: the tree must be compared.
     pub lost: u64,
-    /// Changes without an entry, because the map was full.
-    pub unmapped: u64,
     /// Operations that could not be followed from entry to exit, because too
     /// many were under way.
     pub unframed: u64,

@@ -24,9 +24,6 @@ pub const EXTENTS: usize = 4;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Dirty {
-    /// `CLOCK_MONOTONIC`, ns.
-    pub first_ns: u64,
-    pub last_ns: u64,
     /// Inode of the directory that the name is in; 0 if unknown.
     pub parent: u64,
     /// The name under which it changed last: its dentry's address, and the hash
@@ -42,21 +39,18 @@ pub struct Dirty {
     pub comm: [u8; 16],
     /// 1 for each operation seen, by its number.
     pub ops: [u8; 16],
-    /// 1: the ring had no room for the record; the entry must be found in the
-    /// map.
-    pub unreported: u8,
     /// 1: bytes outside of the extents changed, too.
     pub range_unknown: u8,
     /// 1: someone had the file mapped to write.
     pub mapped: u8,
-    pub reserved: [u8; 5],
+    pub reserved: [u8; 6],
     /// Bytes written, from and up to; unused ones are empty.
     pub extents: [[u64; 2]; EXTENTS],
 }
 
 const _: () = assert!(size_of::<DirtyKey>() == 16);
 const _: () = assert!(core::mem::offset_of!(Dirty, comm) % 8 == 0);
-const _: () = assert!(size_of::<Dirty>() == 104 + 16 * EXTENTS);
+const _: () = assert!(size_of::<Dirty>() == 88 + 16 * EXTENTS);
 
 /// An operation under way that only its exit can report, by thread and hook.
 #[repr(C)]

@@ -16,7 +16,7 @@ use omirr_common::{
 
 use crate::{
     count::{self, count},
-    emit::{Change, now},
+    emit::Change,
     kernel::{self, Addr, Site},
     maps::{DIRS, DIRTY, constant},
     scope,
@@ -81,7 +81,6 @@ pub fn widened<S: Site>(
         // SAFETY: the helper writes the 16 bytes that it is given.
         unsafe { bpf_get_current_comm((&raw mut dirty.comm).cast(), size_of_val(&dirty.comm) as u32) };
     }
-    dirty.last_ns = now();
     note(dirty, change.op, range);
     if mapped {
         dirty.mapped = 1;
@@ -102,15 +101,11 @@ pub fn begin(frame: *mut Frame) {
     // There may be one, by now or under another name.
     let _ = DIRTY.insert(&key, empty, u64::from(BPF_NOEXIST));
     let Some(entry) = DIRTY.get_ptr_mut(&key) else {
-        count(|c| unsafe { &raw mut (*c).unmapped });
+        // No room: the record is sent all the same.
         return;
     };
     // SAFETY: as in `widened`.
     let dirty = unsafe { &mut *entry };
-    if dirty.first_ns == 0 {
-        dirty.first_ns = header.time_ns;
-    }
-    dirty.last_ns = header.time_ns;
     dirty.parent = if header.flags & flag::AT != 0 {
         header.parent
     } else {
@@ -197,9 +192,7 @@ pub fn keep_unsent(frame: *mut Frame) {
             // Taken already, perhaps before this was noted.
             begin(frame);
         }
-        if let Some(entry) = DIRTY.get_ptr_mut(&key) {
-            // SAFETY: as in `widened`.
-            unsafe { (*entry).unreported = 1 };
+        if DIRTY.get_ptr_mut(&key).is_some() {
             count(|c| unsafe { &raw mut (*c).dropped });
             return;
         }
@@ -211,13 +204,9 @@ pub fn keep_unsent(frame: *mut Frame) {
     if header.flags & flag::TO != 0 {
         kept &= compare_dir(header.dev, header.to_parent);
     }
-    count(|c| unsafe {
-        if kept {
-            &raw mut (*c).to_dirs
-        } else {
-            &raw mut (*c).lost
-        }
-    });
+    if !kept {
+        count(|c| unsafe { &raw mut (*c).lost });
+    }
     // Last: whoever sees this count finds what was kept.
     count(|c| unsafe { &raw mut (*c).dropped });
 }

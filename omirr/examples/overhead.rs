@@ -58,8 +58,8 @@ const ALL: [&str; 5] = ["fentry", "kprobe", "inotify", "fanotify", "bpftrace"];
 
 /// The field's reference: who writes how much to which file, per inode, as
 /// `filetop` and `vfsstat` do.
-const BPFTRACE: &str = "fexit:vfs_write { @w[args->file->f_inode->i_ino, pid] = count(); } \
-    fentry:vfs_open { @o[pid] = count(); } fentry:vfs_unlink { @u[pid] = count(); } \
+const BPFTRACE: &str = "kretfunc:vfs_write { @w[args->file->f_inode->i_ino, pid] = count(); } \
+    kfunc:vfs_open { @o[pid] = count(); } kfunc:vfs_unlink { @u[pid] = count(); } \
     END { clear(@w); clear(@o); clear(@u); }";
 
 /// What is running; ends when dropped.

@@ -99,14 +99,12 @@ impl Counts {
                 submitted: word(0),
                 coalesced: word(1),
                 dropped: word(2),
-                to_dirs: word(3),
-                lost: word(4),
-                unmapped: word(5),
-                unframed: word(6),
-                stale: word(7),
-                high_water: word(8),
+                lost: word(3),
+                unframed: word(4),
+                stale: word(5),
+                high_water: word(6),
                 reserved: 0,
-                hits: std::array::from_fn(|hook| word(10 + hook)),
+                hits: std::array::from_fn(|hook| word(8 + hook)),
             }
         };
         (0..self.processors).map(one).collect()
