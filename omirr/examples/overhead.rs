@@ -66,7 +66,6 @@ const BPFTRACE: &str = "kretfunc:vfs_write { @w[args->file->f_inode->i_ino, pid]
 enum Running {
     Nothing,
     Source(Box<dyn Source>),
-    Reader(#[expect(dead_code, reason = "open for as long as it lives")] OwnedFd),
     Process(Child),
 }
 
@@ -110,13 +109,14 @@ fn start(watcher: &Watcher, folder: &Path) -> Result<Option<Running>> {
             Detail::Lean,
             sink,
         )?)))),
-        Watcher::Inotify => inotify(folder).map(|fd| Some(Running::Reader(fd))),
+        // In a process of its own, with which its watches end.
+        Watcher::Inotify => started(Command::new("/proc/self/exe").arg("inotify").arg(folder)),
         Watcher::Bpftrace(program) => bpftrace(program),
     }
 }
 
-/// Watches each folder, and reads what comes.
-fn inotify(folder: &Path) -> Result<OwnedFd> {
+/// Watches each folder, says so, and reads what comes.
+fn inotify(folder: &Path) -> Result<()> {
     // SAFETY: a new descriptor, owned from here on.
     let fd = unsafe { OwnedFd::from_raw_fd(libc::inotify_init1(libc::IN_CLOEXEC)) };
     let mask = libc::IN_ALL_EVENTS & !(libc::IN_ACCESS | libc::IN_OPEN | libc::IN_CLOSE_NOWRITE);
@@ -132,23 +132,23 @@ fn inotify(folder: &Path) -> Result<OwnedFd> {
             std::io::Error::last_os_error()
         );
     }
-    let reader = fd.try_clone()?;
-    std::thread::spawn(move || {
-        let mut buffer = [0u8; 1 << 16];
-        while rustix::io::read(&reader, &mut buffer).is_ok() {}
-    });
-    Ok(fd)
+    println!("Attaching");
+    let mut buffer = [0u8; 1 << 16];
+    loop {
+        rustix::io::read(&fd, &mut buffer)?;
+    }
 }
 
 /// None where there is no bpftrace.
 fn bpftrace(program: &str) -> Result<Option<Running>> {
-    let started = Command::new("bpftrace")
-        .args(["-e", program])
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn();
-    let Ok(mut child) = started else { return Ok(None) };
-    // "Attaching N probes..." comes first.
+    started(Command::new("bpftrace").args(["-e", program]))
+}
+
+/// A process that says when it has begun; none if there is no such program.
+fn started(command: &mut Command) -> Result<Option<Running>> {
+    let spawned = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
+    let Ok(mut child) = spawned else { return Ok(None) };
+    // bpftrace says "Attaching N probes..." and takes a moment.
     let mut first = [0; 9];
     let out = child.stdout.as_mut().context("its output")?;
     if std::io::Read::read_exact(out, &mut first).is_err() {
@@ -294,6 +294,7 @@ fn main() -> Result<()> {
             arg(4).parse()?,
             args.get(5..).unwrap_or_default(),
         ),
+        "inotify" => inotify(Path::new(arg(2))),
         "work" => work(arg(2), Path::new(arg(3)), arg(4).parse()?),
         _ => bail!("usage: overhead run FOLDER ROUNDS COUNT [WATCHER...]"),
     }
