@@ -11,9 +11,8 @@ use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RenameFlags};
 use crate::data::{self, lacking};
 use crate::rows::{Held, Stage};
 
-/// Files in the directory that is renamed: a rename is one event whatever is in
-/// it, and an emulated machine makes 10,000 too slowly.
-const FULL: usize = 500;
+/// Files in the directory that is renamed.
+const FULL: usize = 10_000;
 
 pub fn create(stage: &Stage, held: &mut Held) -> Result<()> {
     held.files.push(File::create_new(stage.dir.join("n"))?);
@@ -177,7 +176,13 @@ pub fn full_folder(stage: &Stage, _: &mut Held) -> Result<()> {
     let full = stage.dir.join("full");
     std::fs::create_dir(&full)?;
     for number in 0..FULL {
-        File::create(full.join(number.to_string()))?;
+        rustix::fs::mknodat(
+            CWD,
+            full.join(number.to_string()),
+            FileType::RegularFile,
+            Mode::RUSR,
+            0,
+        )?;
     }
     Ok(())
 }

@@ -350,7 +350,7 @@ fn name_rows() -> Vec<Row> {
             "a",
         ),
         row(
-            "rename of a directory with 500 files",
+            "rename of a directory with 10,000 files",
             names::full_folder,
             names::rename_folder,
         )
