@@ -129,7 +129,7 @@ const GUEST_TOOLS: [(&str, &str); 8] = [
 
 /// What the tests of nodes on this machine take: the program or file that shows
 /// it, its package, and what for.
-const TEST_TOOLS: [(&str, &str); 7] = [
+const TEST_TOOLS: [(&str, &str); 8] = [
     ("/usr/src/linux-source-6.1.tar.xz", "linux-source-6.1"),
     ("setfattr", "attr"),
     ("setfacl", "acl"),
@@ -137,6 +137,10 @@ const TEST_TOOLS: [(&str, &str); 7] = [
     ("xz", "xz-utils"),
     ("ip", "iproute2"),
     ("rsync", "rsync"),
+    (
+        "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1",
+        "libfaketime",
+    ),
 ];
 
 /// A real tree and the everyday tools that the tests use, as far as they can be

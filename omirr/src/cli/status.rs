@@ -1,6 +1,6 @@
 //! `omirr status`: shares, peers, how far behind, what is pending and why.
 
-use std::fmt::Write;
+use std::{collections::BTreeMap, fmt::Write};
 
 use clap::Args;
 
@@ -60,6 +60,14 @@ fn render(status: &StatusReport, paint: Paint, out: &mut String) {
     peers.render(0, paint, out);
     for share in &status.shares {
         render_notes(share, paint, out);
+    }
+    // A peer has one clock, in however many shares.
+    let peers = status.shares.iter().flat_map(|share| &share.peers);
+    let clocks: BTreeMap<&str, &str> = peers
+        .filter_map(|peer| Some((peer.name.as_str(), peer.clock_warning.as_deref()?)))
+        .collect();
+    for text in clocks.values() {
+        let _ = writeln!(out, "\n{} {}", paint.word(Tone::Bad, "clocks:"), plain(text));
     }
 }
 
@@ -197,6 +205,8 @@ mod tests {
                         state: PeerState::Connecting,
                         behind: 12,
                         last_error: Some("connection\nrefused".into()),
+                        clock_ahead_ms: Some(-3_600_000),
+                        clock_warning: Some("the clock of web2 is 1h behind this node's".into()),
                     }],
                 },
                 ShareReport {
@@ -233,6 +243,8 @@ pending in www:
   and 2 more
 
 mail: the tree has vanished
+
+clocks: the clock of web2 is 1h behind this node's
 "
         );
     }

@@ -255,6 +255,7 @@ fn open_share(
                 acked: watch::Sender::new(0),
                 alive: tokio::sync::Notify::new(),
                 state: Default::default(),
+                clock: Default::default(),
             })
         })
         .collect();

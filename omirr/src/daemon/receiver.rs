@@ -166,7 +166,7 @@ async fn session(connection: Connection, key: PublicKey, shares: &[Arc<Share>]) 
                     }
                     Message::Content { id, parts, last } => fetches.answer(id, Piece::Parts(parts, last)).await?,
                     Message::Gone { id, reason } => fetches.answer(id, Piece::Gone(reason)).await?,
-                    Message::Ping => drop(say.send(Message::Pong)),
+                    Message::Ping => drop(say.send(Message::Pong { clock_ms: super::now_ms() })),
                     other => bail!("{} sends a message of kind {}, which is not for this node to receive", link.peer, other.name()),
                 }
             }

@@ -265,6 +265,7 @@ fn share_report(share: &Share) -> ShareReport {
         .iter()
         .map(|link| {
             let state = link.state.lock().clone();
+            let clock = *link.clock.lock();
             PeerReport {
                 name: link.peer.clone(),
                 address: link.address.clone(),
@@ -275,6 +276,10 @@ fn share_report(share: &Share) -> ShareReport {
                 },
                 behind: behind_of(share, link),
                 last_error: state.last_error,
+                clock_ahead_ms: clock.map(|offset| offset.ahead_ms),
+                clock_warning: clock
+                    .filter(|offset| offset.is_far())
+                    .map(|offset| offset.sentence(&link.peer)),
             }
         })
         .collect();

@@ -17,7 +17,7 @@ use tokio::sync::{mpsc, watch};
 use super::share::{Figures, Input, Link, Share};
 use crate::apply::{self, Dirs};
 use crate::content;
-use crate::engine::Outgoing;
+use crate::engine::{Offset, Outgoing};
 use crate::model::{Hash, Record, RelPath};
 use crate::net::{self, Identity, NetError, PublicKey};
 use crate::wire::{Message, PROTOCOL, Part, WireRow};
@@ -164,6 +164,8 @@ async fn session(share: &Arc<Share>, link: &Arc<Link>, identity: &Identity) -> a
     ]);
     let mut ping = tokio::time::interval(PING_EVERY);
     let mut heard = tokio::time::Instant::now();
+    // When the pings were sent that are still to be answered, ms since 1970.
+    let mut asked = std::collections::VecDeque::new();
     loop {
         tokio::select! {
             biased;
@@ -189,8 +191,12 @@ async fn session(share: &Arc<Share>, link: &Arc<Link>, identity: &Identity) -> a
                             .try_send(WantJob { id, path, size, hash, have })
                             .map_err(|_full| anyhow!("{} asks for too much at once", link.peer))?;
                     }
-                    Message::Pong => {}
-                    Message::Ping => writer.send(&Message::Pong).await?,
+                    Message::Pong { clock_ms } => {
+                        if let Some(asked_ms) = asked.pop_front() {
+                            note_clock(link, Offset::measured(asked_ms, clock_ms, super::now_ms()));
+                        }
+                    }
+                    Message::Ping => writer.send(&Message::Pong { clock_ms: super::now_ms() }).await?,
                     other => bail!("{} sends a message of kind {}, which is not for this node to receive", link.peer, other.name()),
                 }
             }
@@ -206,11 +212,24 @@ async fn session(share: &Arc<Share>, link: &Arc<Link>, identity: &Identity) -> a
                 if let Some(reason) = share.stopped() {
                     bail!("the share is stopped here: {reason}");
                 }
+                asked.push_back(super::now_ms());
                 writer.send(&Message::Ping).await?;
             }
             else => bail!("the tasks that prepare batches have ended"),
         }
     }
+}
+
+/// Keeps what is known of the peer's clock, and says so if it is far off, once.
+fn note_clock(link: &Link, offset: Offset) {
+    let mut state = link.clock.lock();
+    let was_far = state.is_some_and(Offset::is_far);
+    if offset.is_far() && !was_far {
+        tracing::warn!(peer = %link.peer, "{}", offset.sentence(&link.peer));
+    } else if was_far && !offset.is_far() {
+        tracing::info!(peer = %link.peer, "the clock of {} is right again", link.peer);
+    }
+    *state = Some(offset);
 }
 
 /// Ends its tasks when the session ends, however it ends.

@@ -18,7 +18,7 @@ use super::recent::Recent;
 use super::recovered::Recovering;
 use crate::apply::{Ready, ShareRoot};
 use crate::config::Excludes;
-use crate::engine::Policy;
+use crate::engine::{Offset, Policy};
 use crate::index::Index;
 use crate::model::{Entry, RelPath, ReplicaId};
 use crate::resolve::Resolver;
@@ -101,6 +101,8 @@ pub struct Link {
     /// This node's sequence up to which the peer has everything durably.
     pub acked: watch::Sender<u64>,
     pub state: Mutex<LinkState>,
+    /// How far the peer's clock is from this node's, when last asked.
+    pub clock: Mutex<Option<Offset>>,
     /// The peer has just been heard of: no reason to wait before dialling it.
     pub alive: Notify,
 }

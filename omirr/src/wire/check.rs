@@ -108,7 +108,13 @@ pub(super) fn check(message: &mut Message) -> Result<(), WireError> {
             }
             check_counter("the acknowledged sequence number", *durable).map_err(impossible)
         }
-        Message::Ping | Message::Pong => Ok(()),
+        Message::Ping => Ok(()),
+        Message::Pong { clock_ms } => {
+            if *clock_ms > MAX_WALL_MS {
+                return Err(impossible(format!("its clock says {clock_ms} ms since 1970")));
+            }
+            Ok(())
+        }
     }
 }
 

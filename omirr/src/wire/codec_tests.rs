@@ -139,7 +139,7 @@ fn message() -> impl Strategy<Value = Message> {
             }),
         (name, any::<u64>(), 0..1u64 << 60, names).prop_map(|(node, replica, cursor, names)| {
             Message::Welcome {
-                protocol: 2,
+                protocol: 3,
                 software: "omirr 0.1.0".into(),
                 node,
                 replica: ReplicaId(replica),
@@ -173,7 +173,7 @@ fn message() -> impl Strategy<Value = Message> {
             }
         ),
         Just(Message::Ping),
-        Just(Message::Pong),
+        (0..1u64 << 48).prop_map(|clock_ms| Message::Pong { clock_ms }),
     ]
 }
 
@@ -293,7 +293,7 @@ fn the_variants_have_the_numbers_that_the_protocol_gives_them() {
         6
     );
     assert_eq!(plain(&Message::Ping), 8);
-    assert_eq!(plain(&Message::Pong), 9);
+    assert_eq!(plain(&Message::Pong { clock_ms: 0 }), 9);
     // A frame as docs/PROTOCOL.md shows it.
     let ack = Message::Ack {
         durable: 300,

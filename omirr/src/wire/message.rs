@@ -1,4 +1,4 @@
-//! The messages of protocol 2. `docs/PROTOCOL.md` tells how they follow one
+//! The messages of protocol 3. `docs/PROTOCOL.md` tells how they follow one
 //! another.
 //!
 //! Each node dials each of its peers, once per share, and sends its own rows
@@ -11,9 +11,9 @@ use serde::{Deserialize, Serialize};
 use crate::model::{Hash, RelPath, ReplicaId, Row};
 
 /// First bytes of every connection, before the first frame, in both directions.
-pub const MAGIC: [u8; 8] = *b"omirr\0\0\x02";
+pub const MAGIC: [u8; 8] = *b"omirr\0\0\x03";
 /// Both sides must speak the same one.
-pub const PROTOCOL: u32 = 2;
+pub const PROTOCOL: u32 = 3;
 
 /// What a frame may hold, so that a peer cannot make this node allocate.
 #[derive(Clone, Copy, Debug)]
@@ -84,9 +84,7 @@ pub enum Message {
         names: Vec<(ReplicaId, String)>,
     },
     /// Receiver's other answer; the connection ends.
-    Refuse {
-        reason: String,
-    },
+    Refuse { reason: String },
     /// Rows, in an order in which they can be applied: mostly that of their
     /// sequence numbers, but parents come before what is in them. Of everything
     /// up to `upto` the receiver now knows all that it need know.
@@ -105,16 +103,9 @@ pub enum Message {
         have: Vec<[u8; 16]>,
     },
     /// Sender's answer, in pieces, in order.
-    Content {
-        id: u64,
-        parts: Vec<Part>,
-        last: bool,
-    },
+    Content { id: u64, parts: Vec<Part>, last: bool },
     /// Sender's other answer: the path has changed since; a newer row follows.
-    Gone {
-        id: u64,
-        reason: String,
-    },
+    Gone { id: u64, reason: String },
     /// Everything up to `durable` is on the receiver's disk. `pending` rows
     /// after it wait, for the reason given.
     Ack {
@@ -124,7 +115,8 @@ pub enum Message {
     },
     /// Are you there? Answered by `Pong`.
     Ping,
-    Pong,
+    /// Yes, and my clock says so: ms since 1970.
+    Pong { clock_ms: u64 },
 }
 
 impl Part {
@@ -155,7 +147,7 @@ impl Message {
             Message::Gone { .. } => "gone",
             Message::Ack { .. } => "acknowledgement",
             Message::Ping => "ping",
-            Message::Pong => "pong",
+            Message::Pong { .. } => "pong",
         }
     }
 }

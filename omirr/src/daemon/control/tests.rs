@@ -33,6 +33,8 @@ fn share(name: &str, peers: &[&str]) -> ShareReport {
         state: PeerState::Connected,
         behind: 0,
         last_error: None,
+        clock_ahead_ms: Some(-3),
+        clock_warning: None,
     };
     ShareReport {
         name: name.to_owned(),

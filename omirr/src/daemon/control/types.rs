@@ -260,6 +260,13 @@ pub struct PeerReport {
     /// Entries that this node has and the peer has not acknowledged.
     pub behind: u64,
     pub last_error: Option<String>,
+    /// How far the peer's clock is ahead of this node's, ms; below zero if it is
+    /// behind. None before it was asked.
+    #[serde(default)]
+    pub clock_ahead_ms: Option<i64>,
+    /// What that means, if it is more than a second.
+    #[serde(default)]
+    pub clock_warning: Option<String>,
 }
 
 /// What `omirr stats` shows.

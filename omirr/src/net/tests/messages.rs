@@ -36,8 +36,8 @@ async fn peers_exchange_messages_of_every_size() {
         .await
         .unwrap_err();
     assert!(matches!(error, NetError::Unsendable { .. }), "{error}");
-    writer.send(&Message::Pong).await.unwrap();
-    assert_eq!(reader.recv().await.unwrap(), Message::Pong);
+    writer.send(&Message::Pong { clock_ms: 7 }).await.unwrap();
+    assert_eq!(reader.recv().await.unwrap(), Message::Pong { clock_ms: 7 });
     drop((reader, writer));
     node.error().await;
     node.assert_serves().await;
