@@ -37,7 +37,8 @@ pub use beneath::{DirFd, Dirs, RootError, ShareRoot};
 pub use error::{ApplyError, Obstacle};
 pub use make::{ensure_parents, make_dir, make_node, make_symlink, set_attrs, set_dir_time};
 pub use place::{
-    DirRemoval, install, link_existing, move_entry, remove_dir, remove_file, remove_leftover, set_aside,
+    DirRemoval, install, link_existing, move_entry, remove_dir, remove_file, remove_leftover,
+    remove_leftovers, set_aside,
 };
 pub use read::open_file;
 pub use stage::{
@@ -46,14 +47,20 @@ pub use stage::{
 
 use crate::model::{StatSig, TEMP_PREFIX, Time, is_temp_name};
 
-/// A temporary name that nobody else has: random per process, then counted.
+/// What temporary names of this process begin with: random.
+static TEMP_NAMES: LazyLock<String> =
+    LazyLock::new(|| format!("{TEMP_PREFIX}{:08x}", RandomState::new().hash_one(0) as u32));
+
+/// A temporary name that nobody else has.
 fn temp_name() -> String {
-    static KEY: LazyLock<RandomState> = LazyLock::new(RandomState::new);
     static COUNT: AtomicU64 = AtomicU64::new(0);
-    format!(
-        "{TEMP_PREFIX}{:016x}",
-        KEY.hash_one(COUNT.fetch_add(1, Ordering::Relaxed))
-    )
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    format!("{}{count:08x}", *TEMP_NAMES)
+}
+
+/// Whether this process has given a temporary name, and may still need it.
+fn is_own_temp(name: &[u8]) -> bool {
+    name.starts_with(TEMP_NAMES.as_bytes())
 }
 
 /// What must be at a path for a step to go on.

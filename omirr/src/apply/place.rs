@@ -440,6 +440,16 @@ pub fn set_aside(dirs: &Dirs<'_>, path: &RelPath, to: &RelPath) -> Result<StatSi
     }
 }
 
+/// Removes what an earlier run left under temporary names; what cannot be removed
+/// is said and stays.
+pub fn remove_leftovers(dirs: &Dirs<'_>, paths: &[RelPath]) {
+    for path in paths.iter().filter(|path| !super::is_own_temp(path.name())) {
+        if let Err(error) = remove_leftover(dirs, path) {
+            tracing::warn!("{error}");
+        }
+    }
+}
+
 /// Removes something that an earlier run left under a temporary name. A
 /// directory goes only if it is empty: the daemon never fills one before it has
 /// its name.

@@ -29,6 +29,8 @@ pub(super) fn recover(share: &Share, journal: &Path) -> anyhow::Result<()> {
     let dirs = share.root.batch();
     note(share, journal, &intents)?;
     let mut done = Vec::new();
+    // Those at whose paths there was nothing before.
+    let mut fresh = FxHashSet::default();
     let mut untouched = FxHashSet::default();
     let mut restored = Vec::new();
     for (path, row) in &intents {
@@ -41,7 +43,11 @@ pub(super) fn recover(share: &Share, journal: &Path) -> anyhow::Result<()> {
         };
         let base = base.as_ref().map(|base| &base.row);
         match (engine::recover(base, row, &seen), sig) {
-            (engine::Found::Done, sig) => done.push((path.clone(), row.clone(), sig)),
+            (engine::Found::Done, sig) => {
+                let is_new = base.and_then(Row::live).is_none();
+                fresh.extend(is_new.then(|| path.clone()));
+                done.push((path.clone(), row.clone(), sig));
+            }
             (engine::Found::Halfway, Some(sig)) => {
                 if let Ok(applied) = apply::set_attrs(&dirs, path, &row.entry, &sig) {
                     done.push((path.clone(), row.clone(), applied.sig()));
@@ -65,7 +71,7 @@ pub(super) fn recover(share: &Share, journal: &Path) -> anyhow::Result<()> {
         let Some(sig) = sig.filter(|sig| sig.nlink > 1 && !row.deleted) else {
             return true;
         };
-        if !untouched.contains(&sig.ino) {
+        if !untouched.contains(&sig.ino) || !fresh.contains(path) {
             return true;
         }
         // If it cannot be removed, it is looked at like anything else.

@@ -3,13 +3,15 @@
 //! In: inodes, and directories of which only the number is known. Out: dirty
 //! paths. An inode that the index knows is looked at where the index has it; a
 //! directory is compared with the index, its names and what is behind them. The
-//! cost goes with what changed, not with the tree. It never writes.
+//! cost goes with what changed, not with the tree. Nothing is written here, but
+//! that temporary names of an earlier run go.
 
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::dirty::Hint;
 use super::look::is_dir;
 use super::share::Share;
+use crate::apply;
 use crate::index::{IndexError, Reader};
 use crate::model::RelPath;
 use crate::observe;
@@ -153,7 +155,11 @@ fn compare(
         ..Hint::default()
     };
     let mut touched = vec![(path.clone(), differs)];
-    let (dir, unseen) = match observe::list(&share.root, path, &skip) {
+    let observe::Listed {
+        dir,
+        unseen,
+        leftovers,
+    } = match observe::list(&share.root, path, &skip) {
         Ok(listed) => listed,
         Err(error) => {
             // Gone again, most likely; then looking at it says so.
@@ -168,6 +174,7 @@ fn compare(
             resolver.learn_dir_seen(since, child.sig.ino, dir.ino, &child.name);
         }
     }
+    apply::remove_leftovers(&share.root.batch(), &leftovers);
     let mut seen = FxHashSet::default();
     for child in &dir.children {
         let Ok(path) = path.join(&child.name) else {

@@ -2,7 +2,8 @@
 //!
 //! In: a request to rescan. Out: the paths that differ, in the dirty set, and
 //! the directories, in the resolver. Runs at start and after events were lost;
-//! what it finds takes the same way as an event. It never writes.
+//! what it finds takes the same way as an event. Nothing is written here, but
+//! that temporary names of an earlier run go.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -146,11 +147,7 @@ fn scan(share: &Arc<Share>, occasion: Occasion) -> anyhow::Result<()> {
         share.progress.lock().scan_seen += dir.children.len() as u64;
     })?;
     failed?;
-    for leftover in &summary.leftovers {
-        if let Err(error) = apply::remove_leftover(&share.root.batch(), leftover) {
-            tracing::warn!(share = %share.name, "{error}");
-        }
-    }
+    apply::remove_leftovers(&share.root.batch(), &summary.leftovers);
     for unseen in summary.unseen.iter().filter(|unseen| !unseen.foreign) {
         tracing::warn!(share = %share.name, "cannot look at {}: {}", unseen.path, unseen.why);
     }

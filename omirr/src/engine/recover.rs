@@ -6,9 +6,11 @@
 //! be taken for this node's own change, newer than what the peer has made since.
 //!
 //! One thing more is for the caller, who knows inodes: where a path is found
-//! `Done` and its inode is also at a path found `Untouched`, the crash came
-//! between the two halves of keeping something aside. The `Done` path must be
-//! removed and its intent forgotten; else the two names pass for hard links.
+//! `Done` at which there was nothing before, and its inode is also at a path
+//! found `Untouched`, the crash came between the two halves of keeping something
+//! aside. The `Done` path must be removed and its intent forgotten; else the two
+//! names pass for hard links. (Where something was before, that is gone, and
+//! removing would pass for a user's deletion.)
 //! What was found `Untouched` and is a directory gets its row's times back, and
 //! what is done to directories is done deepest first.
 

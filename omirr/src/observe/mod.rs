@@ -27,7 +27,7 @@ use crate::model::{Entry, Kind, RelPath, StatSig};
 
 pub use content::INLINE_MAX;
 pub(crate) use content::hash_from_start;
-pub use scan::{Child, ScanSummary, ScannedDir, Unseen, list, scan};
+pub use scan::{Child, Listed, ScanSummary, ScannedDir, Unseen, list, scan};
 pub use stat::{Looked, look, place, stat};
 pub(crate) use stat::{dev_of, file_type, is_foreign, is_racy, sig_of, statx_at, statx_fd};
 pub(crate) use xattrs::{XattrOf, read as read_xattrs};

@@ -105,14 +105,26 @@ pub fn scan<M: Copy>(
     Ok(summary)
 }
 
-/// One directory's children, as [`scan`] reports them.
+/// One directory, as [`scan`] reports it.
+pub struct Listed {
+    pub dir: ScannedDir,
+    pub unseen: Vec<Unseen>,
+    /// Names that an earlier run of the daemon gave for a moment.
+    pub leftovers: Vec<RelPath>,
+}
+
+/// One directory's children.
 pub fn list(
     root: &ShareRoot,
     path: &RelPath,
     skip: &(dyn Fn(&RelPath, bool) -> bool + Sync),
-) -> Result<(ScannedDir, Vec<Unseen>), ApplyError> {
+) -> Result<Listed, ApplyError> {
     let read = read_dir(&root.batch(), path, skip)?;
-    Ok((read.dir, read.unseen))
+    Ok(Listed {
+        dir: read.dir,
+        unseen: read.unseen,
+        leftovers: read.leftovers,
+    })
 }
 
 struct ReadDir {

@@ -12,9 +12,10 @@ mod random;
 mod users;
 mod world;
 
+use rayon::prelude::*;
 use world::World;
 
-const RUNS: u64 = 3000;
+const RUNS: u64 = 100_000;
 
 /// The number in an environment variable.
 fn number(name: &str) -> Option<u64> {
@@ -36,16 +37,22 @@ fn all_trees_are_equal_in_the_end_and_nothing_is_lost() {
     }
     let runs = number("OMIRR_SIM_RUNS").unwrap_or(RUNS);
     let first = number("OMIRR_SIM_FIRST").unwrap_or(0);
-    let mut failed = Vec::new();
-    for seed in first..first + runs {
-        let mut world = World::new(seed);
-        if let Err(why) = world.run() {
-            if failed.is_empty() {
-                println!("{}", world.trace.join("\n"));
-            }
-            failed.push(format!("seed {seed}: {why}"));
-        }
+    let mut failed: Vec<(u64, String, Vec<String>)> = (first..first + runs)
+        .into_par_iter()
+        .filter_map(|seed| {
+            let mut world = World::new(seed);
+            let why = world.run().err()?;
+            Some((seed, why, world.trace))
+        })
+        .collect();
+    failed.sort_unstable();
+    if let Some((_, _, trace)) = failed.first() {
+        println!("{}", trace.join("\n"));
     }
+    let failed: Vec<String> = failed
+        .iter()
+        .map(|(seed, why, _)| format!("seed {seed}: {why}"))
+        .collect();
     assert!(
         failed.is_empty(),
         "{} of {runs} histories failed; OMIRR_SIM_SEED=n runs one again:\n{}",

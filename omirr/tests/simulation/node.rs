@@ -155,7 +155,10 @@ impl Node {
                         self.disk.set(&path, &base.entry).expect("it is there");
                     }
                 }
-                Found::Done if self.disk.ino(&path).is_some_and(|ino| kept.contains(&ino)) => {
+                Found::Done
+                    if base.as_ref().and_then(Row::live).is_none()
+                        && self.disk.ino(&path).is_some_and(|ino| kept.contains(&ino)) =>
+                {
                     self.disk.remove(&path).expect("it is a file");
                 }
                 Found::Done | Found::Halfway => {

@@ -436,6 +436,8 @@ impl World {
             // Rows of the peer's last life that still wait would get numbers
             // after that head, as if the present life had sent them.
             place.node.pending.retain(|(from, _), _| *from != peer as u32);
+            // With them goes what is known of how far that life's rows came.
+            place.node.received.remove(&(peer as u32));
         }
     }
 
