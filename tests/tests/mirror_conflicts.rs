@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
 
+use omirr::daemon::control::CONFLICTS_MAX;
 use omirr_tests::nodes::{Node, Pair, may_mirror};
 use serde_json::Value;
 
@@ -289,6 +290,28 @@ fn names_that_are_not_utf8_or_were_cut_are_dealt_with_as_well() {
     );
     pair.settle_equal(SOON);
     assert!(copies_in(&pair.two.share).is_empty() && listed(&pair.two).is_empty());
+}
+
+#[test]
+fn of_very_many_copies_the_first_are_listed_and_the_others_counted() {
+    let Some(mut pair) = pair() else { return };
+    let more = 3;
+    for n in 0..CONFLICTS_MAX + more {
+        let name = format!("{n}.omirr-conflict-20260921-141320-one");
+        fs::write(pair.one.share.join(name), "").unwrap();
+    }
+    pair.one.settle(SOON);
+    let report: Value = serde_json::from_str(&list(&pair.one, &["--json"])).unwrap();
+    assert_eq!(report["conflicts"].as_array().unwrap().len(), CONFLICTS_MAX);
+    assert_eq!(report["more"], more);
+    let table = list(&pair.one, &[]);
+    assert!(
+        table.ends_with("\nand 3 more, which are not listed\n"),
+        "{}",
+        table.len()
+    );
+    let status = pair.one.status().expect("the daemon answers");
+    assert_eq!(status["shares"][0]["conflicts"], CONFLICTS_MAX + more);
 }
 
 /// A folder with files; the commands need no daemon for names on disk.
