@@ -39,17 +39,7 @@ pub(super) struct LogArgs {
 }
 
 pub(super) fn run(args: &LogArgs) -> anyhow::Result<()> {
-    let path = std::path::absolute(&args.path)
-        .with_context(|| format!("cannot tell where {} is", args.path.display()))?;
-    let path = without_dots(&path);
-    let request = Request::Log(LogRequest {
-        resolved: resolved(&path).map(Into::into),
-        path: path.clone().into(),
-    });
-    let mut report: LogReport = ask::once(&args.config, &request)?;
-    if let Some(who) = &mut report.who {
-        who.user = who.uid.and_then(users::name_of);
-    }
+    let (path, report) = last_change(&args.config, &args.path)?;
     if args.json {
         return print_json(&report);
     }
@@ -58,6 +48,22 @@ pub(super) fn run(args: &LogArgs) -> anyhow::Result<()> {
         on: colours(out.is_terminal()),
     };
     Ok(out.write_all(render(&path, &report, paint).as_bytes())?)
+}
+
+/// What the daemon says of a path, and the path as it was asked for.
+pub(super) fn last_change(config: &ConfigFile, path: &Path) -> anyhow::Result<(PathBuf, LogReport)> {
+    let path =
+        std::path::absolute(path).with_context(|| format!("cannot tell where {} is", path.display()))?;
+    let path = without_dots(&path);
+    let request = Request::Log(LogRequest {
+        resolved: resolved(&path).map(Into::into),
+        path: path.clone().into(),
+    });
+    let mut report: LogReport = ask::once(config, &request)?;
+    if let Some(who) = &mut report.who {
+        who.user = who.uid.and_then(users::name_of);
+    }
+    Ok((path, report))
 }
 
 /// The path without `..`, each of which takes the name before it away.
@@ -104,16 +110,7 @@ fn render(path: &Path, report: &LogReport, paint: Paint) -> String {
         size.unwrap_or_default(),
         plain(&report.share)
     );
-    let node = match &report.node {
-        Some(node) => format!("node {}", plain(node)),
-        None => format!("a node whose name is not known here (replica {})", report.replica),
-    };
-    let _ = writeln!(
-        out,
-        "  {}  {} on {node}",
-        paint.word(tone, verb),
-        report.changed.as_deref().unwrap_or("at an unknown time"),
-    );
+    let _ = writeln!(out, "  {}  {}", paint.word(tone, verb), when_and_where(report));
     let _ = writeln!(out, "  by       {}", plain(&by(report)));
     if let Some(why) = &report.missing {
         let _ = writeln!(
@@ -125,7 +122,18 @@ fn render(path: &Path, report: &LogReport, paint: Paint) -> String {
     out
 }
 
-fn by(report: &LogReport) -> String {
+/// The moment and the node of a change.
+pub(super) fn when_and_where(report: &LogReport) -> String {
+    let node = match &report.node {
+        Some(node) => format!("node {}", plain(node)),
+        None => format!("a node whose name is not known here (replica {})", report.replica),
+    };
+    let changed = report.changed.as_deref().unwrap_or("at an unknown time");
+    format!("{changed} on {node}")
+}
+
+/// Who made a change, or why that is not known.
+pub(super) fn by(report: &LogReport) -> String {
     match &report.who {
         None => {
             "not known: the source did not tell; it was changed while omirr was not watching, or found by a \

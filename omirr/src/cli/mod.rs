@@ -6,6 +6,7 @@
 
 mod ask;
 mod check;
+mod conflicts;
 mod daemon;
 mod doctor;
 mod key;
@@ -51,6 +52,15 @@ enum Command {
     Stats(stats::StatsArgs),
     Wait(wait::WaitArgs),
     Log(log::LogArgs),
+    /// List, look at, restore or discard the copies that conflicts left
+    ///
+    /// When a file is changed on two nodes at once, the newer version keeps the
+    /// name on all nodes. The other one is kept beside it, as
+    /// NAME.omirr-conflict-DATE-TIME-NODE.EXTENSION, until somebody decides.
+    Conflicts {
+        #[command(subcommand)]
+        command: conflicts::ConflictsCommand,
+    },
     Trace(trace::TraceArgs),
     Doctor(doctor::DoctorArgs),
 }
@@ -75,6 +85,7 @@ pub fn main() -> ExitCode {
         Command::Stats(args) => stats::run(args),
         Command::Wait(args) => wait::run(args),
         Command::Log(args) => log::run(args),
+        Command::Conflicts { command } => conflicts::run(command),
         Command::Trace(args) => trace::run(args),
         Command::Doctor(args) => doctor::run(args),
     };
@@ -130,7 +141,9 @@ mod tests {
 
     #[test]
     fn every_option_has_its_help() {
-        for command in Cli::command().get_subcommands() {
+        let cli = Cli::command();
+        let beneath = cli.get_subcommands().flat_map(clap::Command::get_subcommands);
+        for command in cli.get_subcommands().chain(beneath) {
             assert!(
                 command.get_about().is_some(),
                 "{} says nothing",

@@ -132,7 +132,7 @@ fn peer_row(share: &str, peer: &PeerReport) -> Vec<(Tone, String)> {
     ]
 }
 
-/// Why a share is stopped, and what is pending in it.
+/// Why a share is stopped, where its conflicts are listed, and what is pending in it.
 fn render_notes(share: &ShareReport, paint: Paint, out: &mut String) {
     if let Some(reason) = &share.reason {
         let tone = if share.state == ShareState::Stopped {
@@ -145,6 +145,17 @@ fn render_notes(share: &ShareReport, paint: Paint, out: &mut String) {
             "\n{}: {}",
             paint.word(tone, &plain(&share.name)),
             plain(reason)
+        );
+    }
+    if share.conflicts > 0 {
+        let copies = match share.conflicts {
+            1 => "1 conflict copy".to_owned(),
+            many => format!("{} conflict copies", number(many)),
+        };
+        let _ = writeln!(
+            out,
+            "\n{}: {copies}: see `omirr conflicts list`",
+            plain(&share.name)
         );
     }
     if share.pending_items.is_empty() {
@@ -237,6 +248,8 @@ mail   stopped        5        0        0          /srv/mail
 
 SHARE  PEER  STATE       BEHIND  ADDRESS               LAST ERROR
 www    web2  connecting  12      web2.example.org:808  connection refused
+
+www: 1 conflict copy: see `omirr conflicts list`
 
 pending in www:
   a/b  from web2  no space left on device

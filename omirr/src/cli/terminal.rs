@@ -1,7 +1,7 @@
 //! What can be shown on a terminal: colour if it is wanted, tables, and text
 //! from elsewhere made harmless.
 
-use std::{env, fmt::Write as _};
+use std::{env, fmt::Write as _, os::unix::ffi::OsStrExt, path::Path};
 
 /// Whether to colour what goes to a stream.
 pub(super) fn colours(is_terminal: bool) -> bool {
@@ -25,6 +25,25 @@ pub(super) fn plain(text: &str) -> String {
         }
     }
     plain
+}
+
+/// A path in one line: bytes that are not UTF-8 or would move the cursor are
+/// shown as `\xNN`.
+pub(super) fn shown(path: &Path) -> String {
+    let mut shown = String::new();
+    for chunk in path.as_os_str().as_bytes().utf8_chunks() {
+        for c in chunk.valid().chars() {
+            // Writing to a string cannot fail.
+            let _ = match c.is_control() {
+                true => write!(shown, "\\x{:02x}", c as u32),
+                false => write!(shown, "{c}"),
+            };
+        }
+        for byte in chunk.invalid() {
+            let _ = write!(shown, "\\x{byte:02x}");
+        }
+    }
+    shown
 }
 
 /// What a word means, which decides its colour.
@@ -132,6 +151,8 @@ mod tests {
     fn text_from_elsewhere_cannot_move_the_cursor() {
         assert_eq!(plain("a\x1b[2Jb\nc\u{9b}d"), "a\\x1b[2Jb c\\x9bd");
         assert_eq!(plain("café"), "café");
+        let path = Path::new(std::ffi::OsStr::from_bytes(b"/a\n\xc3\xa9\xff"));
+        assert_eq!(shown(path), "/a\\x0aé\\xff");
     }
 
     #[test]

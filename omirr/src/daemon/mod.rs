@@ -7,6 +7,7 @@
 //! receiver (`receiver`). One event source serves all shares (`events`).
 //! Decisions are the engine's; here is only who talks to whom, and when to end.
 
+mod conflicts;
 pub mod control;
 mod dirty;
 mod events;

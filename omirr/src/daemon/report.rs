@@ -1,9 +1,9 @@
-//! What `omirr status`, `stats`, `wait` and `log` are told.
+//! What `omirr status`, `stats`, `wait`, `log` and `conflicts` are told.
 //!
 //! In: requests from the control socket. Out: the state of the shares as their
 //! tasks show it; for `wait`, an answer once everything changed before it is
-//! durable on the peers. Changes nothing but for the barrier that `wait` and `log`
-//! send through the event source.
+//! durable on the peers. Changes nothing but for the barrier that `wait`, `log` and
+//! `conflicts` send through the event source.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,18 +12,19 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 use super::control::{
-    Answer, ControlHandler, Lag, LogReport, LogRequest, PeerReport, PeerState, PendingItem, Percentiles,
-    Progress, ShareFigures, ShareReport, ShareState, StatsReport, StatusReport, WaitReply, WaitRequest,
+    Answer, ConflictsReport, ConflictsRequest, ControlHandler, Lag, LogReport, LogRequest, MissingReport,
+    PeerReport, PeerState, PendingItem, Percentiles, Progress, ShareFigures, ShareReport, ShareState,
+    StatsReport, StatusReport, WaitReply, WaitRequest,
 };
-use super::last_change;
 use super::overflow::{self, Losses};
 use super::share::{Input, Link, Share};
+use super::{conflicts, last_change};
 use crate::source::Source;
 
 /// Rows are counted up to here for `behind`; more is more.
 const COUNTED_MAX: usize = 10_000_000;
-/// How long `log` waits for what has just been changed to be in the index.
-const LOG_PATIENCE: Duration = Duration::from_secs(3);
+/// How long `log` and `conflicts` wait for what has just been changed to be in the index.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 pub struct Report {
     node: String,
@@ -112,11 +113,30 @@ impl Report {
 
     async fn last_change_of(&self, request: LogRequest) -> Result<LogReport, String> {
         let (share, path) = last_change::find(&self.shares, &request)?;
-        let deadline = tokio::time::Instant::now() + LOG_PATIENCE;
-        let missing = caught_up(&share, Arc::clone(&self.source), LOG_PATIENCE, deadline).await;
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        let missing = caught_up(&share, Arc::clone(&self.source), PATIENCE, deadline).await;
         tokio::task::spawn_blocking(move || last_change::report(&share, &path, missing.err()))
             .await
             .map_err(|_| "the index could not be asked: see the daemon's log".to_owned())?
+    }
+
+    async fn conflicts_in(&self, request: ConflictsRequest) -> Result<ConflictsReport, String> {
+        let asked = |share: &&Arc<Share>| request.share.as_ref().is_none_or(|name| share.name == *name);
+        let shares: Vec<_> = self.shares.iter().filter(asked).cloned().collect();
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        let waits = shares.iter().map(|share| {
+            let (share, source) = (Arc::clone(share), Arc::clone(&self.source));
+            async move {
+                let reason = caught_up(&share, source, PATIENCE, deadline).await.err()?;
+                let share = share.name.clone();
+                Some(MissingReport { share, reason })
+            }
+        });
+        let missing = futures_in_order(waits).await.into_iter().flatten().collect();
+        let found = tokio::task::spawn_blocking(move || conflicts::report(&shares))
+            .await
+            .map_err(|_| "the index could not be asked: see the daemon's log".to_owned())??;
+        Ok(ConflictsReport { missing, ..found })
     }
 
     async fn wait_for(&self, request: WaitRequest) -> WaitReply {
@@ -333,5 +353,9 @@ impl ControlHandler for Report {
 
     fn log(&self, request: LogRequest) -> Answer<'_, Result<LogReport, String>> {
         Box::pin(self.last_change_of(request))
+    }
+
+    fn conflicts(&self, request: ConflictsRequest) -> Answer<'_, Result<ConflictsReport, String>> {
+        Box::pin(self.conflicts_in(request))
     }
 }

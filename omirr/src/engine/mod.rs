@@ -32,7 +32,7 @@ mod rows;
 pub use change::{Seen, differs, local_change};
 pub use clock::{Author, Clock, Reserve};
 pub use closure::{incoherent, observe_also};
-pub use conflict::{conflict_path, is_conflict_path};
+pub use conflict::{CopyName, Original, conflict_path, is_conflict_path};
 pub use decide::{Arrived, Context, Observed, decide_local, decide_remote};
 pub use links::{Name, link_group, relink};
 pub use merge::{Loser, Policy, Verdict, precedence, remote_row};

@@ -410,4 +410,38 @@ mod tests {
         let error = Index::open(&file, "one").err().unwrap().to_string();
         assert!(error.contains("format 9, this omirr reads format 2"), "{error}");
     }
+
+    #[test]
+    fn rows_are_found_by_their_names() {
+        let folder = tempfile::tempdir().unwrap();
+        let index = Index::open(&folder.path().join("index.redb"), "one").unwrap();
+        index
+            .write(|w| {
+                for (name, deleted) in [
+                    ("a", false),
+                    ("d", false),
+                    ("d/long", false),
+                    ("d/long-1", false),
+                    ("d/long-1/long", false),
+                    ("d/long-2", true),
+                    ("d/lonely", false),
+                ] {
+                    let seq = w.next_seq();
+                    w.put(&path(name), &record(seq, 10 + seq, deleted, None))?;
+                }
+                Ok(((), Durable::Yes))
+            })
+            .unwrap();
+        let read = index.read().unwrap();
+        let long = |path: &RelPath| path.name().starts_with(b"long");
+        let found: Vec<_> = read
+            .live_where(long)
+            .unwrap()
+            .map(|row| row.unwrap().0.to_string())
+            .collect();
+        assert_eq!(found, ["d/long", "d/long-1", "d/long-1/long"]);
+        let beginning = |limit| read.names_beginning(&path("d"), b"long", limit).unwrap();
+        assert_eq!(beginning(10), [b"long".to_vec(), b"long-1".to_vec()]);
+        assert_eq!(beginning(1), [b"long".to_vec()]);
+    }
 }

@@ -152,6 +152,57 @@ impl Reader {
         }
     }
 
+    /// The live rows at the paths that `wanted` takes, in path order. Rows at
+    /// other paths are not decoded.
+    pub fn live_where(
+        &self,
+        wanted: impl Fn(&RelPath) -> bool,
+    ) -> Result<impl Iterator<Item = Result<(RelPath, Record), IndexError>>, IndexError> {
+        let all = self.rows.iter().map_err(|error| storage(&self.path, error))?;
+        Ok(all.filter_map(move |pair| {
+            let row = pair
+                .map_err(|error| storage(&self.path, error))
+                .and_then(|(key, value)| {
+                    let path = decode_path(&self.path, key.value())?;
+                    if !wanted(&path) {
+                        return Ok(None);
+                    }
+                    let record: Record = decode(&self.path, value.value())?;
+                    Ok((!record.row.deleted).then_some((path, record)))
+                });
+            row.transpose()
+        }))
+    }
+
+    /// The names in a directory that begin with `beginning` and are live, in
+    /// order, of the first `limit` rows that begin so.
+    pub fn names_beginning(
+        &self,
+        dir: &RelPath,
+        beginning: &[u8],
+        limit: usize,
+    ) -> Result<Vec<Vec<u8>>, IndexError> {
+        let Ok(first) = dir.join(beginning) else {
+            return Ok(Vec::new());
+        };
+        let range = self
+            .rows
+            .range::<&[u8]>(first.as_bytes()..)
+            .map_err(|error| storage(&self.path, error))?;
+        let mut found = Vec::new();
+        for pair in range.take(limit) {
+            let (key, value) = pair.map_err(|error| storage(&self.path, error))?;
+            if !key.value().starts_with(first.as_bytes()) {
+                break;
+            }
+            let path = decode_path(&self.path, key.value())?;
+            if path.depth() == first.depth() && !decode::<Record>(&self.path, value.value())?.row.deleted {
+                found.push(path.name().to_vec());
+            }
+        }
+        Ok(found)
+    }
+
     pub fn has_live_beneath(&self, path: &RelPath) -> Result<bool, IndexError> {
         for pair in self.beneath(path)? {
             if !pair?.1.row.deleted {

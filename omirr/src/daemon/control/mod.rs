@@ -1,4 +1,5 @@
-//! The control socket: how `omirr status`, `stats`, `wait` and `log` ask the daemon.
+//! The control socket: how `omirr status`, `stats`, `wait`, `log` and
+//! `conflicts` ask the daemon.
 //!
 //! A Unix socket, `control.sock` in the state directory, mode 0600. One JSON
 //! object a line in both directions, any number of requests on a connection, one
@@ -9,6 +10,7 @@
 //! {"cmd":"stats"}                                              → {"ok":{…StatsReport…}}
 //! {"cmd":"wait","share":"www","peer":null,"timeout_ms":30000}  → {"ok":{…WaitReply…}}
 //! {"cmd":"log","path":"/srv/www/a"}                            → {"ok":{…LogReport…}}
+//! {"cmd":"conflicts","share":null}                             → {"ok":{…ConflictsReport…}}
 //! anything else                                                → {"error":"what is wrong with it"}
 //! ```
 //!

@@ -23,8 +23,8 @@ use tokio::{
 };
 
 use super::{
-    LogReport, LogRequest, REQUEST_BYTES_MAX, Reply, Request, ShareReport, StatsReport, StatusReport,
-    WaitReply, WaitRequest, socket_path,
+    ConflictsReport, ConflictsRequest, LogReport, LogRequest, REQUEST_BYTES_MAX, Reply, Request, ShareReport,
+    StatsReport, StatusReport, WaitReply, WaitRequest, socket_path,
 };
 use crate::daemon::StateDir;
 
@@ -55,6 +55,8 @@ pub trait ControlHandler: Send + Sync {
     fn wait(&self, request: WaitRequest) -> Answer<'_, WaitReply>;
     /// An error says in words why there is no answer.
     fn log(&self, request: LogRequest) -> Answer<'_, Result<LogReport, String>>;
+    /// The share in the request exists. The report fits into a reply.
+    fn conflicts(&self, request: ConflictsRequest) -> Answer<'_, Result<ConflictsReport, String>>;
 }
 
 /// Why there is no control socket; ends the daemon.
@@ -199,12 +201,17 @@ async fn answer(line: &[u8], handler: &dyn ControlHandler) -> Vec<u8> {
             Ok(report) => encode(&Reply::Ok(report)),
             Err(why) => refuse(why),
         },
+        Ok(Request::Conflicts(request)) => match conflicts(request, handler).await {
+            Ok(report) => encode(&Reply::Ok(report)),
+            Err(why) => refuse(why),
+        },
         Err(why) => refuse(format!("not a request that this daemon knows: {why}")),
     }
 }
 
 async fn wait(mut request: WaitRequest, handler: &dyn ControlHandler) -> Result<WaitReply, String> {
-    check_names(&request, &handler.status().await.shares)?;
+    let (share, peer) = (request.share.as_deref(), request.peer.as_deref());
+    check_names(share, peer, &handler.status().await.shares)?;
     let timeout = Duration::from_millis(request.timeout_ms).min(WAIT_MAX);
     request.timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
     tokio::time::timeout(timeout + WAIT_GRACE, handler.wait(request))
@@ -212,18 +219,26 @@ async fn wait(mut request: WaitRequest, handler: &dyn ControlHandler) -> Result<
         .map_err(|_| "the daemon is too busy to say who is behind: ask again".to_owned())
 }
 
-/// Whether the share and the peer that `request` names exist and belong
-/// together; an error names those that do.
-fn check_names(request: &WaitRequest, shares: &[ShareReport]) -> Result<(), String> {
+async fn conflicts(
+    request: ConflictsRequest,
+    handler: &dyn ControlHandler,
+) -> Result<ConflictsReport, String> {
+    check_names(request.share.as_deref(), None, &handler.status().await.shares)?;
+    handler.conflicts(request).await
+}
+
+/// Whether the share and the peer that are asked for exist and belong together;
+/// an error names those that do.
+fn check_names(share: Option<&str>, peer: Option<&str>, shares: &[ShareReport]) -> Result<(), String> {
     let mut asked = shares.to_vec();
-    if let Some(name) = &request.share {
-        asked.retain(|share| share.name == *name);
+    if let Some(name) = share {
+        asked.retain(|share| share.name == name);
         if asked.is_empty() {
             let known = listed(shares.iter().map(|share| share.name.as_str()));
             return Err(format!("there is no share {name:?}: known are {known}"));
         }
     }
-    let Some(name) = &request.peer else { return Ok(()) };
+    let Some(name) = peer else { return Ok(()) };
     let peers = || {
         asked
             .iter()
@@ -234,7 +249,7 @@ fn check_names(request: &WaitRequest, shares: &[ShareReport]) -> Result<(), Stri
         return Ok(());
     }
     let known = listed(peers());
-    Err(match &request.share {
+    Err(match share {
         Some(share) => format!("the share {share:?} has no peer {name:?}: its peers are {known}"),
         None => format!("no share has a peer {name:?}: known are {known}"),
     })

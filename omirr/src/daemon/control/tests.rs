@@ -83,6 +83,16 @@ impl ControlHandler for Handler {
         Box::pin(async move { Err(format!("{path} is in no share")) })
     }
 
+    fn conflicts(&self, request: ConflictsRequest) -> Answer<'_, Result<ConflictsReport, String>> {
+        let more = u64::from(request.share.is_none());
+        Box::pin(async move {
+            Ok(ConflictsReport {
+                more,
+                ..ConflictsReport::default()
+            })
+        })
+    }
+
     fn wait(&self, request: WaitRequest) -> Answer<'_, WaitReply> {
         /// Counts itself while it is there.
         struct Present(Arc<AtomicUsize>);
@@ -196,6 +206,22 @@ async fn the_words_on_the_wire_are_the_documented_ones() {
     )
     .await;
     assert_eq!(line, "{\"ok\":{\"done\":true,\"behind\":[]}}\n");
+    for (request, expected) in [
+        (
+            "{\"cmd\":\"conflicts\"}\n",
+            "{\"ok\":{\"conflicts\":[],\"more\":1,\"missing\":[]}}\n",
+        ),
+        (
+            "{\"cmd\":\"conflicts\",\"share\":\"www\"}\n",
+            "{\"ok\":{\"conflicts\":[],\"more\":0,\"missing\":[]}}\n",
+        ),
+        (
+            "{\"cmd\":\"conflicts\",\"share\":\"x\"}\n",
+            "{\"error\":\"there is no share \\\"x\\\": known are mail, www\"}\n",
+        ),
+    ] {
+        assert_eq!(exchange(&mut connection, request.as_bytes()).await, expected);
+    }
 }
 
 #[tokio::test]

@@ -19,6 +19,7 @@ pub enum Request {
     Stats,
     Wait(WaitRequest),
     Log(LogRequest),
+    Conflicts(ConflictsRequest),
 }
 
 /// The answer to a request, one line.
@@ -122,6 +123,60 @@ pub struct LogReport {
     pub missing: Option<String>,
 }
 
+/// Whose conflict copies are asked for.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConflictsRequest {
+    /// None: every share's.
+    #[serde(default)]
+    pub share: Option<String>,
+}
+
+/// How many conflict copies a report names; it names fewer if their paths are
+/// long.
+pub const CONFLICTS_MAX: usize = 10_000;
+
+/// The conflict copies that there are.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConflictsReport {
+    pub conflicts: Vec<ConflictReport>,
+    /// How many there are beyond those.
+    pub more: u64,
+    /// The shares of which the last moments may be missing.
+    pub missing: Vec<MissingReport>,
+}
+
+/// A share in which not everything may have been looked at, and why.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MissingReport {
+    pub share: String,
+    pub reason: String,
+}
+
+/// One conflict copy. What its name does not tell is none, or empty.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConflictReport {
+    pub share: String,
+    /// Beneath the share, as `RelPath` shows it.
+    pub path: String,
+    /// The same from the filesystem's root.
+    pub file: String,
+    pub kind: String,
+    /// Of a file.
+    pub size: Option<u64>,
+    /// What stands under the name that the copy had before, if anything does
+    /// and it is known which name that was.
+    pub winner: Option<String>,
+    /// The paths that the copy may have had before: one, if that is known, else
+    /// a few.
+    pub originals: Vec<String>,
+    /// When the version was made that lost, RFC 3339.
+    pub made: Option<String>,
+    /// The node where it was made, if only one fits the name.
+    pub node: Option<String>,
+    /// All nodes that fit the name, the likeliest first.
+    pub nodes: Vec<String>,
+}
+
 /// A process, on the node where it made the change; what is not known is none.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WhoReport {
@@ -205,7 +260,7 @@ pub struct ShareReport {
     pub entries: u64,
     /// Entries that came from peers and could not be applied yet.
     pub pending: u64,
-    /// Conflict copies made so far.
+    /// Conflict copies that are in the share.
     pub conflicts: u64,
     /// The first of what is pending.
     pub pending_items: Vec<PendingItem>,
