@@ -303,6 +303,12 @@ fn what_loses_is_kept_once_and_under_one_name() {
         index.put(copy, 2, copied);
         assert_eq!(decide(&index, &[("a.txt", winner.clone())]).len(), 1);
     }
+    // A copy of that name was removed before this version was made: the same
+    // content, within the same second, and yet another version.
+    index.put(copy, 2, gone(row(file(1), &[(4, 8)], 9)));
+    let decided = decide(&index, &[("a.txt", winner.clone())]);
+    assert_eq!(decided[copy].work, Work::KeepAside { from: at("a.txt") });
+    assert!(!decided[copy].row.deleted);
     // The name holds something else.
     index.put(copy, 2, row(file(7), &[(4, 8)], 30));
     let decided = decide(&index, &[("a.txt", winner)]);

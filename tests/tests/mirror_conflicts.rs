@@ -42,6 +42,20 @@ fn make_conflicts(pair: &mut Pair, files: &[&OsStr], lost: &str, won: &str) {
     }
     pair.start();
     pair.settle_equal(SOON);
+    let mut folders: Vec<PathBuf> = files
+        .iter()
+        .filter_map(|file| Some(pair.one.share.join(file).parent()?.to_owned()))
+        .collect();
+    folders.sort();
+    folders.dedup();
+    let copies: Vec<_> = folders.iter().flat_map(|folder| copies_in(folder)).collect();
+    assert_eq!(
+        copies.len(),
+        files.len(),
+        "{copies:?}\n{}\n{}",
+        pair.one.log_tail(),
+        pair.two.log_tail()
+    );
 }
 
 /// The names of the copies in a folder.

@@ -100,7 +100,9 @@ impl<'a, R: Rows> Overlay<'a, R> {
     }
 
     /// The path under which `loser`, now at `path`, is to be kept; none if it
-    /// is there already, or was and has been deleted since.
+    /// is there already, or was and has been deleted since. A version that was
+    /// made after that deletion is another one, though it may have the same
+    /// content and, within a second, the same name.
     pub(super) fn aside_path(
         &self,
         path: &RelPath,
@@ -114,7 +116,11 @@ impl<'a, R: Rows> Overlay<'a, R> {
             let to = conflict_path(path, stamp, &node, nth);
             match self.row(&to)? {
                 None => return Ok(Some((to, None))),
-                Some(row) if same_content(&row.entry, loser) => return Ok(None),
+                Some(row)
+                    if same_content(&row.entry, loser) && (!row.deleted || row.version.stamp > *stamp) =>
+                {
+                    return Ok(None);
+                }
                 // What is on disk there must have gone before the name is free.
                 Some(row) if row.deleted && self.base.row(&to)?.is_none_or(|row| row.deleted) => {
                     return Ok(Some((to, Some(row))));
