@@ -219,6 +219,7 @@ impl Listener for Ear {
     }
 }
 
+/// What a share that is not alone on its filesystem knows of an event's places.
 fn knows(share: &Share, resolver: &Resolver, event: &Event) -> Knows {
     if event.at.is_none() {
         // It names no directory; only the index can know its inode.
@@ -267,9 +268,9 @@ impl Ear {
                     } else {
                         knows(share, &resolver, event)
                     };
-                    let unknown = everyone && !asked.known;
+                    let concerns = knows != Knows::Nothing || (everyone && !asked.known);
                     asked.known |= knows == Knows::All;
-                    if asked.by.contains(&nth) || !(unknown || knows != Knows::Nothing) {
+                    if asked.by.contains(&nth) || !concerns {
                         continue;
                     }
                     asked.by.push(nth);

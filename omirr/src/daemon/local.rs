@@ -177,9 +177,10 @@ impl Keeper {
                 names.extend(dir.path.join(&child.name));
             }
         });
-        if let Err(error) = walked {
+        match walked {
+            Ok(summary) => apply::remove_leftovers(&share.root.batch(), &summary.leftovers),
             // It is gone again, most likely; then an event says so.
-            tracing::debug!(share = %share.name, "cannot walk {start}: {error}");
+            Err(error) => tracing::debug!(share = %share.name, "cannot walk {start}: {error}"),
         }
         // What is looked at now need not be looked at for older events.
         let mut dirty = share.dirty();
