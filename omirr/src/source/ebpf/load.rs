@@ -33,7 +33,8 @@ use super::{
     device::Device,
     hooks::{Layout, Need, SPECS, Spec, funnels, write_iter_slots},
     pins::{NewSet, OldSet, fingerprint},
-    take::Taker,
+    probe,
+    take::{Taker, Undisturbed},
 };
 
 /// The kernel's `ENOTSUPP`, which user space has no name for.
@@ -141,6 +142,8 @@ pub struct Maps {
     /// The attached programs.
     programs: Vec<OwnedFd>,
     pub dirty_capacity: u64,
+    /// Kprobe programs on a kernel that preempts itself: see [`Undisturbed`].
+    pub careful: bool,
 }
 
 impl Maps {
@@ -195,12 +198,14 @@ impl Maps {
     }
 
     pub fn mark(&self, root: &RootKey) -> Option<Mark> {
+        let _undisturbed = self.careful.then(Undisturbed::begin);
         let marks = self.marks.lock().unwrap_or_else(PoisonError::into_inner);
         marks.get(root, 0).ok()
     }
 
-    /// Sets a mark, or takes it away.
+    /// Sets a mark, or takes it away. Not for a thread that is undisturbed already.
     pub fn set_mark(&self, root: &RootKey, mark: Option<Mark>) -> Result<(), LoadError> {
+        let _undisturbed = self.careful.then(Undisturbed::begin);
         let mut marks = self.marks.lock().unwrap_or_else(PoisonError::into_inner);
         match mark {
             Some(mark) => marks.insert(root, mark, 0).map_err(map_error),
@@ -290,7 +295,7 @@ fn take_over(plan: &Plan<'_>, set: &OldSet, buffer_bytes: u64) -> Result<Loaded,
             why,
         })
     };
-    let maps = open_maps(&mut get, programs, plan.dirty_entries).map_err(|e| e.to_string())?;
+    let maps = open_maps(&mut get, programs, plan).map_err(|e| e.to_string())?;
     let (ring, perf) = open_transport(&mut get, plan).map_err(|e| e.to_string())?;
     Ok(Loaded {
         attach: plan.attach,
@@ -311,8 +316,9 @@ fn take_over(plan: &Plan<'_>, set: &OldSet, buffer_bytes: u64) -> Result<Loaded,
 fn open_maps(
     get: &mut impl FnMut(&str) -> Result<Map, LoadError>,
     programs: Vec<OwnedFd>,
-    dirty_entries: u32,
+    plan: &Plan<'_>,
 ) -> Result<Maps, LoadError> {
+    let careful = plan.attach == Attaching::Kprobe && probe::preemption().is_some();
     let refused = |what: &str| {
         let what = what.to_owned();
         move |e: io::Error| LoadError::Refused {
@@ -338,7 +344,8 @@ fn open_maps(
         calls: HashMap::try_from(get("CALLS")?).map_err(map_error)?,
         marks: Mutex::new(HashMap::try_from(get("MARKS")?).map_err(map_error)?),
         programs,
-        dirty_capacity: dirty_entries.into(),
+        dirty_capacity: plan.dirty_entries.into(),
+        careful,
     })
 }
 
@@ -508,7 +515,7 @@ fn load_once(plan: &Plan<'_>, types: &Btf, unusable: &HashSet<u8>) -> Result<Out
         .filter_map(|(_, program)| program.fd().ok()?.as_fd().try_clone_to_owned().ok())
         .collect();
     let mut get = |name: &str| take(&mut ebpf, name);
-    let maps = open_maps(&mut get, programs, plan.dirty_entries)?;
+    let maps = open_maps(&mut get, programs, plan)?;
     let (ring, perf) = open_transport(&mut get, plan)?;
     let (kept, not_kept, links) = keeping.finish();
     Ok(Outcome::Loaded(Box::new(Loaded {

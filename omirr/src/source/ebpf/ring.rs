@@ -33,8 +33,7 @@ use rustix::{
 use super::{
     COMPARE_EVERY, EbpfError,
     decode::{Decoded, decode},
-    load::{Attaching, LoadError, Loaded, Maps, WatchedDevice, chain, perf_pages},
-    probe,
+    load::{LoadError, Loaded, Maps, WatchedDevice, chain, perf_pages},
     take::{Undisturbed, ops},
 };
 use crate::source::{Op, Recoverable, Recovered, Signal, Sink};
@@ -189,8 +188,6 @@ pub(super) struct Reader {
     newest_before: u64,
     /// Changes of an inode are merged in the map.
     merge: bool,
-    /// Kprobe programs on a kernel that preempts itself: see [`Undisturbed`].
-    careful: bool,
     /// What the programs had counted when the maps were last gone through.
     kept: u64,
     /// The maps are to be gone through, whatever was counted.
@@ -258,7 +255,6 @@ impl Reader {
             newest: 0,
             newest_before: 0,
             merge,
-            careful: loaded.attach == Attaching::Kprobe && probe::preemption().is_some(),
             kept: kept_count(&loaded.maps),
             go_through: loaded.taken_over,
             gather: None,
@@ -308,7 +304,7 @@ impl Reader {
                 (horizon, self.newest_before.min(horizon))
             }
         };
-        let undisturbed = (self.careful && !self.pending.is_empty()).then(Undisturbed::begin);
+        let undisturbed = (self.maps.careful && !self.pending.is_empty()).then(Undisturbed::begin);
         let mut batch = self.release(horizon);
         drop(undisturbed);
         self.recover(&mut batch);
@@ -471,7 +467,7 @@ impl Reader {
     /// Notes what the maps hold, then takes it out: how many inodes, how many
     /// directories, and what to tell.
     fn take_kept(&mut self) -> io::Result<(u64, u64, Vec<Signal>)> {
-        let _undisturbed = self.careful.then(Undisturbed::begin);
+        let _undisturbed = self.maps.careful.then(Undisturbed::begin);
         let mut by_device: HashMap<u32, Recovered> = HashMap::new();
         let (inodes, dirs) = (self.maps.all()?, self.maps.dirs()?);
         for (key, dirty) in &inodes {
@@ -531,7 +527,7 @@ impl Reader {
     /// if they had happened. If they do end they are told again.
     fn tell_overdue(&mut self, before: u64, batch: &mut Vec<Signal>) {
         self.next_overdue_look = Instant::now() + OVERDUE;
-        let _undisturbed = self.careful.then(Undisturbed::begin);
+        let _undisturbed = self.maps.careful.then(Undisturbed::begin);
         let mut seen = HashSet::new();
         for (key, frame) in self.maps.frames() {
             // The frame of a running program, not of an operation.
