@@ -441,6 +441,19 @@ impl Pair {
         }
     }
 
+    /// A pair that runs and has nothing to do, after `prepare`; none where
+    /// mirroring cannot be tried, which is said for `test`.
+    pub fn running(test: &str, prepare: impl FnOnce(&mut Pair)) -> Option<Pair> {
+        if !may_mirror(test) {
+            return None;
+        }
+        let mut pair = Pair::new();
+        prepare(&mut pair);
+        pair.start();
+        pair.settle(Duration::from_secs(60));
+        Some(pair)
+    }
+
     /// Puts each node into a network namespace of its own, joined by `cable`.
     /// Before they are started.
     pub fn on_cable(&mut self, cable: &Arc<Cable>) {

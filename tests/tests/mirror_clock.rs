@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use omirr_tests::nodes::{Node, Pair, may_mirror, omirr};
+use omirr_tests::nodes::{Node, Pair, omirr};
 use serde_json::Value;
 
 const SOON: Duration = Duration::from_secs(60);
@@ -15,9 +15,6 @@ const HOUR_MS: i64 = 3_600_000;
 const FAKETIME: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1";
 
 fn pair() -> Option<Pair> {
-    if !may_mirror(module_path!()) {
-        return None;
-    }
     if !Path::new(FAKETIME).exists() {
         omirr_tests::skip(
             module_path!(),
@@ -25,16 +22,14 @@ fn pair() -> Option<Pair> {
         );
         return None;
     }
-    let mut pair = Pair::new();
-    pair.two.launcher = Some(Box::new(|program| {
-        let mut command = Command::new(program);
-        command.env("LD_PRELOAD", FAKETIME).env("FAKETIME", "-3600s");
-        command.env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
-        command
-    }));
-    pair.start();
-    pair.settle(SOON);
-    Some(pair)
+    Pair::running(module_path!(), |pair| {
+        pair.two.launcher = Some(Box::new(|program| {
+            let mut command = Command::new(program);
+            command.env("LD_PRELOAD", FAKETIME).env("FAKETIME", "-3600s");
+            command.env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+            command
+        }));
+    })
 }
 
 fn status(node: &Node, json: bool) -> String {

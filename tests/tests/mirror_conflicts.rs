@@ -8,7 +8,7 @@ use std::process::{Command, Output};
 use std::time::Duration;
 
 use omirr::daemon::control::CONFLICTS_MAX;
-use omirr_tests::nodes::{Node, Pair, may_mirror};
+use omirr_tests::nodes::{Node, Pair};
 use serde_json::Value;
 
 const SOON: Duration = Duration::from_secs(60);
@@ -16,13 +16,7 @@ const SOON: Duration = Duration::from_secs(60);
 const TICK: Duration = Duration::from_millis(20);
 
 fn pair() -> Option<Pair> {
-    if !may_mirror(module_path!()) {
-        return None;
-    }
-    let mut pair = Pair::new();
-    pair.start();
-    pair.settle(SOON);
-    Some(pair)
+    Pair::running(module_path!(), |_| ())
 }
 
 /// Lets each file have one version on each side that the other never saw; those

@@ -6,22 +6,17 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
 
-use omirr_tests::nodes::{Node, Pair, may_mirror, omirr};
+use omirr_tests::nodes::{Node, Pair, omirr};
 use serde_json::Value;
 
 const SOON: Duration = Duration::from_secs(60);
 
 fn pair(options: &str) -> Option<Pair> {
-    if !may_mirror(module_path!()) {
-        return None;
-    }
-    let mut pair = Pair::new();
-    for node in [&mut pair.one, &mut pair.two] {
-        node.share_options = options.to_owned();
-    }
-    pair.start();
-    pair.settle(SOON);
-    Some(pair)
+    Pair::running(module_path!(), |pair| {
+        for node in [&mut pair.one, &mut pair.two] {
+            node.share_options = options.to_owned();
+        }
+    })
 }
 
 fn arguments<'a>(config: &'a Path, path: &'a Path) -> [&'a str; 4] {

@@ -10,13 +10,7 @@ use omirr_tests::nodes::{Pair, may_mirror};
 const SOON: Duration = Duration::from_secs(60);
 
 fn pair() -> Option<Pair> {
-    if !may_mirror(module_path!()) {
-        return None;
-    }
-    let mut pair = Pair::new();
-    pair.start();
-    pair.settle(SOON);
-    Some(pair)
+    Pair::running(module_path!(), |_| ())
 }
 
 /// Waits until `done` says so.

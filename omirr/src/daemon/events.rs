@@ -151,17 +151,16 @@ struct Ear {
     shares: Vec<(Arc<Share>, bool)>,
 }
 
-/// Whom an event was told.
+/// What is known of an event's places.
 #[derive(Default)]
 struct Asked {
-    /// Someone knows all directories that it is about.
+    /// A share knows all directories that it is about.
     known: bool,
-    /// The shares, by their number.
-    by: Vec<usize>,
+    /// The shares that know one of two, by their number: they were told.
+    half: Vec<usize>,
 }
 
 /// What a share knows of the directories that an event is about.
-#[derive(PartialEq, Eq)]
 enum Knows {
     Nothing,
     /// The one, or the other.
@@ -219,8 +218,12 @@ impl Listener for Ear {
     }
 }
 
-/// What a share that is not alone on its filesystem knows of an event's places.
-fn knows(share: &Share, resolver: &Resolver, event: &Event) -> Knows {
+/// What a share knows of the places of an event on its filesystem; if it is
+/// `alone` there, nobody else need be asked.
+fn knows(share: &Share, alone: bool, resolver: &Resolver, event: &Event) -> Knows {
+    if alone {
+        return Knows::All;
+    }
     if event.at.is_none() {
         // It names no directory; only the index can know its inode.
         let path = share
@@ -263,17 +266,17 @@ impl Ear {
                 if let Signal::Event(event) = signal
                     && event.dev == dev
                 {
-                    let knows = if *alone {
-                        Knows::All
+                    if everyone {
+                        if asked.known || asked.half.contains(&nth) {
+                            continue;
+                        }
                     } else {
-                        knows(share, &resolver, event)
-                    };
-                    let concerns = knows != Knows::Nothing || (everyone && !asked.known);
-                    asked.known |= knows == Knows::All;
-                    if asked.by.contains(&nth) || !concerns {
-                        continue;
+                        match knows(share, *alone, &resolver, event) {
+                            Knows::Nothing => continue,
+                            Knows::Half => asked.half.push(nth),
+                            Knows::All => asked.known = true,
+                        }
                     }
-                    asked.by.push(nth);
                 } else if everyone {
                     continue;
                 }

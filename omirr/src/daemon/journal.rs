@@ -19,7 +19,7 @@ use std::{
 };
 
 use super::recovered::Recovering;
-use crate::source::{Event, Op, Recovered, Signal};
+use crate::source::{Event, Op, Recovered, Signal, now_ns};
 
 /// Bytes of a record: the inode, its directory, and two directories in which
 /// names came or went; little-endian, 0 for none.
@@ -38,12 +38,6 @@ pub struct Journal {
     /// if there are none.
     in_hand: Option<u64>,
     buffer: Vec<u8>,
-}
-
-/// On the clock of [`Event::time_ns`].
-fn monotonic_ns() -> u64 {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    u64::try_from(now.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0)
 }
 
 impl Journal {
@@ -176,7 +170,7 @@ impl Journal {
         let turns = self.lengths[self.current] >= LONG && !self.has_older();
         if turns {
             self.current = 1 - self.current;
-            self.turned_ns = monotonic_ns();
+            self.turned_ns = now_ns();
         }
         turns
     }
@@ -233,7 +227,7 @@ mod tests {
         journal.told(Some(0));
         journal.clear_older().unwrap();
         assert!(journal.has_older(), "one of before the turn is not told");
-        journal.told(Some(monotonic_ns()));
+        journal.told(Some(now_ns()));
         journal.clear_older().unwrap();
         drop(journal);
         let left = Journal::open(folder.path()).unwrap().1;

@@ -324,20 +324,12 @@ impl Keeper {
     /// be looked for at the old place. One that stays after all is found again.
     fn forget_doomed(&self, reader: &Reader, steps: &[Step]) -> anyhow::Result<()> {
         for step in steps {
-            let (Step::Remove { path } | Step::Install { path, .. }) = step else {
-                continue;
+            let path = match step {
+                Step::Remove { path } => path,
+                Step::Install { path, how, .. } if *how != Install::Attributes => path,
+                _ => continue,
             };
-            let attributes_only = matches!(
-                step,
-                Step::Install {
-                    how: Install::Attributes,
-                    ..
-                }
-            );
-            if let Some(sig) = reader.get(path)?.and_then(|record| record.sig)
-                && is_dir(&sig)
-                && !attributes_only
-            {
+            if let Some(sig) = reader.get(path)?.and_then(|record| record.sig).filter(is_dir) {
                 let mut resolver = self.share.resolver.lock();
                 let now = resolver.now();
                 resolver.forget_dir_seen(now, sig.ino);

@@ -243,6 +243,12 @@ pub enum Signal {
     Compare,
 }
 
+/// The time of now, ns, on the clock of [`Event::time_ns`].
+pub fn now_ns() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    u64::try_from(now.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0)
+}
+
 /// Whom a source reports to; called on the source's own thread, must not block.
 /// A function that takes batches is one that writes nothing down.
 pub trait Listener: Send {

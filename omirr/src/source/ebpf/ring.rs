@@ -25,10 +25,7 @@ use aya::maps::{
 };
 use omirr_common::dirty::{Dirty, DirtyKey};
 use omirr_common::event::{FrameKey, HEADER_BYTES, TO_OFFSET, flag};
-use rustix::{
-    event::{EventfdFlags, PollFd, PollFlags, Timespec},
-    time::ClockId,
-};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
 
 use super::{
     COMPARE_EVERY, EbpfError,
@@ -36,7 +33,7 @@ use super::{
     load::{LoadError, Loaded, Maps, WatchedDevice, chain, perf_pages},
     take::{Undisturbed, ops},
 };
-use crate::source::{Op, Recoverable, Recovered, Signal, Sink};
+use crate::source::{Op, Recoverable, Recovered, Signal, Sink, now_ns};
 
 /// How long the thread sleeps when nothing comes; then it looks at the
 /// counters, because a loss may be the last thing that happened.
@@ -730,9 +727,4 @@ fn frame_bytes(frame: &omirr_common::event::Frame) -> Vec<u8> {
         bytes.extend_from_slice(&frame.record.to);
     }
     bytes
-}
-
-fn now_ns() -> u64 {
-    let now = rustix::time::clock_gettime(ClockId::Monotonic);
-    u64::try_from(now.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0)
 }
