@@ -41,7 +41,7 @@ const INTENTS: TableDefinition<&[u8], &[u8]> = TableDefinition::new("intents");
 const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
 
 /// The layout that this code reads and writes.
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
 /// What redb may keep of the file in memory, bytes.
 const CACHE_BYTES: usize = 24 << 20;
 

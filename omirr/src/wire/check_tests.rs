@@ -191,7 +191,7 @@ fn sequence_numbers_begin_at_one() {
 fn names_cannot_leave_a_folder_or_paint_a_terminal() {
     for bad in ["", "a/b", "a\x1b[2J", &"x".repeat(256)] {
         let mut welcome = Message::Welcome {
-            protocol: 3,
+            protocol: 4,
             software: "omirr".into(),
             node: "web1".into(),
             replica: ReplicaId(1),

@@ -1,4 +1,4 @@
-//! The messages of protocol 3. `docs/PROTOCOL.md` tells how they follow one
+//! The messages of protocol 4. `docs/PROTOCOL.md` tells how they follow one
 //! another.
 //!
 //! Each node dials each of its peers, once per share, and sends its own rows
@@ -11,9 +11,9 @@ use serde::{Deserialize, Serialize};
 use crate::model::{Hash, RelPath, ReplicaId, Row};
 
 /// First bytes of every connection, before the first frame, in both directions.
-pub const MAGIC: [u8; 8] = *b"omirr\0\0\x03";
+pub const MAGIC: [u8; 8] = *b"omirr\0\0\x04";
 /// Both sides must speak the same one.
-pub const PROTOCOL: u32 = 3;
+pub const PROTOCOL: u32 = 4;
 
 /// What a frame may hold, so that a peer cannot make this node allocate.
 #[derive(Clone, Copy, Debug)]
