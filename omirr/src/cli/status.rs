@@ -11,6 +11,7 @@ use super::{
 use crate::daemon::control::{
     PeerReport, PeerState, Request, ShareReport, ShareState, SourceReport, StatusReport,
 };
+use crate::model::Mode;
 
 /// Show shares and peers, how far behind they are, what is pending and why
 #[derive(Clone, Debug, Args)]
@@ -119,10 +120,14 @@ fn peer_row(share: &str, peer: &PeerReport) -> Vec<(Tone, String)> {
         PeerState::Connecting => Tone::Busy,
         PeerState::Stopped => Tone::Bad,
     };
+    let state = match peer.mode {
+        Mode::Both => peer.state.name().to_owned(),
+        one_way => format!("{}, {} only", peer.state.name(), one_way.name()),
+    };
     vec![
         (Tone::Plain, share.to_owned()),
         (Tone::Plain, peer.name.clone()),
-        (tone, peer.state.name().to_owned()),
+        (tone, state),
         (busy_unless_zero(peer.behind), number(peer.behind)),
         (Tone::Plain, peer.address.clone()),
         (
@@ -214,6 +219,7 @@ mod tests {
                         name: "web2".into(),
                         address: "web2.example.org:808".into(),
                         state: PeerState::Connecting,
+                        mode: Mode::Send,
                         behind: 12,
                         last_error: Some("connection\nrefused".into()),
                         clock_ahead_ms: Some(-3_600_000),
@@ -246,8 +252,8 @@ SHARE  STATE          ENTRIES  PENDING  CONFLICTS  PATH
 www    scanning 33 %  81,234   3        1          /srv/www
 mail   stopped        5        0        0          /srv/mail
 
-SHARE  PEER  STATE       BEHIND  ADDRESS               LAST ERROR
-www    web2  connecting  12      web2.example.org:808  connection refused
+SHARE  PEER  STATE                  BEHIND  ADDRESS               LAST ERROR
+www    web2  connecting, send only  12      web2.example.org:808  connection refused
 
 www: 1 conflict copy: see `omirr conflicts list`
 

@@ -101,6 +101,7 @@ fn check_state_dir(draft: &Draft, mistakes: &mut Mistakes<'_>) {
 }
 
 fn check_share_peers(share: &DraftShare, draft: &Draft, mistakes: &mut Mistakes<'_>) {
+    check_share_modes(share, draft, mistakes);
     let Field::Given(given) = &share.peers else { return };
     let known = || draft.peers.iter().map(|peer| peer.name.as_str());
     for (place, At { value, line }) in given.value.iter().enumerate() {
@@ -125,6 +126,42 @@ fn check_share_peers(share: &DraftShare, draft: &Draft, mistakes: &mut Mistakes<
                     share.label
                 ),
             );
+        }
+    }
+}
+
+/// Each peer must be allowed something, and `modes` must name peers of the share.
+fn check_share_modes(share: &DraftShare, draft: &Draft, mistakes: &mut Mistakes<'_>) {
+    let has = |peer: &str| match &share.peers {
+        Field::Given(given) => given.value.iter().any(|at| at.value == peer),
+        Field::Absent => draft.peers.iter().any(|known| known.name == peer),
+        Field::Wrong => true,
+    };
+    for (peer, given) in &share.modes {
+        if !has(peer) {
+            let line = given.as_ref().and_then(|at| at.line);
+            let text = format!(
+                "{} modes names {peer:?}, which is no peer of the share: take it out, or add it to the peers",
+                share.label
+            );
+            mistakes.at(line, text);
+        }
+    }
+    for peer in draft.peers.iter().filter(|peer| has(&peer.name)) {
+        let own = share.modes.iter().any(|(name, _)| *name == peer.name);
+        if !own
+            && let (Some(ours), Some(theirs)) = (share.mode, peer.mode)
+            && ours.and(theirs).is_none()
+        {
+            let name = &peer.name;
+            let text = format!(
+                "{} has mode {:?} and [peers.{name}] mode {:?}, so nothing would go either way: take {name} out of the \
+                 share's peers, or say under modes what is meant",
+                share.label,
+                ours.name(),
+                theirs.name()
+            );
+            mistakes.at(peer.line, text);
         }
     }
 }

@@ -29,6 +29,7 @@ use std::{
 
 use self::mistake::Mistakes;
 pub use crate::engine::Policy;
+pub use crate::model::Mode;
 
 pub use self::{
     excludes::{Excludes, PatternError},
@@ -87,8 +88,8 @@ pub struct Peer {
 pub struct Share {
     /// Absolute; was a directory when the configuration was read.
     pub path: PathBuf,
-    /// Names in [`Config::peers`]; at least one.
-    pub peers: Vec<String>,
+    /// Names in [`Config::peers`], and which way changes go; at least one.
+    pub peers: Vec<(String, Mode)>,
     pub excludes: Excludes,
     pub conflicts: Policy,
 }

@@ -6,7 +6,7 @@ use std::{net::SocketAddr, ops::Range, path::PathBuf};
 use toml::de::DeTable;
 
 use super::{
-    Attach, Config, Excludes, Node, Peer, Policy, Share, SourceKind, Tracer, Transport, defaults,
+    Attach, Config, Excludes, Mode, Node, Peer, Policy, Share, SourceKind, Tracer, Transport, defaults,
     mistake::Mistakes,
     section::{At, Field, Section},
 };
@@ -40,6 +40,7 @@ pub(super) struct DraftPeer {
     pub(super) line: Option<usize>,
     address: Option<String>,
     pub(super) key: Option<At<PublicKey>>,
+    pub(super) mode: Option<Mode>,
 }
 
 pub(super) struct DraftShare {
@@ -50,6 +51,19 @@ pub(super) struct DraftShare {
     pub(super) peers: Field<Vec<At<String>>>,
     excludes: Option<Excludes>,
     conflicts: Option<Policy>,
+    pub(super) mode: Option<Mode>,
+    /// What stands in the share's `modes`, by peer, in the order of the file.
+    pub(super) modes: Vec<(String, Option<At<Mode>>)>,
+}
+
+impl DraftShare {
+    /// What the share and its peer allow; none if that is nothing, or wrong.
+    pub(super) fn mode_with(&self, peer: &DraftPeer) -> Option<Mode> {
+        match self.modes.iter().find(|(name, _)| *name == peer.name) {
+            Some((_, own)) => own.as_ref().map(|at| at.value),
+            None => self.mode?.and(peer.mode?),
+        }
+    }
 }
 
 /// Reads `text`, noting what is wrong in it.
@@ -106,8 +120,13 @@ impl Draft {
     /// another is `check`'s to say.
     pub(super) fn finish(self) -> Option<Config> {
         let every_peer: Vec<String> = self.peers.iter().map(|peer| peer.name.clone()).collect();
+        let modes: Vec<Vec<Option<Mode>>> = self
+            .shares
+            .iter()
+            .map(|share| self.peers.iter().map(|peer| share.mode_with(peer)).collect())
+            .collect();
         let peers = self.peers.into_iter();
-        let shares = self.shares.into_iter();
+        let shares = self.shares.into_iter().zip(modes);
         Some(Config {
             node: Node {
                 name: self.name?.value,
@@ -128,7 +147,7 @@ impl Draft {
                 })
                 .collect::<Option<_>>()?,
             shares: shares
-                .map(|share| {
+                .map(|(share, modes)| {
                     let peers = share.peers.or_default(None, || {
                         every_peer
                             .iter()
@@ -138,7 +157,10 @@ impl Draft {
                             })
                             .collect()
                     });
-                    let peers = peers?.value.into_iter().map(|at| at.value).collect();
+                    let peers: Vec<String> = peers?.value.into_iter().map(|at| at.value).collect();
+                    let of = |peer: &String| modes[every_peer.iter().position(|name| name == peer)?];
+                    let modes = peers.iter().map(of).collect::<Option<Vec<Mode>>>()?;
+                    let peers = peers.into_iter().zip(modes).collect();
                     Some((
                         share.name,
                         Share {
@@ -241,7 +263,7 @@ fn read_peer(name: String, section: &Section<'_>, mistakes: &mut Mistakes<'_>) -
             format!("{}: the name {name:?} {why}", section.label),
         );
     }
-    section.refuse_unknown(&["address", "key"], mistakes);
+    section.refuse_unknown(&["address", "key", "mode"], mistakes);
     let label = &section.label;
     let address = section
         .string("address", mistakes)
@@ -272,6 +294,7 @@ fn read_peer(name: String, section: &Section<'_>, mistakes: &mut Mistakes<'_>) -
         line: section.line,
         address: address.map(|at| at.value),
         key,
+        mode: read_mode(section, mistakes),
         name,
     }
 }
@@ -283,7 +306,10 @@ fn read_share(name: String, section: &Section<'_>, mistakes: &mut Mistakes<'_>) 
             format!("{}: the name {name:?} {why}", section.label),
         );
     }
-    section.refuse_unknown(&["path", "peers", "exclude", "conflicts"], mistakes);
+    section.refuse_unknown(
+        &["path", "peers", "exclude", "conflicts", "mode", "modes"],
+        mistakes,
+    );
     let label = section.label.clone();
     let path = section
         .absolute_path("path", mistakes)
@@ -305,7 +331,17 @@ fn read_share(name: String, section: &Section<'_>, mistakes: &mut Mistakes<'_>) 
     let conflicts = section
         .choice("conflicts", mistakes)
         .or_default(None, Policy::default);
+    let modes = section.section("modes", mistakes);
     DraftShare {
+        mode: read_mode(section, mistakes),
+        modes: modes
+            .keys()
+            .into_iter()
+            .map(|peer| {
+                let given = modes.choice(&peer, mistakes).or_default(None, Mode::default);
+                (peer, given)
+            })
+            .collect(),
         name,
         label,
         path,
@@ -313,6 +349,11 @@ fn read_share(name: String, section: &Section<'_>, mistakes: &mut Mistakes<'_>) 
         excludes,
         conflicts: conflicts.map(|at| at.value),
     }
+}
+
+fn read_mode(section: &Section<'_>, mistakes: &mut Mistakes<'_>) -> Option<Mode> {
+    let given = section.choice("mode", mistakes).or_default(None, Mode::default);
+    given.map(|at| at.value)
 }
 
 fn read_excludes(label: &str, given: Vec<At<String>>, mistakes: &mut Mistakes<'_>) -> Option<Excludes> {

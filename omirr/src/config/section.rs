@@ -121,18 +121,24 @@ impl<'a> Section<'a> {
 
     /// The tables in this one, with their names, in the order of the file.
     pub(super) fn children(&self, mistakes: &mut Mistakes<'_>) -> Vec<(String, Section<'a>)> {
+        let child = |name: String| {
+            let section = self.section(&name, mistakes);
+            (name, section)
+        };
+        self.keys().into_iter().map(child).collect()
+    }
+
+    /// The keys, in the order of the file.
+    pub(super) fn keys(&self) -> Vec<String> {
         let Some(table) = self.table else {
             return Vec::new();
         };
-        let mut names: Vec<_> = table
+        let mut keys: Vec<_> = table
             .keys()
             .map(|key| (key.span().start, key.get_ref().as_ref()))
             .collect();
-        names.sort_unstable();
-        names
-            .into_iter()
-            .map(|(_, name)| (name.to_owned(), self.section(name, mistakes)))
-            .collect()
+        keys.sort_unstable();
+        keys.into_iter().map(|(_, key)| key.to_owned()).collect()
     }
 
     /// Notes each key that is not in `known`, with the one that was meant.

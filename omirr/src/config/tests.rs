@@ -124,12 +124,12 @@ path = "$D/mail"
         machine.0.path().join("www").as_os_str(),
         "without needless slashes"
     );
-    assert_eq!(www.peers, ["web3"]);
+    assert_eq!(www.peers, [("web3".to_owned(), Mode::Both)]);
     assert_eq!(www.excludes.patterns(), ["*.tmp"]);
     assert_eq!(www.conflicts, Policy::NewestWins);
     assert_eq!(
         config.shares["mail"].peers,
-        ["web2", "web3"],
+        ["web2", "web3"].map(|peer| (peer.to_owned(), Mode::Both)),
         "the default is every peer"
     );
     assert_eq!(config.shares["mail"].conflicts, Policy::KeepBoth);
@@ -537,6 +537,8 @@ const PIECES: &[&str] = &[
     "peers",
     "exclude",
     "conflicts",
+    "mode",
+    "modes",
     " = ",
     "\"",
     "\"\"\"",
@@ -586,4 +588,48 @@ proptest! {
         prop_assert!(Config::parse(&text).is_err());
         read::state_dir(&text);
     }
+}
+
+#[test]
+fn a_share_and_a_peer_say_which_way_changes_go() {
+    let machine = Machine::new();
+    let text = |peer: &str, share: &str| {
+        format!(
+            "[node]\nname = \"a\"\nkey = \"$D/node.key\"\n[peers.web2]\naddress = \"web2:808\"\nkey = \
+             \"$A\"\n{peer}\n[peers.web3]\naddress = \"web3:808\"\nkey = \"$B\"\n[shares.www]\npath = \
+             \"$D/www\"\n{share}\n"
+        )
+    };
+    let modes = |peer: &str, share: &str| {
+        let config = machine.parse(&text(peer, share)).unwrap();
+        let peers = config.shares["www"].peers.iter();
+        peers.map(|(_, mode)| *mode).collect::<Vec<_>>()
+    };
+    assert_eq!(modes("", "mode = \"send\""), [Mode::Send, Mode::Send]);
+    assert_eq!(modes("mode = \"receive\"", ""), [Mode::Receive, Mode::Both]);
+    assert_eq!(
+        modes(
+            "mode = \"receive\"",
+            "mode = \"send\"\nmodes = { web2 = \"both\" }"
+        ),
+        [Mode::Both, Mode::Send]
+    );
+    let wrong = |peer: &str, share: &str| machine.mistakes(&text(peer, share));
+    assert_eq!(
+        wrong("mode = \"receive\"", "mode = \"send\""),
+        [
+            "4: [shares.www] has mode \"send\" and [peers.web2] mode \"receive\", so nothing would go either way: take \
+             web2 out of the share's peers, or say under modes what is meant"
+        ]
+    );
+    assert_eq!(
+        wrong(
+            "",
+            "peers = [\"web3\"]\nmodes = { web2 = \"send\", web3 = \"sned\" }"
+        ),
+        [
+            "14: [shares.www.modes] web3 cannot be \"sned\": use \"send\", \"receive\" or \"both\"",
+            "14: [shares.www] modes names \"web2\", which is no peer of the share: take it out, or add it to the peers"
+        ]
+    );
 }

@@ -140,7 +140,7 @@ async fn run_once(config: &Config, config_path: &Path, state: &StateDir) -> anyh
     let mut tasks = tokio::task::JoinSet::new();
     for share in shares.iter() {
         tasks.spawn(scanner::run(Arc::clone(share), stopped.clone()));
-        for link in &share.links {
+        for link in share.links.iter().filter(|link| link.mode.sends()) {
             tasks.spawn(sender::run(
                 Arc::clone(share),
                 Arc::clone(link),
@@ -232,7 +232,7 @@ fn open_share(
     let identity = root.identity()?;
     let mut places = Vec::new();
     index.write(|w| {
-        for peer in &settings.peers {
+        for (peer, _) in &settings.peers {
             places.push(w.peer_place(config.peers[peer].key.as_bytes()));
         }
         let replica = w.meta().replica;
@@ -246,13 +246,15 @@ fn open_share(
         .peers
         .iter()
         .zip(places)
-        .map(|(peer, place)| {
+        .map(|((peer, mode), place)| {
             let settings = &config.peers[peer];
             Arc::new(Link {
                 peer: peer.clone(),
                 address: settings.address.clone(),
                 key: *settings.key.as_bytes(),
                 place,
+                mode: *mode,
+                inbounds: Default::default(),
                 acked: watch::Sender::new(0),
                 alive: tokio::sync::Notify::new(),
                 state: Default::default(),

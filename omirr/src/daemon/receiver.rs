@@ -15,7 +15,7 @@ use rayon::prelude::*;
 use rustc_hash::FxHashMap;
 use tokio::sync::{mpsc, watch};
 
-use super::share::{Arrival, Command, Figures, Inbound, Input, Share};
+use super::share::{Arrival, Command, Figures, Inbound, Input, Link, Share};
 use crate::apply::{self, Ahead, ApplyError, DirFd, Ready, Staged};
 use crate::content::{self, Assembler, ChunkSize, OwnChunks};
 use crate::engine::{self, Verdict};
@@ -96,6 +96,16 @@ async fn session(connection: Connection, key: PublicKey, shares: &[Arc<Share>]) 
         writer.send(&refuse(reason.clone())).await?;
         bail!("{node} ({address}): {reason}");
     };
+    if !link.mode.receives() {
+        // The peer tells its operator, who sees to it; it will go on asking.
+        let reason = format!(
+            "{} only sends share {} and takes no changes of yours (its mode is \"send\"): say mode = \"receive\" for it in \
+             your configuration, or have it say \"both\"",
+            share.node, share.name
+        );
+        writer.send(&refuse(reason)).await?;
+        return Ok(());
+    }
     if let Some(reason) = share.stopped() {
         writer
             .send(&refuse(format!("share {} is stopped here: {reason}", share.name)))
@@ -127,8 +137,10 @@ async fn session(connection: Connection, key: PublicKey, shares: &[Arc<Share>]) 
         commands,
         closed: AtomicBool::new(false),
     });
+    link.inbounds.fetch_add(1, Ordering::Relaxed);
     let _closing = Closing {
         share: Arc::clone(share),
+        link: Arc::clone(link),
         inbound: Arc::clone(&inbound),
     };
     let mut fetches = Fetches::new(share, &inbound);
@@ -249,12 +261,14 @@ fn stage_inline(ahead: &Ahead<'_, '_>, place: &DirFd, row: &WireRow) -> Result<O
 /// Tells the keeper when the connection ends, however it ends.
 struct Closing {
     share: Arc<Share>,
+    link: Arc<Link>,
     inbound: Arc<Inbound>,
 }
 
 impl Drop for Closing {
     fn drop(&mut self) {
         self.inbound.closed.store(true, Ordering::Release);
+        self.link.inbounds.fetch_sub(1, Ordering::Relaxed);
         let (share, inbound) = (Arc::clone(&self.share), Arc::clone(&self.inbound));
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             runtime.spawn(async move {

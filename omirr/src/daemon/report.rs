@@ -206,7 +206,7 @@ async fn wait_for_share(
         Err(reason) => return everyone(&reason),
     };
     let mut behind = Vec::new();
-    for link in &links {
+    for link in links.iter().filter(|link| link.mode.sends()) {
         let mut acked = link.acked.subscribe();
         let reached = tokio::time::timeout_at(deadline, acked.wait_for(|acked| *acked >= head)).await;
         if !matches!(reached, Ok(Ok(_))) {
@@ -265,6 +265,9 @@ fn lag_reason(link: &Link) -> Option<String> {
 
 /// Rows that the peer has not acknowledged.
 fn behind_of(share: &Share, link: &Link) -> u64 {
+    if !link.mode.sends() {
+        return 0;
+    }
     let acked = *link.acked.borrow();
     if acked >= *share.head.borrow() {
         return 0;
@@ -286,10 +289,15 @@ fn share_report(share: &Share) -> ShareReport {
         .map(|link| {
             let state = link.state.lock().clone();
             let clock = *link.clock.lock();
+            let connected = match link.mode.sends() {
+                true => state.connected,
+                false => link.inbounds.load(Ordering::Relaxed) > 0,
+            };
             PeerReport {
                 name: link.peer.clone(),
                 address: link.address.clone(),
-                state: match (&progress.stopped, state.connected) {
+                mode: link.mode,
+                state: match (&progress.stopped, connected) {
                     (Some(_), _) => PeerState::Stopped,
                     (None, true) => PeerState::Connected,
                     (None, false) => PeerState::Connecting,

@@ -4,7 +4,7 @@
 //! tree; everyone else reads the index in snapshots, adds to the dirty set, or
 //! sends the keeper an [`Input`].
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Instant;
 
@@ -20,7 +20,7 @@ use crate::apply::{Ready, ShareRoot};
 use crate::config::Excludes;
 use crate::engine::{Offset, Policy};
 use crate::index::Index;
-use crate::model::{Entry, RelPath, ReplicaId};
+use crate::model::{Entry, Mode, RelPath, ReplicaId};
 use crate::resolve::Resolver;
 use crate::resolve::fallback::Locator;
 use crate::source::{KeptUp, Source};
@@ -98,6 +98,10 @@ pub struct Link {
     pub key: [u8; 32],
     /// The peer's place in the index' table.
     pub place: u32,
+    /// Which way the share's changes go.
+    pub mode: Mode,
+    /// How many connections the peer has made to send.
+    pub inbounds: AtomicUsize,
     /// This node's sequence up to which the peer has everything durably.
     pub acked: watch::Sender<u64>,
     pub state: Mutex<LinkState>,

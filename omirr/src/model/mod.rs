@@ -4,12 +4,14 @@
 //! sent to a peer is made of these types; `wire/codec.rs` turns them to bytes.
 
 mod entry;
+mod mode;
 mod origin;
 mod path;
 mod row;
 mod version;
 
 pub use entry::{Entry, Hash, Kind, LinkGroup, Time, Xattr};
+pub use mode::Mode;
 pub use origin::{CGROUP_BYTES_MAX, COMMAND_BYTES_MAX, Origin};
 pub use path::{PathError, RelPath, TEMP_PREFIX, is_temp_name};
 pub use row::{Record, Row, StatSig};

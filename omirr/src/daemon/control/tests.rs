@@ -19,6 +19,7 @@ use tokio::{
 
 use super::{client::Client, *};
 use crate::daemon::StateDir;
+use crate::model::Mode;
 
 /// A daemon with two shares, in which `mail` never gets to `web3`.
 #[derive(Default)]
@@ -31,6 +32,7 @@ fn share(name: &str, peers: &[&str]) -> ShareReport {
         name: (*name).to_owned(),
         address: format!("{name}:808"),
         state: PeerState::Connected,
+        mode: Mode::Both,
         behind: 0,
         last_error: None,
         clock_ahead_ms: Some(-3),

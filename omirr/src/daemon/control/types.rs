@@ -9,6 +9,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+use crate::model::Mode;
 use crate::source::{About, SourceStats};
 
 /// A request, one line.
@@ -312,6 +313,9 @@ pub struct PeerReport {
     pub name: String,
     pub address: String,
     pub state: PeerState,
+    /// Which way changes go between it and this node.
+    #[serde(default)]
+    pub mode: Mode,
     /// Entries that this node has and the peer has not acknowledged.
     pub behind: u64,
     pub last_error: Option<String>,
