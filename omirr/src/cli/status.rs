@@ -209,6 +209,7 @@ mod tests {
                     entries: 81234,
                     pending: 3,
                     conflicts: 1,
+                    tombstones: 0,
                     pending_items: vec![PendingItem {
                         path: "a/b".into(),
                         peer: "web2".into(),
@@ -234,6 +235,7 @@ mod tests {
                     entries: 5,
                     pending: 0,
                     conflicts: 0,
+                    tombstones: 9,
                     pending_items: Vec::new(),
                     progress: None,
                     peers: Vec::new(),

@@ -20,7 +20,7 @@ use super::share::{Command, Inbound, Input, Share, Waiting};
 use super::who::Origins;
 use crate::apply;
 use crate::engine::Author;
-use crate::index::Durable;
+use crate::index::{Durable, Meta};
 use crate::model::{RelPath, ReplicaId};
 
 /// Applied rows wait at most so long to be made durable and acknowledged.
@@ -58,6 +58,15 @@ pub struct Keeper {
     trimmed: bool,
 }
 
+/// Goes on where the index ends.
+fn author_of(meta: &Meta) -> Author {
+    let mut author = Author::new(meta.replica, meta.head, Some(meta.stamp), None);
+    if let Some(stamp) = meta.forgotten {
+        author.forgets(stamp);
+    }
+    author
+}
+
 /// How far a connection's rows have come.
 pub(super) struct Delivered {
     pub(super) inbound: Arc<Inbound>,
@@ -75,9 +84,8 @@ impl Keeper {
         stop: watch::Receiver<bool>,
         runtime: tokio::runtime::Handle,
     ) -> Keeper {
-        let meta = share.index.meta();
         Keeper {
-            author: Author::new(meta.replica, meta.head, Some(meta.stamp), None),
+            author: author_of(&share.index.meta()),
             origins: Origins::new(),
             share,
             inputs,
@@ -218,8 +226,7 @@ impl Keeper {
                     meta.names.push((replica, node));
                     Ok(((), Durable::Yes))
                 })?;
-                let meta = self.share.index.meta();
-                self.author = Author::new(replica, meta.head, Some(meta.stamp), None);
+                self.author = author_of(&self.share.index.meta());
             }
             Input::Names(names) => {
                 let known = self.share.index.meta().names;
@@ -295,6 +302,7 @@ impl Keeper {
     }
 
     fn acknowledge(&mut self) {
+        let head = self.share.index.meta().head;
         let applied: Vec<u64> = self
             .inbounds
             .iter()
@@ -320,6 +328,7 @@ impl Keeper {
                     durable,
                     pending: count,
                     reason,
+                    head,
                 });
             }
         }
@@ -349,6 +358,9 @@ impl Keeper {
     fn wait(&mut self) -> anyhow::Result<bool> {
         if *self.stop.borrow() {
             return Ok(false);
+        }
+        if self.idle_since.elapsed() >= IDLE_AFTER && self.sweep()? {
+            return Ok(true);
         }
         if !self.trimmed && self.idle_since.elapsed() >= IDLE_AFTER {
             self.share.recent.clear();

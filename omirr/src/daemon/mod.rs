@@ -31,6 +31,7 @@ mod service;
 mod share;
 mod state_dir;
 mod steps;
+mod sweep;
 mod who;
 
 use std::collections::BTreeMap;
@@ -256,6 +257,7 @@ fn open_share(
                 mode: *mode,
                 inbounds: Default::default(),
                 acked: watch::Sender::new(0),
+                marks: Default::default(),
                 alive: tokio::sync::Notify::new(),
                 state: Default::default(),
                 clock: Default::default(),

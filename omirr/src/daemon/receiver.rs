@@ -124,6 +124,7 @@ async fn session(connection: Connection, key: PublicKey, shares: &[Arc<Share>]) 
             replica: meta.replica,
             cursor,
             names: meta.names,
+            head: meta.head,
         })
         .await?;
     link.alive.notify_waiters();
@@ -183,8 +184,8 @@ async fn session(connection: Connection, key: PublicKey, shares: &[Arc<Share>]) 
                 }
             }
             Some(order) = orders.recv() => match order {
-                Command::Ack { durable, pending, reason } => {
-                    drop(say.send(Message::Ack { durable, pending, reason }));
+                Command::Ack { durable, pending, reason, head } => {
+                    drop(say.send(Message::Ack { durable, pending, reason, head }));
                 }
                 Command::Want { path, seq, entry } => fetches.queue.push_back(Wanted { path, seq, entry }),
             },

@@ -329,6 +329,7 @@ fn share_report(share: &Share) -> ShareReport {
         entries: meta.live,
         pending: progress.pending,
         conflicts: meta.conflicts,
+        tombstones: meta.tombstones,
         pending_items: progress
             .waiting
             .into_iter()

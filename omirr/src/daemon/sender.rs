@@ -101,9 +101,12 @@ async fn session(share: &Arc<Share>, link: &Arc<Link>, identity: &Identity) -> a
             protocol,
             cursor,
             names,
+            replica,
+            head,
             ..
         } => {
             net::check_protocol(&link.peer, protocol)?;
+            link.marks.lock().connected(replica, cursor, head);
             let _ = share.inputs.send(Input::Names(names)).await;
             cursor
         }
@@ -172,7 +175,7 @@ async fn session(share: &Arc<Share>, link: &Arc<Link>, identity: &Identity) -> a
             Some(message) = heard_of.recv() => {
                 heard = tokio::time::Instant::now();
                 match message? {
-                    Message::Ack { durable, pending, reason } => {
+                    Message::Ack { durable, pending, reason, head } => {
                         if durable > *share.head.borrow() {
                             bail!("{} acknowledges row {durable}, which it was never sent", link.peer);
                         }
@@ -180,6 +183,7 @@ async fn session(share: &Arc<Share>, link: &Arc<Link>, identity: &Identity) -> a
                         state.pending = pending;
                         state.last_error = reason;
                         drop(state);
+                        link.marks.lock().acknowledged(durable, head);
                         link.acked.send_if_modified(|acked| {
                             let more = durable > *acked;
                             *acked = (*acked).max(durable);

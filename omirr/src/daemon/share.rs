@@ -18,7 +18,7 @@ use super::recent::Recent;
 use super::recovered::Recovering;
 use crate::apply::{Ready, ShareRoot};
 use crate::config::Excludes;
-use crate::engine::{Offset, Policy};
+use crate::engine::{Marks, Offset, Policy};
 use crate::index::Index;
 use crate::model::{Entry, Mode, RelPath, ReplicaId};
 use crate::resolve::Resolver;
@@ -88,6 +88,8 @@ pub enum Command {
         durable: u64,
         pending: u64,
         reason: Option<String>,
+        /// This index' head.
+        head: u64,
     },
 }
 
@@ -104,6 +106,8 @@ pub struct Link {
     pub inbounds: AtomicUsize,
     /// This node's sequence up to which the peer has everything durably.
     pub acked: watch::Sender<u64>,
+    /// Which of this node's tombstones the peer is past.
+    pub marks: Mutex<Marks>,
     pub state: Mutex<LinkState>,
     /// How far the peer's clock is from this node's, when last asked.
     pub clock: Mutex<Option<Offset>>,

@@ -119,6 +119,8 @@ pub struct Author {
     replica: ReplicaId,
     clock: Clock,
     seq: u64,
+    /// The greatest stamp of a tombstone that was forgotten.
+    forgotten: Option<Stamp>,
 }
 
 impl Author {
@@ -130,7 +132,15 @@ impl Author {
             replica,
             clock: Clock::new(replica, last, reserve.wall_ms),
             seq: head.max(reserve.seq),
+            forgotten: None,
         }
+    }
+
+    /// A tombstone with this stamp, or those with lower ones, were forgotten. A
+    /// path without a row may have had one, which other nodes may still have: a
+    /// row that is made there must win over it.
+    pub fn forgets(&mut self, stamp: Stamp) {
+        self.forgotten = self.forgotten.max(Some(stamp));
     }
 
     pub fn replica(&self) -> ReplicaId {
@@ -162,7 +172,8 @@ impl Author {
 
     /// As [`Clock::stamp_for`].
     pub fn stamp_for(&mut self, now_ms: u64, when_ms: Option<u64>, old: Option<&Stamp>) -> Stamp {
-        self.clock.stamp_for(now_ms, when_ms, old)
+        self.clock
+            .stamp_for(now_ms, when_ms, old.or(self.forgotten.as_ref()))
     }
 
     /// Whether rows made so far go beyond `reserve`: then a new reserve must be
@@ -192,9 +203,7 @@ impl Author {
             return None;
         }
         let seq = self.next_seq();
-        let stamp = self
-            .clock
-            .stamp_for(now_ms, when_ms, old.map(|row| &row.version.stamp));
+        let stamp = self.stamp_for(now_ms, when_ms, old.map(|row| &row.version.stamp));
         local_change(old, seen, self.replica, seq, stamp).map(|row| (seq, row))
     }
 }

@@ -137,6 +137,11 @@ pub fn decide_remote<R: Rows>(
         let local = overlay.row(&path)?;
         let work = match remote_row(&path, local.as_ref(), &row, context.policy) {
             Verdict::Known => {
+                if let Some(local) = local.filter(|local| local.deleted && !row.deleted) {
+                    // Whoever sent it has forgotten the deletion, or does not
+                    // know of it yet; all hear of it again.
+                    overlay.tell_again(&path, local, author);
+                }
                 if row.is_live_dir() {
                     lost_dirs.insert(path, row.entry);
                 }

@@ -13,11 +13,13 @@
 //!    well; keep the others for another try; move the cursor up to them; then
 //!    [`relink`] the groups of the rows written.
 //! 3. A peer is behind: [`Outgoing::next_batch`].
-//! 4. After a crash: [`recover`] for paths with intents, the rest as in 1.
+//! 4. Nothing else is to do: tombstones that [`may_forget`] allows go.
+//! 5. After a crash: [`recover`] for paths with intents, the rest as in 1.
 
 mod change;
 mod clock;
 mod closure;
+mod collect;
 mod conflict;
 mod decide;
 mod links;
@@ -32,6 +34,7 @@ mod rows;
 pub use change::{Seen, differs, local_change};
 pub use clock::{Author, Clock, Reserve};
 pub use closure::{incoherent, observe_also};
+pub use collect::{Marks, Past, may_forget, past_all};
 pub use conflict::{CopyName, Original, conflict_path, is_conflict_path};
 pub use decide::{Arrived, Context, Observed, decide_local, decide_remote};
 pub use links::{Name, link_group, relink};

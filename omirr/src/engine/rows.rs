@@ -5,6 +5,7 @@ use std::ops::{Bound, ControlFlow};
 
 use crate::model::{Entry, Hash, LinkGroup, RelPath, ReplicaId, Row, Stamp};
 
+use super::clock::Author;
 use super::conflict::conflict_path;
 use super::merge::same_content;
 
@@ -74,6 +75,20 @@ impl<'a, R: Rows> Overlay<'a, R> {
             Some(decided) => Ok(Some(decided.row.clone())),
             None => self.base.row(path),
         }
+    }
+
+    /// Gives `row`, which stands at `path`, a new number, so that it is sent
+    /// again.
+    pub(super) fn tell_again(&mut self, path: &RelPath, row: Row, author: &mut Author) {
+        let again = Decided {
+            path: path.clone(),
+            seq: author.next_seq(),
+            row,
+            via: None,
+            moved_from: None,
+            work: Work::Nothing,
+        };
+        self.decided.insert(path.clone(), again);
     }
 
     pub(super) fn has_live_beneath(&self, path: &RelPath) -> Result<bool, R::Error> {

@@ -69,8 +69,6 @@ pub struct PeerState {
     pub replica: ReplicaId,
     /// The peer's sequence up to which everything is durably applied here.
     pub cursor: u64,
-    /// This node's sequence up to which the peer has durably applied.
-    pub acked: u64,
 }
 
 /// The figures and identities that belong to the index as a whole.
@@ -87,6 +85,12 @@ pub struct Meta {
     pub conflicts: u64,
     /// The greatest stamp given or witnessed.
     pub stamp: Stamp,
+    /// The greatest stamp of a tombstone that was forgotten.
+    pub forgotten: Option<Stamp>,
+    /// Up to this sequence number tombstones were forgotten that may be, with
+    /// the peers that `swept_for` is a digest of.
+    pub swept: u64,
+    pub swept_for: u64,
     /// The root's inode and birth time: an empty mount point has others.
     pub root: Option<(u64, u64)>,
     /// Node names behind replicas.
@@ -153,6 +157,9 @@ impl Index {
                         count: 0,
                         replica,
                     },
+                    forgotten: None,
+                    swept: 0,
+                    swept_for: 0,
                     root: None,
                     names: vec![(replica, node.to_owned())],
                     peers: Vec::new(),

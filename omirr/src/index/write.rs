@@ -197,6 +197,7 @@ impl Writer<'_> {
         let Some(old) = self.get(path)? else { return Ok(()) };
         assert!(old.row.deleted, "only tombstones are forgotten");
         self.meta.tombstones -= 1;
+        self.meta.forgotten = self.meta.forgotten.max(Some(old.row.version.stamp));
         self.seqs
             .remove(old.seq)
             .map_err(|error| storage(&self.path, error))?;
@@ -234,7 +235,6 @@ impl Writer<'_> {
                     key: *key,
                     replica: ReplicaId(0),
                     cursor: 0,
-                    acked: 0,
                 });
                 self.meta.peers.len() - 1
             });

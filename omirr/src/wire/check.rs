@@ -68,10 +68,12 @@ pub(super) fn check(message: &mut Message) -> Result<(), WireError> {
             replica: _,
             cursor,
             names,
+            head,
         } => {
             tidy(software);
             check_name("the node's name", node).map_err(impossible)?;
             check_counter("the cursor", *cursor).map_err(impossible)?;
+            check_counter("the highest sequence number", *head).map_err(impossible)?;
             check_names(names).map_err(impossible)
         }
         Message::Refuse { reason } | Message::Gone { id: _, reason } => {
@@ -102,10 +104,12 @@ pub(super) fn check(message: &mut Message) -> Result<(), WireError> {
             durable,
             pending: _,
             reason,
+            head,
         } => {
             if let Some(reason) = reason {
                 tidy(reason);
             }
+            check_counter("the highest sequence number", *head).map_err(impossible)?;
             check_counter("the acknowledged sequence number", *durable).map_err(impossible)
         }
         Message::Ping => Ok(()),

@@ -197,6 +197,7 @@ fn names_cannot_leave_a_folder_or_paint_a_terminal() {
             replica: ReplicaId(1),
             cursor: 0,
             names: vec![(ReplicaId(2), bad.to_owned())],
+            head: 0,
         };
         assert!(check(&mut welcome).is_err(), "{bad:?}");
     }

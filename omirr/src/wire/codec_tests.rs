@@ -145,6 +145,7 @@ fn message() -> impl Strategy<Value = Message> {
                 replica: ReplicaId(replica),
                 cursor,
                 names,
+                head: cursor / 3,
             }
         }),
         "[ -~]{0,80}".prop_map(|reason| Message::Refuse { reason }),
@@ -169,7 +170,8 @@ fn message() -> impl Strategy<Value = Message> {
             |(durable, pending, reason)| Message::Ack {
                 durable,
                 pending,
-                reason
+                reason,
+                head: durable ^ 1,
             }
         ),
         Just(Message::Ping),
@@ -299,10 +301,11 @@ fn the_variants_have_the_numbers_that_the_protocol_gives_them() {
         durable: 300,
         pending: 0,
         reason: None,
+        head: 200,
     };
     assert_eq!(
         &encode(&ack).unwrap()[..],
-        [7, 0, 0, 0, 0, 7, 251, 0x2c, 0x01, 0, 0]
+        [8, 0, 0, 0, 0, 7, 251, 0x2c, 0x01, 0, 0, 200]
     );
 }
 

@@ -82,6 +82,8 @@ pub enum Message {
         /// has durably applied everything.
         cursor: u64,
         names: Vec<(ReplicaId, String)>,
+        /// The receiver's own highest sequence number.
+        head: u64,
     },
     /// Receiver's other answer; the connection ends.
     Refuse { reason: String },
@@ -112,6 +114,9 @@ pub enum Message {
         durable: u64,
         pending: u64,
         reason: Option<String>,
+        /// The receiver's own highest sequence number: what it sends up to there
+        /// may have been made before it had the rows up to `durable`.
+        head: u64,
     },
     /// Are you there? Answered by `Pong`.
     Ping,

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::ops::ControlFlow;
 
-use omirr::engine::{Reserve, Rows, Sequence};
+use omirr::engine::{Past, Reserve, Rows, Sequence, may_forget};
 use omirr::model::{Hash, LinkGroup, Record, RelPath, ReplicaId, Row, Stamp};
 
 /// A row that is about to be applied to the disk.
@@ -23,6 +23,11 @@ pub(crate) struct Index {
     pub(crate) cursors: BTreeMap<u32, (ReplicaId, u64)>,
     pub(crate) reserve: Reserve,
     pub(crate) intents: BTreeMap<RelPath, Intent>,
+    /// The highest sequence number ever used.
+    head: u64,
+    /// The greatest stamp ever, and that of a tombstone that was forgotten.
+    stamp: Option<Stamp>,
+    pub(crate) forgotten: Option<Stamp>,
 }
 
 impl Index {
@@ -30,16 +35,35 @@ impl Index {
         if let Some(old) = self.records.get(&path) {
             self.by_seq.remove(&old.seq);
         }
+        self.head = self.head.max(record.seq);
+        self.stamp = self.stamp.max(Some(record.row.version.stamp));
         self.by_seq.insert(record.seq, path.clone());
         self.records.insert(path, record);
     }
 
     pub(crate) fn head(&self) -> u64 {
-        self.by_seq.last_key_value().map_or(0, |(seq, _)| *seq)
+        self.head
     }
 
     pub(crate) fn last_stamp(&self) -> Option<Stamp> {
-        self.records.values().map(|record| record.row.version.stamp).max()
+        self.stamp
+    }
+
+    /// Forgets the tombstones that may be.
+    pub(crate) fn sweep(&mut self, peers: &[Past]) -> Vec<RelPath> {
+        let gone: Vec<RelPath> = self
+            .records
+            .iter()
+            .filter(|(_, record)| may_forget(record, peers))
+            .map(|(path, _)| path.clone())
+            .collect();
+        for path in &gone {
+            if let Some(record) = self.records.remove(path) {
+                self.by_seq.remove(&record.seq);
+                self.forgotten = self.forgotten.max(Some(record.row.version.stamp));
+            }
+        }
+        gone
     }
 
     /// The paths at which the inode was when they were last looked at.

@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use omirr::engine::{
-    Arrived, Author, Content, Context, Decided, Found, Install, Name, Observed, Outgoing, Policy, Progress,
-    Rows, Seen, Step, Work, decide_local, decide_remote, goes_inline, incoherent, link_group, observe_also,
-    plan, recover, relink,
+    Arrived, Author, Content, Context, Decided, Found, Install, Marks, Name, Observed, Outgoing, Past,
+    Policy, Progress, Rows, Seen, Step, Work, decide_local, decide_remote, goes_inline, incoherent,
+    link_group, observe_also, plan, recover, relink,
 };
 use omirr::model::{Entry, Hash, LinkGroup, Origin, Record, RelPath, ReplicaId, Row, StatSig, Time};
 
@@ -77,6 +77,8 @@ pub(crate) struct Node {
     pub(crate) received: BTreeMap<u32, u64>,
     pub(crate) fetched: HashSet<Hash>,
     pub(crate) wants: Vec<(u32, Want)>,
+    /// Per peer: how far it is past this node's tombstones.
+    pub(crate) marks: BTreeMap<u32, Marks>,
     pub(crate) log: Vec<String>,
 }
 
@@ -98,6 +100,7 @@ impl Node {
             received: BTreeMap::new(),
             fetched: HashSet::new(),
             wants: Vec::new(),
+            marks: BTreeMap::new(),
             log: Vec::new(),
         }
     }
@@ -117,6 +120,10 @@ impl Node {
         self.index = self.durable.clone();
         let reserve = (!clean).then_some(self.index.reserve);
         self.author = Author::new(self.replica, self.index.head(), self.index.last_stamp(), reserve);
+        if let Some(stamp) = self.index.forgotten {
+            self.author.forgets(stamp);
+        }
+        self.marks.clear();
         self.dirty.clear();
         self.pending.clear();
         self.received.clear();
@@ -190,6 +197,24 @@ impl Node {
     pub(crate) fn commit(&mut self) {
         self.index.reserve = self.author.reserve(self.disk.clock.millis());
         self.durable = self.index.clone();
+    }
+
+    /// Forgets the tombstones that all of `peers` are past.
+    pub(crate) fn sweep(&mut self, peers: &[u32]) {
+        let past = peers.iter().map(|peer| {
+            let marks = self.marks.entry(*peer).or_default();
+            if let Some((replica, cursor)) = self.durable.cursors.get(peer) {
+                marks.received(*replica, *cursor);
+            }
+            Past::Upto(marks.confirmed())
+        });
+        let past: Vec<Past> = past.collect();
+        for path in self.index.sweep(&past) {
+            self.log.push(format!("forgets {path}"));
+        }
+        if let Some(stamp) = self.index.forgotten {
+            self.author.forgets(stamp);
+        }
     }
 
     /// What was changed on this node's disk gets rows; users go on meanwhile.

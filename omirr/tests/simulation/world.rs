@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use omirr::engine::{Outgoing, Policy, Rows};
-use omirr::model::{Entry, Kind, RelPath};
+use omirr::model::{Entry, Kind, Record, RelPath};
 
 use crate::disk::Disk;
 use crate::node::{Crashed, Event, Node, Sent, Want, shown, sure};
@@ -30,6 +30,7 @@ enum Manner {
 enum Message {
     Batch { upto: u64, rows: Vec<Sent> },
     Want(Want),
+    Ack { durable: u64, head: u64 },
     Content { want: Want, have: bool },
 }
 
@@ -183,7 +184,8 @@ impl World {
             self.heal()?;
         }
         self.check()?;
-        self.check_left(&left)
+        self.check_left(&left)?;
+        self.check_forgotten()
     }
 
     fn something(&mut self) {
@@ -199,7 +201,9 @@ impl World {
             91..=92 => self.crash(at),
             93..=94 => self.stop(at),
             95 => self.start_anew(at),
-            96..=97 => self.start(at),
+            96 => self.acknowledge(),
+            97 => self.start(at),
+            98 if self.rng.chance(50) => self.sweep(at),
             98 if self.places[at].up && self.places[at].lost => self.rescan(at),
             99 => {
                 let skew = self.rng.below(7_200_000) as i64 - 3_600_000;
@@ -413,6 +417,12 @@ impl World {
             .pending
             .retain(|(peer, _), _| *peer != from as u32);
         self.places[to].node.received.insert(from as u32, cursor);
+        let (theirs, head) = {
+            let node = &self.places[to].node;
+            (node.replica, node.index.head())
+        };
+        let marks = self.places[from].node.marks.entry(to as u32).or_default();
+        marks.connected(theirs, cursor, head);
         let fresh_after = self.places[from].heard[&(to as u32)].1;
         self.trace.push(format!(
             "n{from} connects to n{to} at cursor {cursor}, fresh after {fresh_after}"
@@ -438,6 +448,40 @@ impl World {
             place.node.pending.retain(|(from, _), _| *from != peer as u32);
             // With them goes what is known of how far that life's rows came.
             place.node.received.remove(&(peer as u32));
+        }
+    }
+
+    /// A receiver says how far it is.
+    fn acknowledge(&mut self) {
+        let keys: Vec<(usize, usize)> = self.connections.keys().copied().collect();
+        if let Some(&key) = self.rng.pick(&keys) {
+            self.acknowledge_on(key);
+        }
+    }
+
+    fn acknowledge_on(&mut self, (from, to): (usize, usize)) {
+        let node = &self.places[to].node;
+        let Some(&(replica, durable)) = node.durable.cursors.get(&(from as u32)) else {
+            return;
+        };
+        let head = node.index.head();
+        // A cursor of the sender's former index is not about this connection.
+        if let Some(connection) = self.connections.get_mut(&(from, to))
+            && replica == self.places[from].node.replica
+        {
+            self.trace.push(format!(
+                "n{to} has n{from}'s rows up to {durable}, its own head is {head}"
+            ));
+            connection.back.push_back(Message::Ack { durable, head });
+        }
+    }
+
+    fn sweep(&mut self, at: usize) {
+        let linked = self.links.iter().filter(|(from, _)| *from == at);
+        let peers: Vec<u32> = linked.map(|(_, to)| *to as u32).collect();
+        if self.places[at].up {
+            self.trace.push(format!("n{at} sweeps"));
+            self.places[at].node.sweep(&peers);
         }
     }
 
@@ -489,8 +533,16 @@ impl World {
         let Some(connection) = self.connections.get_mut(&(from, to)) else {
             return false;
         };
-        let Some(Message::Want(want)) = connection.back.pop_front() else {
-            return false;
+        let want = loop {
+            match connection.back.pop_front() {
+                Some(Message::Want(want)) => break want,
+                // Nothing follows from it but that something may be forgotten.
+                Some(Message::Ack { durable, head }) => {
+                    let marks = self.places[from].node.marks.entry(to as u32).or_default();
+                    marks.acknowledged(durable, head);
+                }
+                _ => return false,
+            }
         };
         let have = self.places[from].node.has(&want);
         connection.forth.push_back(Message::Content { want, have });
@@ -527,8 +579,14 @@ impl World {
             }
             for at in 0..self.places.len() {
                 self.places[at].node.commit();
+                if self.rng.chance(20) {
+                    self.sweep(at);
+                }
             }
             for (from, to) in self.links.clone() {
+                if self.rng.chance(20) {
+                    self.acknowledge_on((from, to));
+                }
                 while self.back(from, to) {
                     moved = true;
                 }
@@ -583,6 +641,49 @@ impl World {
         Ok(())
     }
 
+    /// At rest, with all links up, nobody remembers a deletion for long.
+    fn check_forgotten(&mut self) -> Result<(), String> {
+        for _ in 0..2 {
+            self.acknowledge_all();
+        }
+        for (at, place) in self.places.iter().enumerate() {
+            let kept = place
+                .node
+                .index
+                .records
+                .iter()
+                .find(|(_, record)| record.row.deleted);
+            if let Some((path, record)) = kept {
+                return Err(format!(
+                    "n{at} keeps {} for ever: {:?}",
+                    shown(path, &record.row),
+                    place.node.marks
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Everybody connects, talks, tells how far it is, and forgets what it may.
+    fn acknowledge_all(&mut self) {
+        for (from, to) in self.links.clone() {
+            self.connect(from, to);
+            self.send(from, to, 1000);
+            while self.forth(from, to, false) {}
+        }
+        for at in 0..self.places.len() {
+            self.settle(at, false);
+            self.places[at].node.commit();
+        }
+        for (from, to) in self.links.clone() {
+            self.acknowledge_on((from, to));
+            while self.back(from, to) {}
+        }
+        for at in 0..self.places.len() {
+            self.sweep(at);
+        }
+    }
+
     fn check(&mut self) -> Result<(), String> {
         self.check_whole()?;
         let first = self.places[0].node.disk.picture();
@@ -607,10 +708,13 @@ impl World {
             let others = &place.node.index.records;
             for path in rows.keys().chain(others.keys()) {
                 let (a, b) = (rows.get(path), others.get(path));
-                // A node that came late need not have tombstones of its own.
-                if a.map(|record| &record.row) != b.map(|record| &record.row) {
-                    let show =
-                        |record: Option<&omirr::model::Record>| record.map(|record| shown(path, &record.row));
+                // Tombstones are forgotten where their work is done, and a node
+                // that came late need not have any.
+                let row = |record: Option<&Record>| {
+                    record.map(|record| record.row.clone()).filter(|row| !row.deleted)
+                };
+                if row(a) != row(b) {
+                    let show = |record: Option<&Record>| record.map(|record| shown(path, &record.row));
                     return Err(format!(
                         "rows differ at {path}: n0 {:?}, n{at} {:?}",
                         show(a),

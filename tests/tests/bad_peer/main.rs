@@ -266,6 +266,7 @@ fn whoever_begins_wrong_is_refused_with_the_reason() {
         durable: 1,
         pending: 0,
         reason: None,
+        head: 0,
     });
     hostile.hear_out();
     trio.line("mallory sends a message of kind acknowledgement, which is not for this node to receive");
@@ -775,6 +776,7 @@ fn welcome_from(cursor: u64) -> Message {
         replica: hostile::REPLICA,
         cursor,
         names: Vec::new(),
+        head: 0,
     }
 }
 
@@ -875,6 +877,7 @@ fn a_peer_that_answers_wrong_is_named_and_tried_again() {
                     replica,
                     cursor,
                     names,
+                    head,
                     ..
                 } = welcome()
                 else {
@@ -887,6 +890,7 @@ fn a_peer_that_answers_wrong_is_named_and_tried_again() {
                     replica,
                     cursor,
                     names,
+                    head,
                 };
                 writer.send(&newer).await.unwrap();
             }
@@ -897,6 +901,7 @@ fn a_peer_that_answers_wrong_is_named_and_tried_again() {
                         durable: 1 << 40,
                         pending: 0,
                         reason: None,
+                        head: 0,
                     })
                     .await
                     .unwrap();

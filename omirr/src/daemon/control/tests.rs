@@ -46,6 +46,7 @@ fn share(name: &str, peers: &[&str]) -> ShareReport {
         entries: 7,
         pending: 0,
         conflicts: 0,
+        tombstones: 0,
         pending_items: Vec::new(),
         progress: None,
         peers: peers.iter().map(peer).collect(),

@@ -263,6 +263,9 @@ pub struct ShareReport {
     pub pending: u64,
     /// Conflict copies that are in the share.
     pub conflicts: u64,
+    /// Deleted paths that are remembered, until every peer knows of them.
+    #[serde(default)]
+    pub tombstones: u64,
     /// The first of what is pending.
     pub pending_items: Vec<PendingItem>,
     /// How far a scan is, if one runs.
