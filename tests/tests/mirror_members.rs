@@ -157,3 +157,56 @@ fn a_peer_joins_and_leaves_while_the_daemon_runs() {
     assert_eq!(pair.one.pid(), pid);
     assert!(pair.one.is_running());
 }
+
+/// Deleted paths that the node remembers.
+fn tombstones(node: &Node) -> Option<u64> {
+    share(node)["tombstones"].as_u64()
+}
+
+#[test]
+fn a_deletion_is_remembered_until_every_peer_knows_of_it_and_no_longer() {
+    let Some(mut pair) = Pair::running(module_path!(), |_| ()) else {
+        return;
+    };
+    for number in 0..20 {
+        pair.one.put(&format!("file-{number}"), "x");
+    }
+    pair.one.put("stays", "x");
+    pair.settle(SOON);
+    pair.two.stop();
+    for number in 0..20 {
+        fs::remove_file(pair.one.share.join(format!("file-{number}"))).unwrap();
+    }
+    until("one has noticed what was deleted", &pair.one, || {
+        tombstones(&pair.one) == Some(20)
+    });
+    // The peer is away: they stay, over a restart and for longer than it takes
+    // until a node with nothing to do looks for what it may forget.
+    pair.one.stop();
+    pair.one.start();
+    std::thread::sleep(Duration::from_secs(5));
+    until("one is up again", &pair.one, || tombstones(&pair.one).is_some());
+    assert_eq!(tombstones(&pair.one), Some(20));
+    pair.two.start();
+    pair.settle(SOON);
+    assert!(!pair.two.share.join("file-3").exists());
+    for node in [&pair.one, &pair.two] {
+        until("nobody needs them any more", node, || tombstones(node) == Some(0));
+    }
+    // What comes back under the same name is not taken for the deleted one, on
+    // either side and whenever it was written.
+    let old = pair.one.folder.join("old");
+    fs::write(&old, "from long ago").unwrap();
+    let long_ago = std::time::SystemTime::now() - Duration::from_secs(86_400);
+    fs::File::options()
+        .write(true)
+        .open(&old)
+        .unwrap()
+        .set_modified(long_ago)
+        .unwrap();
+    pair.two.stop();
+    fs::rename(&old, pair.two.share.join("file-3")).unwrap();
+    pair.two.start();
+    pair.one.wait_for_file("file-3", "from long ago", SOON);
+    pair.settle(SOON);
+}

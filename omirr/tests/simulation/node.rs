@@ -14,6 +14,7 @@ use omirr::model::{Entry, Hash, LinkGroup, Origin, Record, RelPath, ReplicaId, R
 use crate::disk::Disk;
 use crate::index::{Index, Intent};
 use crate::random::Rng;
+use crate::trace::Trace;
 
 /// Content up to this size goes with its row.
 const INLINE: u64 = 1000;
@@ -79,11 +80,11 @@ pub(crate) struct Node {
     pub(crate) wants: Vec<(u32, Want)>,
     /// Per peer: how far it is past this node's tombstones.
     pub(crate) marks: BTreeMap<u32, Marks>,
-    pub(crate) log: Vec<String>,
+    pub(crate) log: Trace,
 }
 
 impl Node {
-    pub(crate) fn new(id: u64, disk: Disk, policy: Policy, hasty: bool, seed: u64) -> Node {
+    pub(crate) fn new(id: u64, disk: Disk, policy: Policy, hasty: bool, seed: u64, traced: bool) -> Node {
         let replica = ReplicaId(id + 1);
         Node {
             replica,
@@ -101,7 +102,7 @@ impl Node {
             fetched: HashSet::new(),
             wants: Vec::new(),
             marks: BTreeMap::new(),
-            log: Vec::new(),
+            log: Trace::new(traced),
         }
     }
 
@@ -150,7 +151,7 @@ impl Node {
         let kept: BTreeSet<u64> = untouched.filter_map(|(path, _)| self.disk.ino(path)).collect();
         // Deepest first, so that directories get their times last.
         for (path, found) in found.into_iter().rev() {
-            self.log.push(format!("intent at {path}: {found:?}"));
+            self.log.say(|| format!("intent at {path}: {found:?}"));
             let Some(intent) = intents.get(&path) else {
                 continue;
             };
@@ -210,7 +211,7 @@ impl Node {
         });
         let past: Vec<Past> = past.collect();
         for path in self.index.sweep(&past) {
-            self.log.push(format!("forgets {path}"));
+            self.log.say(|| format!("forgets {path}"));
         }
         if let Some(stamp) = self.index.forgotten {
             self.author.forgets(stamp);
@@ -227,7 +228,7 @@ impl Node {
             .map(|(path, look)| (path, Some(&look.seen)))
             .collect();
         for path in sure(incoherent(&self.index, &seen)) {
-            self.log.push(format!("incoherent: {path}"));
+            self.log.say(|| format!("incoherent: {path}"));
             found.remove(&path);
             self.dirty.insert(path);
         }
@@ -247,7 +248,7 @@ impl Node {
             .collect();
         let decided = sure(decide_local(&self.index, observed, &mut self.author, now_ms));
         for one in decided {
-            self.log.push(format!("own {:?}", shown(&one.path, &one.row)));
+            self.log.say(|| format!("own {:?}", shown(&one.path, &one.row)));
             self.put(&one.path, one.seq, one.row, None, one.moved_from);
         }
         for (path, look) in &found {
@@ -488,13 +489,14 @@ impl Node {
     ) -> Result<Progress, Crashed> {
         let steps = sure(plan(&self.index, decided));
         for one in decided {
-            let note = format!(
-                "decided {:?} via {:?}: {:?}",
-                shown(&one.path, &one.row),
-                one.via,
-                one.work
-            );
-            self.log.push(note);
+            self.log.say(|| {
+                format!(
+                    "decided {:?} via {:?}: {:?}",
+                    shown(&one.path, &one.row),
+                    one.via,
+                    one.work
+                )
+            });
             if one.work != Work::Nothing {
                 self.index.intents.insert(
                     one.path.clone(),
@@ -544,7 +546,7 @@ impl Node {
             }
             let done = applier.step(&mut self.disk, &self.index, step);
             self.log
-                .push(format!("{} {step:?}", if done { "done" } else { "FAIL" }));
+                .say(|| format!("{} {step:?}", if done { "done" } else { "FAIL" }));
             if !done {
                 progress.fail(step);
                 self.dirty.insert(step.path().clone());
@@ -566,7 +568,7 @@ impl Node {
         for step in sure(progress.take_back(&self.index)) {
             let done = applier.step(&mut self.disk, &self.index, &step);
             self.log
-                .push(format!("{} back {step:?}", if done { "done" } else { "FAIL" }));
+                .say(|| format!("{} back {step:?}", if done { "done" } else { "FAIL" }));
             if !done {
                 self.dirty.insert(step.path().clone());
             }
@@ -594,7 +596,7 @@ impl Node {
             for step in sure(relink(&self.index, &members)) {
                 let done = applier.step(&mut self.disk, &self.index, &step);
                 self.log
-                    .push(format!("{} again {step:?}", if done { "done" } else { "FAIL" }));
+                    .say(|| format!("{} again {step:?}", if done { "done" } else { "FAIL" }));
                 let path = step.path();
                 let sig = self.sig(path);
                 match self.index.records.get_mut(path) {

@@ -9,6 +9,7 @@ use omirr::model::{Entry, Kind, Record, RelPath};
 use crate::disk::Disk;
 use crate::node::{Crashed, Event, Node, Sent, Want, shown, sure};
 use crate::random::Rng;
+use crate::trace::Trace;
 use crate::users::Users;
 
 /// How many rounds of everybody talking to everybody may pass until nothing
@@ -66,7 +67,7 @@ pub(crate) struct World {
     links: Vec<(usize, usize)>,
     connections: BTreeMap<(usize, usize), Connection>,
     homes: Vec<RelPath>,
-    pub(crate) trace: Vec<String>,
+    pub(crate) trace: Trace,
 }
 
 fn root_entry(users: &mut Users) -> Entry {
@@ -83,10 +84,13 @@ fn root_entry(users: &mut Users) -> Entry {
 }
 
 impl World {
-    pub(crate) fn new(seed: u64) -> World {
+    pub(crate) fn new(seed: u64, traced: bool) -> World {
         let mut rng = Rng::new(seed);
         let mut users = Users::new();
-        let count = 2 + rng.below(4) as usize;
+        // Two to five nodes mostly: what goes wrong among eight does so among
+        // few, and sooner.
+        let most = if rng.chance(85) { 4 } else { 7 };
+        let count = 2 + rng.below(most) as usize;
         let manner = match rng.below(10) {
             0..=5 => Manner::Free,
             6..=7 => Manner::OneWriter,
@@ -101,13 +105,18 @@ impl World {
         // to become exactly its tree.
         let hasty = manner == Manner::Free && rng.chance(50);
         let mut links = Vec::new();
-        let shape = rng.below(3);
+        let shape = rng.below(5);
         for a in 0..count {
+            let parent = rng.below(a.max(1) as u64) as usize;
             for b in 0..a {
                 let linked = match shape {
+                    // All with all, a chain, a star, a ring, a tree with some
+                    // more links.
                     0 => true,
                     1 => a == b + 1,
-                    _ => b == 0,
+                    2 => b == 0,
+                    3 => a == b + 1 || (b == 0 && a == count - 1),
+                    _ => b == parent || rng.chance(15),
                 };
                 if linked {
                     links.extend([(a, b), (b, a)]);
@@ -129,7 +138,7 @@ impl World {
                 disk.set(&RelPath::root(), &root).expect("the root is there");
             }
             homes.push(home);
-            let mut node = Node::new(id as u64, disk, policy, hasty, rng.next());
+            let mut node = Node::new(id as u64, disk, policy, hasty, rng.next(), traced);
             node.start(true);
             let skew_ms = if rng.chance(50) {
                 0
@@ -148,14 +157,17 @@ impl World {
                 heard,
             });
         }
-        let trace = vec![format!(
-            "{count} nodes, links {links:?}, {manner:?}, {policy:?}, {}",
-            if hasty {
-                "sends before durable"
-            } else {
-                "sends what is durable"
-            }
-        )];
+        let mut trace = Trace::new(traced);
+        trace.say(|| {
+            format!(
+                "{count} nodes, links {links:?}, {manner:?}, {policy:?}, {}",
+                if hasty {
+                    "sends before durable"
+                } else {
+                    "sends what is durable"
+                }
+            )
+        });
         World {
             rng,
             users,
@@ -192,7 +204,9 @@ impl World {
         let at = self.rng.below(self.places.len() as u64) as usize;
         self.users.now_ns += self.rng.below(3_000_000_000);
         match self.rng.below(100) {
-            0..=29 => self.act(at),
+            0..=26 => self.act(at),
+            27..=28 => self.acknowledge(),
+            29 => self.sweep(at),
             30..=39 => self.deliver_events(at),
             40..=54 => self.settle(at, true),
             55..=84 => self.talk(),
@@ -207,7 +221,7 @@ impl World {
             98 if self.places[at].up && self.places[at].lost => self.rescan(at),
             99 => {
                 let skew = self.rng.below(7_200_000) as i64 - 3_600_000;
-                self.trace.push(format!("n{at} clock off by {skew} ms"));
+                self.trace.say(|| format!("n{at} clock off by {skew} ms"));
                 self.places[at].skew_ms = skew;
             }
             _ => {}
@@ -230,11 +244,11 @@ impl World {
             &format!("n{at}"),
             &self.homes[at],
         );
-        self.trace.push(format!("n{at} user: {said}"));
+        self.trace.say(|| format!("n{at} user: {said}"));
         if self.rng.chance(85) {
             place.events.extend(paths);
         } else {
-            self.trace.push(format!("n{at} loses the events"));
+            self.trace.say(|| format!("n{at} loses the events"));
             place.lost = true;
         }
     }
@@ -259,7 +273,7 @@ impl World {
     }
 
     fn rescan(&mut self, at: usize) {
-        self.trace.push(format!("n{at} rescans"));
+        self.trace.say(|| format!("n{at} rescans"));
         let place = &mut self.places[at];
         place.node.rescan();
         place.events.clear();
@@ -294,7 +308,9 @@ impl World {
             Event::Nothing
         };
         let result = place.node.settle(&mut between);
-        self.trace.append(&mut said);
+        for line in said {
+            self.trace.say(|| line);
+        }
         if let Err(Crashed) = result {
             self.crash(at);
             return;
@@ -310,14 +326,14 @@ impl World {
     fn crash(&mut self, at: usize) {
         if self.places[at].up {
             self.drain_logs();
-            self.trace.push(format!("n{at} CRASHES"));
+            self.trace.say(|| format!("n{at} CRASHES"));
             self.down(at, false);
         }
     }
 
     fn stop(&mut self, at: usize) {
         if self.places[at].up {
-            self.trace.push(format!("n{at} stops"));
+            self.trace.say(|| format!("n{at} stops"));
             self.places[at].node.commit();
             self.down(at, true);
         }
@@ -336,7 +352,7 @@ impl World {
         if self.places[at].up {
             return;
         }
-        self.trace.push(format!("n{at} starts"));
+        self.trace.say(|| format!("n{at} starts"));
         self.set_clock(at);
         let place = &mut self.places[at];
         place.up = true;
@@ -359,10 +375,12 @@ impl World {
             let root = node.disk.entry(&RelPath::root()).cloned();
             Disk::new(root.unwrap_or_else(|| root_entry(&mut self.users)))
         });
-        self.trace.push(format!(
-            "n{at} starts without its index{}",
-            if disk.is_some() { " and disk" } else { "" }
-        ));
+        self.trace.say(|| {
+            format!(
+                "n{at} starts without its index{}",
+                if disk.is_some() { " and disk" } else { "" }
+            )
+        });
         self.places[at].node.start_anew(disk);
         self.set_clock(at);
         let place = &mut self.places[at];
@@ -424,9 +442,8 @@ impl World {
         let marks = self.places[from].node.marks.entry(to as u32).or_default();
         marks.connected(theirs, cursor, head);
         let fresh_after = self.places[from].heard[&(to as u32)].1;
-        self.trace.push(format!(
-            "n{from} connects to n{to} at cursor {cursor}, fresh after {fresh_after}"
-        ));
+        self.trace
+            .say(|| format!("n{from} connects to n{to} at cursor {cursor}, fresh after {fresh_after}"));
         let outgoing = Outgoing::new(to as u32, cursor, fresh_after);
         let connection = Connection {
             outgoing,
@@ -469,9 +486,8 @@ impl World {
         if let Some(connection) = self.connections.get_mut(&(from, to))
             && replica == self.places[from].node.replica
         {
-            self.trace.push(format!(
-                "n{to} has n{from}'s rows up to {durable}, its own head is {head}"
-            ));
+            self.trace
+                .say(|| format!("n{to} has n{from}'s rows up to {durable}, its own head is {head}"));
             connection.back.push_back(Message::Ack { durable, head });
         }
     }
@@ -480,7 +496,7 @@ impl World {
         let linked = self.links.iter().filter(|(from, _)| *from == at);
         let peers: Vec<u32> = linked.map(|(_, to)| *to as u32).collect();
         if self.places[at].up {
-            self.trace.push(format!("n{at} sweeps"));
+            self.trace.say(|| format!("n{at} sweeps"));
             self.places[at].node.sweep(&peers);
         }
     }
@@ -488,7 +504,7 @@ impl World {
     fn cut(&mut self) {
         let keys: Vec<(usize, usize)> = self.connections.keys().copied().collect();
         if let Some(&(from, to)) = self.rng.pick(&keys) {
-            self.trace.push(format!("n{from} to n{to} is cut"));
+            self.trace.say(|| format!("n{from} to n{to} is cut"));
             self.connections.remove(&(from, to));
         }
     }
@@ -501,12 +517,13 @@ impl World {
         let Some((upto, rows)) = node.next_batch(&mut connection.outgoing, limit) else {
             return false;
         };
-        let paths: Vec<String> = rows
-            .iter()
-            .map(|sent| format!("{}#{}", sent.path, sent.seq))
-            .collect();
-        self.trace
-            .push(format!("n{from} to n{to}: upto {upto}, {}", paths.join(" ")));
+        self.trace.say(|| {
+            let paths = rows.iter().map(|sent| format!("{}#{}", sent.path, sent.seq));
+            format!(
+                "n{from} to n{to}: upto {upto}, {}",
+                paths.collect::<Vec<_>>().join(" ")
+            )
+        });
         connection.forth.push_back(Message::Batch { upto, rows });
         true
     }
@@ -551,14 +568,13 @@ impl World {
 
     fn drain_logs(&mut self) {
         for (at, place) in self.places.iter_mut().enumerate() {
-            self.trace
-                .extend(place.node.log.drain(..).map(|line| format!("  n{at} {line}")));
+            self.trace.take(at, &mut place.node.log);
         }
     }
 
     /// Everything comes up, connects and talks until nothing changes.
     fn heal(&mut self) -> Result<(), String> {
-        self.trace.push("--- heal".into());
+        self.trace.say(|| "--- heal".into());
         for at in 0..self.places.len() {
             self.start(at);
             self.rescan(at);
@@ -611,7 +627,7 @@ impl World {
             // What a round's end leaves, the next but one sends.
             quiet = if moved { 0 } else { quiet + 1 };
             if quiet == 3 {
-                self.trace.push(format!("--- quiet after {round} rounds"));
+                self.trace.say(|| format!("--- quiet after {round} rounds"));
                 return Ok(());
             }
         }
