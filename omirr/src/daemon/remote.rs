@@ -399,6 +399,7 @@ impl Keeper {
                 path: arrival.row.path.clone(),
                 row: arrival.row.row.clone(),
                 moved_from: arrival.row.moved_from.clone(),
+                moved_tree: arrival.row.moved_tree.clone(),
             })
             .collect();
         let decided = engine::decide_remote(reader, arrived, inbound.place, &mut self.author, &context)?;

@@ -305,6 +305,7 @@ fn build_batches(
     let dirs = share.root.batch();
     let upto = outbound.upto.max(sent);
     let mut batches = Vec::new();
+    let moves = outbound.moves;
     let mut left = outbound.rows;
     loop {
         let mut bytes = 0;
@@ -331,6 +332,7 @@ fn build_batches(
                     row: record.row,
                     moved_from: record.moved_from,
                     inline,
+                    moved_tree: moves.get(&record.seq).cloned(),
                 }
             })
             .collect();

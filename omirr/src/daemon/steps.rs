@@ -270,7 +270,7 @@ pub(super) fn step_once(
         },
         Step::Install {
             path,
-            how: Install::Moved { from },
+            how: Install::Moved { from } | Install::MovedTree { from },
             ..
         } => match sig_of(from)? {
             Some(sig) => apply::move_entry(dirs, from, &sig, path, &expect).map(Some),

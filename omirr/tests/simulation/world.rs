@@ -28,9 +28,18 @@ enum Manner {
 
 #[derive(Debug)]
 enum Message {
-    Batch { upto: u64, rows: Vec<Sent> },
+    Batch {
+        upto: u64,
+        rows: Vec<Sent>,
+    },
     Want(Want),
-    Content { want: Want, have: bool },
+    Content {
+        want: Want,
+        have: bool,
+    },
+    /// Begin again after this number, and send moves up to that one row by row.
+    Plain(u64, u64),
+    Again,
 }
 
 /// One direction of rows between two nodes: `from` dialled.
@@ -301,6 +310,11 @@ impl World {
                 connection.back.push_back(Message::Want(want));
             }
         }
+        for (peer, after, plain_upto) in std::mem::take(&mut self.places[at].node.plains) {
+            if let Some(connection) = self.connections.get_mut(&(peer as usize, at)) {
+                connection.back.push_back(Message::Plain(after, plain_upto));
+            }
+        }
     }
 
     fn crash(&mut self, at: usize) {
@@ -412,6 +426,8 @@ impl World {
             .node
             .pending
             .retain(|(peer, _), _| *peer != from as u32);
+        self.places[to].node.behind.remove(&(from as u32));
+        self.places[to].node.deaf.remove(&(from as u32));
         self.places[to].node.received.insert(from as u32, cursor);
         let fresh_after = self.places[from].heard[&(to as u32)].1;
         self.trace.push(format!(
@@ -438,6 +454,7 @@ impl World {
             place.node.pending.retain(|(from, _), _| *from != peer as u32);
             // With them goes what is known of how far that life's rows came.
             place.node.received.remove(&(peer as u32));
+            place.node.behind.remove(&(peer as u32));
         }
     }
 
@@ -459,7 +476,11 @@ impl World {
         };
         let paths: Vec<String> = rows
             .iter()
-            .map(|sent| format!("{}#{}", sent.path, sent.seq))
+            .map(|sent| {
+                let tree = sent.moved_tree.as_ref();
+                let tree = tree.map_or(String::new(), |tree| format!(" (moved to {})", tree.to));
+                format!("{}#{}{tree}", sent.path, sent.seq)
+            })
             .collect();
         self.trace
             .push(format!("n{from} to n{to}: upto {upto}, {}", paths.join(" ")));
@@ -480,6 +501,7 @@ impl World {
                 }
             }
             Some(Message::Content { want, have }) => self.places[to].node.content(&want, have),
+            Some(Message::Again) => self.places[to].node.again(peer),
             _ => return false,
         }
         true
@@ -489,8 +511,14 @@ impl World {
         let Some(connection) = self.connections.get_mut(&(from, to)) else {
             return false;
         };
-        let Some(Message::Want(want)) = connection.back.pop_front() else {
-            return false;
+        let want = match connection.back.pop_front() {
+            Some(Message::Want(want)) => want,
+            Some(Message::Plain(after, plain_upto)) => {
+                connection.outgoing.rewind(after, plain_upto);
+                connection.forth.push_back(Message::Again);
+                return true;
+            }
+            _ => return false,
         };
         let have = self.places[from].node.has(&want);
         connection.forth.push_back(Message::Content { want, have });
