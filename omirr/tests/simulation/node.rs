@@ -85,6 +85,8 @@ pub(crate) struct Node {
     pub(crate) wants: Vec<(u32, Want)>,
     /// Per peer: rows that came after the first of them, a move, and wait for it.
     pub(crate) behind: BTreeMap<u32, VecDeque<Sent>>,
+    /// Per peer: up to where its rows had been received before those.
+    before: BTreeMap<u32, u64>,
     /// Peers that were asked to begin again: what comes until they do is nothing.
     pub(crate) deaf: BTreeSet<u32>,
     /// Peers to ask, after which number to begin, and up to which without moves.
@@ -114,6 +116,7 @@ impl Node {
             fetched: HashSet::new(),
             wants: Vec::new(),
             behind: BTreeMap::new(),
+            before: BTreeMap::new(),
             deaf: BTreeSet::new(),
             plains: Vec::new(),
             renamed: Vec::new(),
@@ -420,8 +423,12 @@ impl Node {
         if self.deaf.contains(&peer) {
             return;
         }
+        let before = self.received.get(&peer).copied().unwrap_or(0);
         for sent in rows {
             let behind = self.behind.entry(peer).or_default();
+            if behind.is_empty() {
+                self.before.insert(peer, before);
+            }
             if sent.moved_tree.is_some() || !behind.is_empty() {
                 behind.push_back(sent);
             } else {
@@ -495,9 +502,10 @@ impl Node {
                     self.log.push(format!("cannot expand the move to {}", tree.to));
                     self.behind.remove(&peer);
                     self.deaf.insert(peer);
-                    self.plains.push((peer, first - 1, sent.seq));
-                    let received = self.received.entry(peer).or_default();
-                    *received = (*received).min(first - 1);
+                    let before = self.before.get(&peer).copied().unwrap_or(0);
+                    let after = before.min(first - 1);
+                    self.plains.push((peer, after, sent.seq));
+                    self.received.insert(peer, after);
                     break;
                 }
             }
