@@ -153,6 +153,7 @@ fn decide(index: &Index, rows: &[(&str, Row)]) -> BTreeMap<String, Decided> {
             path: at(path),
             row: row.clone(),
             moved_from: None,
+            moved_tree: None,
         })
         .collect();
     let names = |replica: ReplicaId| format!("n{}", replica.0);
@@ -507,6 +508,7 @@ fn apply(index: &Index, rows: &[(&str, Row, Option<&str>)]) -> Vec<Step> {
             row: row.clone(),
             via: Some(1),
             moved_from: from.map(at),
+            moved_tree: None,
             work: Work::Apply,
         })
         .collect();

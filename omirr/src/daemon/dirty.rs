@@ -54,6 +54,22 @@ pub struct Hint {
     pub who: Option<Who>,
 }
 
+impl Dirt {
+    /// This, with what is missing in it from `other`, which is a reason of the
+    /// same look.
+    pub fn or(self, other: Dirt) -> Dirt {
+        Dirt {
+            content: self.content | other.content,
+            read: self.read | other.read,
+            subtree: self.subtree | other.subtree,
+            who: self.who.or(other.who),
+            since: self.since.min(other.since),
+            age: self.age.min(other.age),
+            ..other
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 pub struct DirtySet {
     paths: BTreeMap<RelPath, Dirt>,
@@ -120,16 +136,28 @@ impl DirtySet {
         kept.age = kept.age.min(dirt.age);
     }
 
-    /// Takes up to `limit` paths that are due at `now`, in path order;
-    /// with `force` also those that are not, unless they keep changing.
+    /// Takes up to `limit` paths that are due at `now`, those of least depth, so
+    /// that a directory and its former name come before what is in them; with `force` also those that are not, unless they keep changing.
     pub fn take(&mut self, now: Instant, force: bool, limit: usize) -> Vec<(RelPath, Dirt)> {
         let ready = |dirt: &Dirt| dirt.due <= now || (force && dirt.unstable == 0);
         if self.paths.len() <= limit && self.paths.values().all(ready) {
             return std::mem::take(&mut self.paths).into_iter().collect();
         }
+        let mut depths: BTreeMap<usize, usize> = BTreeMap::new();
+        for (path, _) in self.paths.iter().filter(|(_, dirt)| ready(dirt)) {
+            *depths.entry(path.depth()).or_default() += 1;
+        }
+        // By depth: how many of them are taken.
+        let mut left = limit;
+        for count in depths.values_mut() {
+            *count = left.min(*count);
+            left -= *count;
+        }
         let mut taken = Vec::new();
         self.paths.retain(|path, dirt| {
-            if taken.len() < limit && ready(dirt) {
+            let room = depths.get_mut(&path.depth()).filter(|room| **room > 0);
+            if let Some(room) = room.filter(|_| ready(dirt)) {
+                *room -= 1;
                 taken.push((path.clone(), *dirt));
                 return false;
             }
@@ -221,5 +249,16 @@ mod tests {
         }
         assert_eq!(set.take(now, true, 2).len(), 2);
         assert_eq!(set.len(), 1);
+    }
+
+    #[test]
+    fn directories_are_taken_before_what_is_in_others() {
+        let mut set = DirtySet::default();
+        let now = Instant::now();
+        for name in ["a/1", "a/2", "a", "b"] {
+            set.add(path(name), Hint::default(), now);
+        }
+        let taken: Vec<_> = set.take(now, true, 3).into_iter().map(|(path, _)| path).collect();
+        assert_eq!(taken, [path("a"), path("a/1"), path("b")]);
     }
 }

@@ -16,6 +16,7 @@ use rustc_hash::FxHashMap;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::remote::{Group, Pending};
+use super::renamed::Renamed;
 use super::share::{Command, Inbound, Input, Share, Waiting};
 use super::who::Origins;
 use crate::apply;
@@ -52,6 +53,8 @@ pub struct Keeper {
     pub(super) inbounds: Vec<Delivered>,
     /// Rows that could not be applied yet, by the peer's place and path.
     pub(super) pending: FxHashMap<(u32, RelPath), Pending>,
+    /// What was renamed for peers lately.
+    pub(super) renamed: Renamed,
     /// Who waits for everything dirty to be looked at.
     barriers: VecDeque<oneshot::Sender<u64>>,
     idle_since: Instant,
@@ -75,6 +78,8 @@ pub(super) struct Delivered {
     /// What was acknowledged last.
     pub(super) acked: u64,
     pub(super) told_pending: u64,
+    /// It was asked to begin again: what comes until it does comes once more.
+    pub(super) deaf: bool,
 }
 
 impl Keeper {
@@ -95,6 +100,7 @@ impl Keeper {
             unflushed: None,
             inbounds: Vec::new(),
             pending: FxHashMap::default(),
+            renamed: Renamed::default(),
             barriers: VecDeque::new(),
             idle_since: Instant::now(),
             trimmed: false,
@@ -174,6 +180,7 @@ impl Keeper {
                 // must not be touched: it holds the cursor back.
                 Input::Batch { inbound, .. } | Input::Content { inbound, .. }
                     if Self::is_closed(&inbound) => {}
+                Input::Batch { inbound, .. } if self.delivered(&inbound).deaf => {}
                 Input::Batch { inbound, upto, rows } => {
                     let group = Group::of(&mut groups, inbound);
                     group.upto = Some(upto);
@@ -212,6 +219,11 @@ impl Keeper {
                     .retain(|delivered| !Arc::ptr_eq(&delivered.inbound, &inbound));
                 self.pending
                     .retain(|_, pending| !Arc::ptr_eq(&pending.inbound, &inbound));
+            }
+            Input::Again { inbound } => {
+                if !Self::is_closed(&inbound) {
+                    self.delivered(&inbound).deaf = false;
+                }
             }
             Input::Barrier(done) => self.barriers.push_back(done),
             // Several peers may ask for it at once.
@@ -418,6 +430,7 @@ impl Keeper {
                 upto: cursor,
                 acked: cursor,
                 told_pending: 0,
+                deaf: false,
             });
             self.inbounds.len() - 1
         });

@@ -51,7 +51,8 @@ impl Queue {
             self.again.push((path, hint));
         } else {
             let level = self.todo.entry(path.depth()).or_default();
-            level.entry(path).or_insert(dirt);
+            let kept = level.entry(path).or_insert(dirt);
+            *kept = kept.or(dirt);
         }
     }
 
@@ -91,6 +92,9 @@ impl Keeper {
         let mut done = Looks::new();
         let mut queue = Queue::default();
         for (path, dirt) in taken {
+            for moved in self.renamed.now_at(&path) {
+                queue.add(moved, dirt);
+            }
             queue.add(path, dirt);
         }
         while let Some(paths) = queue.next() {
@@ -121,6 +125,20 @@ impl Keeper {
                         ControlFlow::Continue(())
                     })?;
                 }
+                if let (Some(from), true) = (look.moved_from(), look.sig.as_ref().is_some_and(is_dir)) {
+                    // It was another directory's name: all that was in that is
+                    // looked for at both places, so that it goes as a whole.
+                    reader.live_beneath(from, &mut |beneath| {
+                        let here = beneath.rebase(from, &path);
+                        if let Some(here) = here.filter(|here| !queue.looked.contains(here)) {
+                            queue.add(here, along);
+                        }
+                        ControlFlow::Continue(())
+                    })?;
+                    if !queue.looked.contains(from) {
+                        queue.add(from.clone(), along);
+                    }
+                }
                 if let Some(parent) = path.parent().filter(|_| look.came_or_went()) {
                     // For its times.
                     queue.add(parent, along);
@@ -130,9 +148,13 @@ impl Keeper {
                     also.extend(engine::observe_also(reader, &path, seen)?);
                 }
                 also.retain(|path| !queue.looked.contains(path));
+                let mut dirty = self.share.dirty();
                 for path in also {
-                    queue.add(path, along);
+                    // Now, and not once more for itself.
+                    let known = dirty.remove(&path);
+                    queue.add(path, known.map_or(along, |known| known.or(along)));
                 }
+                drop(dirty);
                 done.insert(path, *look);
             }
         }
@@ -186,13 +208,16 @@ impl Keeper {
         let mut dirty = share.dirty();
         for name in names {
             let known = dirty.remove(&name);
-            let dirt = Dirt {
-                content: known.is_some_and(|known| known.content),
-                read: known.is_some_and(|known| known.read),
-                who: known.and_then(|known| known.who).or(dirt.who),
+            let along = Dirt {
+                content: false,
+                read: false,
                 subtree: false,
                 ..dirt
             };
+            let dirt = known.map_or(along, |known| Dirt {
+                subtree: false,
+                ..known.or(along)
+            });
             queue.add(name, dirt);
         }
     }
@@ -237,9 +262,12 @@ impl Keeper {
             // their names must be on the disk before.
             apply::sync_all(&share.root)?;
         }
+        let moves = engine::whole_moves(&decided, &|_| true);
         share.index.write(|w| {
+            w.put_moves(moves)?;
             for one in decided {
-                let sig = sigs.remove(&one.path).filter(|_| !one.row.deleted);
+                // A path may have two rows: its directory's move, and then its own.
+                let sig = sigs.get(&one.path).copied().filter(|_| !one.row.deleted);
                 let record = Record {
                     row: one.row,
                     seq: one.seq,

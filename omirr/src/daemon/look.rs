@@ -228,9 +228,10 @@ pub(super) struct Elsewhere {
     pub(super) sig: StatSig,
 }
 
-/// Where the index has the regular file that `now` is found at `path`.
+/// Where the index has the regular file or directory that `now` is found at
+/// `path`. A directory's own times move with what is done in it.
 fn known_elsewhere(reader: &Reader, path: &RelPath, now: &StatSig) -> Result<Option<Elsewhere>, IndexError> {
-    if now.mode & S_IFMT != S_IFREG {
+    if now.mode & S_IFMT != S_IFREG && !is_dir(now) {
         return Ok(None);
     }
     let Some(other) = reader.path_of_ino(now.ino)?.filter(|other| other != path) else {
@@ -239,7 +240,11 @@ fn known_elsewhere(reader: &Reader, path: &RelPath, now: &StatSig) -> Result<Opt
     let Some(record) = reader.get(&other)? else {
         return Ok(None);
     };
-    let Some(sig) = record.sig.filter(|sig| sig.same_content(now)) else {
+    let same = |sig: &StatSig| match is_dir(now) {
+        true => sig.same_inode(now) && sig.btime.secs != 0,
+        false => sig.same_content(now),
+    };
+    let Some(sig) = record.sig.filter(same) else {
         return Ok(None);
     };
     Ok((!record.row.deleted).then_some(Elsewhere {

@@ -24,6 +24,7 @@ mod recent;
 mod recover;
 mod recovered;
 mod remote;
+mod renamed;
 mod report;
 mod scanner;
 mod sender;

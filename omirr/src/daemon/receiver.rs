@@ -155,6 +155,8 @@ async fn session(connection: Connection, key: PublicKey, shares: &[Arc<Share>]) 
         Ok::<(), NetError>(())
     });
     let mut last_upto = cursor;
+    // How often the sender was asked to begin again and has not done so yet.
+    let mut plains = 0u32;
     loop {
         tokio::select! {
             ended = &mut writing => {
@@ -179,6 +181,17 @@ async fn session(connection: Connection, key: PublicKey, shares: &[Arc<Share>]) 
                     }
                     Message::Content { id, parts, last } => fetches.answer(id, Piece::Parts(parts, last)).await?,
                     Message::Gone { id, reason } => fetches.answer(id, Piece::Gone(reason)).await?,
+                    Message::Again { after } => {
+                        if plains == 0 {
+                            bail!("{} begins again after row {after} without being asked to", link.peer);
+                        }
+                        plains -= 1;
+                        last_upto = after;
+                        let input = Input::Again { inbound: Arc::clone(&inbound) };
+                        if share.inputs.send(input).await.is_err() {
+                            bail!("the share is stopped here");
+                        }
+                    }
                     Message::Ping => drop(say.send(Message::Pong { clock_ms: super::now_ms() })),
                     other => bail!("{} sends a message of kind {}, which is not for this node to receive", link.peer, other.name()),
                 }
@@ -186,6 +199,10 @@ async fn session(connection: Connection, key: PublicKey, shares: &[Arc<Share>]) 
             Some(order) = orders.recv() => match order {
                 Command::Ack { durable, pending, reason, head } => {
                     drop(say.send(Message::Ack { durable, pending, reason, head }));
+                }
+                Command::Plain { after, upto } => {
+                    plains += 1;
+                    drop(say.send(Message::Plain { after, upto }));
                 }
                 Command::Want { path, seq, entry } => fetches.queue.push_back(Wanted { path, seq, entry }),
             },

@@ -27,7 +27,7 @@ use super::look::is_dir;
 use super::share::{Arrival, Command, Figures, Inbound};
 use super::steps::{Outcome, execute, stage, step_once};
 use crate::apply::{self, ApplyError, Dirs, Ready};
-use crate::engine::{self, Arrived, Content, Context, Decided, Install, Progress, Step, Work};
+use crate::engine::{self, Arrived, Content, Context, Decided, Expansion, Install, Progress, Step, Work};
 use crate::index::{Durable, Reader};
 use crate::model::{Record, RelPath};
 use crate::observe;
@@ -78,6 +78,12 @@ impl Group {
     }
 
     fn add(&mut self, arrival: Arrival) {
+        if arrival.row.moved_tree.is_some() {
+            // What comes before it must stay before it, what comes after, after.
+            self.places.clear();
+            self.arrivals.push(arrival);
+            return;
+        }
         match self.places.entry(arrival.row.path.clone()) {
             Entry::Occupied(place) => self.arrivals[*place.get()] = arrival,
             Entry::Vacant(place) => {
@@ -95,7 +101,9 @@ impl Keeper {
         for arrival in rows {
             let path = &arrival.row.path;
             self.pending.remove(&(group.inbound.place, path.clone()));
-            if !self.share.is_excluded(path, arrival.row.row.entry.is_dir()) {
+            // Where a directory goes need not be excluded, too.
+            let moved = arrival.row.moved_tree.is_some();
+            if moved || !self.share.is_excluded(path, arrival.row.row.entry.is_dir()) {
                 group.add(arrival);
             }
         }
@@ -142,14 +150,76 @@ impl Keeper {
         } = group;
         // Even if the connection has closed since: rows that waited are in here,
         // and nothing else holds the cursor back for them now.
+        let before = self.delivered(&inbound).upto;
         if let Some(upto) = upto {
             self.delivered(&inbound).upto = upto;
         } else if arrivals.is_empty() {
             return Ok(());
         }
-        self.apply(&inbound, arrivals)?;
+        let mut rows = Vec::new();
+        let mut arrivals = arrivals.into_iter();
+        while let Some(arrival) = arrivals.next() {
+            if arrival.row.moved_tree.is_none() {
+                rows.push(arrival);
+                continue;
+            }
+            self.apply(&inbound, std::mem::take(&mut rows))?;
+            if !self.apply_move(&inbound, &arrival.row, before)? {
+                // Rows that come again are not decided before what they follow;
+                // those whose content has just come do not come again.
+                rows.extend(arrivals.by_ref().filter(|arrival| arrival.row.seq <= before));
+            }
+        }
+        self.apply(&inbound, rows)?;
         self.unflushed.get_or_insert_with(Instant::now);
         Ok(())
+    }
+
+    /// Makes the rows of a directory's move, of which the peer has sent the last,
+    /// and applies them together. If they cannot be made, asks the peer to begin
+    /// again after row `before`, and returns false.
+    fn apply_move(&mut self, inbound: &Arc<Inbound>, row: &WireRow, before: u64) -> anyhow::Result<bool> {
+        let Some(tree) = &row.moved_tree else {
+            return Ok(true);
+        };
+        let reader = self.share.index.read()?;
+        let first = row.seq.saturating_sub(tree.span());
+        let rows = match engine::expand(&reader, &reader.moves()?, &row.path, &row.row, tree)? {
+            Expansion::Known => return Ok(true),
+            Expansion::Rows(rows) => rows,
+            Expansion::Unlike => {
+                tracing::debug!(share = %self.share.name, from = %inbound.peer, "{} was moved to {}, and is not the same here: its rows are asked for", row.path, tree.to);
+                let after = before.min(first.saturating_sub(1));
+                let delivered = self.delivered(inbound);
+                delivered.upto = after;
+                delivered.deaf = true;
+                // A closed connection's rows come again with the next one.
+                let _ = inbound.commands.send(Command::Plain { after, upto: row.seq });
+                return Ok(false);
+            }
+        };
+        drop(reader);
+        let mut arrivals = Vec::with_capacity(rows.len());
+        for (seq, made) in (first..).zip(rows) {
+            self.pending.remove(&(inbound.place, made.path.clone()));
+            if self.share.is_excluded(&made.path, made.row.entry.is_dir()) {
+                continue;
+            }
+            arrivals.push(Arrival {
+                row: WireRow {
+                    seq,
+                    path: made.path,
+                    row: made.row,
+                    moved_from: made.moved_from,
+                    inline: None,
+                    moved_tree: made.moved_tree,
+                },
+                ready: None,
+                tries: 0,
+            });
+        }
+        self.apply(inbound, arrivals)?;
+        Ok(true)
     }
 
     /// Tries rows again whose time has come. Returns whether there were any.
@@ -272,9 +342,14 @@ impl Keeper {
 
         self.forget_doomed(reader, &steps)?;
         execute(&dirs, reader, &steps, staged, &mut outcome)?;
+        for (from, to) in &outcome.carried {
+            self.renamed.note(from.clone(), to.clone(), Instant::now());
+        }
 
         let mut applied = 0;
+        let moves = engine::whole_moves(&decided, &|path| outcome.progress.is_done(path));
         share.index.write(|w| {
+            w.put_moves(moves)?;
             for one in &decided {
                 w.settle(&one.path)?;
                 if !outcome.progress.is_done(&one.path) {
@@ -290,7 +365,11 @@ impl Keeper {
                     true => None,
                     false => match outcome.sigs.get(&one.path) {
                         Some(sig) => *sig,
-                        None => w.get(&one.path)?.and_then(|old| old.sig),
+                        // What a directory has carried along is what it was.
+                        None => match outcome.carried_from(&one.path) {
+                            Some(from) => reader.get(&from)?.and_then(|old| old.sig),
+                            None => w.get(&one.path)?.and_then(|old| old.sig),
+                        },
                     },
                 };
                 let record = Record {
@@ -399,10 +478,14 @@ impl Keeper {
                 path: arrival.row.path.clone(),
                 row: arrival.row.row.clone(),
                 moved_from: arrival.row.moved_from.clone(),
+                moved_tree: arrival.row.moved_tree.clone(),
             })
             .collect();
         let decided = engine::decide_remote(reader, arrived, inbound.place, &mut self.author, &context)?;
-        let steps = engine::plan(reader, &decided)?;
+        let steps = match arrivals.iter().any(|arrival| arrival.tries > 0) {
+            true => engine::plan_one_by_one(reader, &decided)?,
+            false => engine::plan(reader, &decided)?,
+        };
         Ok((decided, steps))
     }
 
@@ -462,7 +545,9 @@ impl Keeper {
             }
             let was = was.filter(is_dir);
             let is = outcome.sigs.get(&one.path).copied().flatten().filter(is_dir);
+            let carried = outcome.carried.iter().any(|(from, _)| *from == one.path);
             if let Some(was) = was.filter(|was| is.is_none_or(|is| !is.same_inode(was)))
+                && !carried
                 && outcome.sigs.contains_key(&one.path)
             {
                 resolver.lock().forget_dir_seen(outcome.since, was.ino);
@@ -510,13 +595,17 @@ impl Keeper {
                 ((tries > 5).then(|| error.to_string()), wait, tries + 1)
             } else {
                 look.push((error.path().clone(), Hint::default()));
-                (Some(error.to_string()), RETRY_AFTER, tries)
+                (Some(error.to_string()), RETRY_AFTER, tries.max(1))
             };
             if let Some(reason) = &reason {
                 tracing::warn!(share = %self.share.name, peer = %inbound.peer, "cannot apply yet: {reason}");
             }
             let pending = Pending {
-                row,
+                // By itself it is a row like any other.
+                row: WireRow {
+                    moved_tree: None,
+                    ..row
+                },
                 inbound: Arc::clone(inbound),
                 reason,
                 again: Some(now + wait),

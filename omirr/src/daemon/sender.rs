@@ -148,12 +148,19 @@ async fn session(share: &Arc<Share>, link: &Arc<Link>, identity: &Identity) -> a
     let (batches, mut ready) = mpsc::channel::<Message>(2);
     let (wants, wanted) = mpsc::channel::<WantJob>(1024);
     let (pieces, mut content) = mpsc::channel::<Message>(4);
+    let (plains, plain) = mpsc::channel::<(u64, u64)>(16);
     let (said, mut heard_of) = mpsc::channel::<Result<Message, NetError>>(1024);
     // Of what is already here the peer gets its own rows, too: it lacks them if
     // it has lost its index, or if that was restored from a copy.
     let outgoing = Outgoing::new(link.place, cursor, durable);
     let _tasks = Tasks(vec![
-        tokio::spawn(prepare_batches(Arc::clone(share), outgoing, cursor, batches)),
+        tokio::spawn(prepare_batches(
+            Arc::clone(share),
+            outgoing,
+            cursor,
+            batches,
+            plain,
+        )),
         tokio::spawn(prepare_contents(Arc::clone(share), wanted, pieces)),
         tokio::spawn(async move {
             loop {
@@ -193,6 +200,14 @@ async fn session(share: &Arc<Share>, link: &Arc<Link>, identity: &Identity) -> a
                     Message::Want { id, path, size, hash, have } => {
                         wants
                             .try_send(WantJob { id, path, size, hash, have })
+                            .map_err(|_full| anyhow!("{} asks for too much at once", link.peer))?;
+                    }
+                    Message::Plain { after, upto } => {
+                        if upto > *share.head.borrow() {
+                            bail!("{} asks for the rows up to {upto}, of which it was never sent the last", link.peer);
+                        }
+                        plains
+                            .try_send((after, upto))
                             .map_err(|_full| anyhow!("{} asks for too much at once", link.peer))?;
                     }
                     Message::Pong { clock_ms } => {
@@ -247,23 +262,39 @@ impl Drop for Tasks {
     }
 }
 
-/// Follows the durable head and makes batches of what comes after `sent`.
+/// Follows the durable head and makes batches of what comes after `sent`; begins
+/// again where the peer asks for it.
 async fn prepare_batches(
     share: Arc<Share>,
     mut outgoing: Outgoing,
     mut sent: u64,
     batches: mpsc::Sender<Message>,
+    mut plain: mpsc::Receiver<(u64, u64)>,
 ) {
     let mut head = share.head.subscribe();
     // What the peer was told; `sent` may be further, where nothing is due.
     let mut told = sent;
     loop {
-        let Ok(durable) = head
-            .wait_for(|durable| *durable > sent)
-            .await
-            .map(|durable| *durable)
-        else {
-            return;
+        // The guard of the watched number must not be held while waiting.
+        let further = async {
+            head.wait_for(|durable| *durable > sent)
+                .await
+                .map(|durable| *durable)
+        };
+        let durable = tokio::select! {
+            biased;
+            Some((after, upto)) = plain.recv() => {
+                told = outgoing.rewind(after, upto);
+                sent = told;
+                if batches.send(Message::Again { after: told }).await.is_err() {
+                    return;
+                }
+                continue;
+            }
+            durable = further => match durable {
+                Ok(durable) => durable,
+                Err(_ended) => return,
+            },
         };
         let task_share = Arc::clone(&share);
         let built = tokio::task::spawn_blocking(move || {
@@ -309,6 +340,7 @@ fn build_batches(
     let dirs = share.root.batch();
     let upto = outbound.upto.max(sent);
     let mut batches = Vec::new();
+    let moves = outbound.moves;
     let mut left = outbound.rows;
     loop {
         let mut bytes = 0;
@@ -335,6 +367,7 @@ fn build_batches(
                     row: record.row,
                     moved_from: record.moved_from,
                     inline,
+                    moved_tree: moves.get(&record.seq).cloned(),
                 }
             })
             .collect();

@@ -44,6 +44,8 @@ pub enum Input {
     /// A connection has ended: what waited for it is forgotten, the peer sends
     /// it again.
     Closed { inbound: Arc<Inbound> },
+    /// A peer that was asked to begin again does so.
+    Again { inbound: Arc<Inbound> },
     /// Look at everything that is dirty; answer with the durable head after it.
     Barrier(oneshot::Sender<u64>),
     /// A peer has rows of this index that the index itself no longer has: it
@@ -91,6 +93,9 @@ pub enum Command {
         /// This index' head.
         head: u64,
     },
+    /// Begin again after number `after`, and send the rows of directories' moves
+    /// up to number `upto` one by one.
+    Plain { after: u64, upto: u64 },
 }
 
 /// The outgoing side of a peer, as `status` and `wait` see it.

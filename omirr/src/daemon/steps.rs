@@ -29,6 +29,9 @@ pub(super) struct Outcome {
     /// Names that an inode got which has, or had, another: what users did to it
     /// by that one a moment ago has an event that leads there.
     pub(super) renamed: Vec<RelPath>,
+    /// Directories that were renamed with what is in them: where they were, and
+    /// where they are.
+    pub(super) carried: Vec<(RelPath, RelPath)>,
 }
 
 /// Makes all contents ready, several at a time.
@@ -165,6 +168,7 @@ impl Outcome {
             errors: FxHashMap::default(),
             touched: Vec::new(),
             renamed: Vec::new(),
+            carried: Vec::new(),
             since,
         }
     }
@@ -197,6 +201,14 @@ impl Outcome {
                         self.renamed.push(path.clone());
                         self.sigs.insert(from.clone(), None);
                     }
+                    Step::Install {
+                        how: Install::MovedTree { from },
+                        ..
+                    } => {
+                        self.renamed.push(path.clone());
+                        self.sigs.insert(from.clone(), None);
+                        self.carried.push((from.clone(), path.clone()));
+                    }
                     _ => {}
                 }
             }
@@ -208,6 +220,11 @@ impl Outcome {
         }
     }
 
+    /// Where something was that its directory has carried along to `path`.
+    pub(super) fn carried_from(&self, path: &RelPath) -> Option<RelPath> {
+        self.carried.iter().find_map(|(from, to)| path.rebase(to, from))
+    }
+
     /// What must be at a path: what the last step left there, else what the
     /// index says.
     fn expected(&self, reader: &Reader, path: &RelPath) -> anyhow::Result<Result<Expect, ApplyError>> {
@@ -216,7 +233,8 @@ impl Outcome {
             (_, true) => return Ok(Err(changed())),
             (Some(Some(sig)), false) => Expect::Sig(*sig),
             (Some(None), false) => Expect::Absent,
-            (None, false) => match reader.get(path)? {
+            (None, false) if self.carried.iter().any(|(from, _)| path.is_within(from)) => Expect::Absent,
+            (None, false) => match reader.get(&self.carried_from(path).unwrap_or_else(|| path.clone()))? {
                 Some(record) if !record.row.deleted => match record.sig {
                     Some(sig) => Expect::Sig(sig),
                     None => return Ok(Err(changed())),
@@ -270,7 +288,7 @@ pub(super) fn step_once(
         },
         Step::Install {
             path,
-            how: Install::Moved { from },
+            how: Install::Moved { from } | Install::MovedTree { from },
             ..
         } => match sig_of(from)? {
             Some(sig) => apply::move_entry(dirs, from, &sig, path, &expect).map(Some),

@@ -15,12 +15,13 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use crate::model::{Entry, Kind, Origin, RelPath, ReplicaId, Row, Time, Version};
+use crate::model::{Entry, Kind, Origin, RelPath, ReplicaId, Row, Time, TreeMove, Version};
 
 use super::change::{Seen, differs};
 use super::clock::Author;
 use super::merge::{Loser, Policy, Verdict, remote_row};
 use super::rows::{Decided, Overlay, Rows, Work};
+use super::trees;
 
 /// A path that was looked at.
 #[derive(Clone, Debug)]
@@ -41,6 +42,9 @@ pub struct Arrived {
     pub path: RelPath,
     pub row: Row,
     pub moved_from: Option<RelPath>,
+    /// With it, all rows of the directory's move stand right before this one:
+    /// see `trees`.
+    pub moved_tree: Option<TreeMove>,
 }
 
 /// What all decisions need beside the rows.
@@ -59,9 +63,15 @@ pub fn decide_local<R: Rows>(
     author: &mut Author,
     now_ms: u64,
 ) -> Result<Vec<Decided>, R::Error> {
+    let mut observed: BTreeMap<RelPath, Observed> = observed
+        .into_iter()
+        .map(|seen| (seen.path.clone(), seen))
+        .collect();
+    let mut overlay = Overlay::new(rows);
+    let mut decided = decide_trees(&mut overlay, &observed, author, now_ms)?;
     let mut changed = Vec::new();
-    for seen in observed {
-        let old = rows.row(&seen.path)?;
+    while let Some((path, seen)) = observed.pop_first() {
+        let old = overlay.row(&path)?;
         if differs(old.as_ref(), &seen.seen) {
             changed.push((seen, old));
         }
@@ -83,20 +93,64 @@ pub fn decide_local<R: Rows>(
         }
         Seen::Absent => (2, Reverse(seen.path.depth()), seen.path.clone()),
     });
-    let mut decided = Vec::new();
     for (seen, old) in changed {
-        if let Some((seq, mut row)) = author.observe(old.as_ref(), &seen.seen, now_ms, seen.when_ms) {
-            row.origin = seen.origin;
-            let moved_from = seen.moved_from;
-            decided.push(Decided {
-                path: seen.path,
-                seq,
-                row,
-                via: None,
-                moved_from,
-                work: Work::Nothing,
-            });
+        decided.extend(own_row(seen, old.as_ref(), author, now_ms));
+    }
+    Ok(decided)
+}
+
+/// The row for what was observed at a path; none if nothing differs.
+fn own_row(seen: Observed, old: Option<&Row>, author: &mut Author, now_ms: u64) -> Option<Decided> {
+    let (seq, mut row) = author.observe(old, &seen.seen, now_ms, seen.when_ms)?;
+    row.origin = seen.origin;
+    Some(Decided {
+        path: seen.path,
+        seq,
+        row,
+        via: None,
+        moved_from: seen.moved_from,
+        moved_tree: None,
+        work: Work::Nothing,
+    })
+}
+
+/// The rows of all directories that were renamed, and of the new directories in
+/// which they are now. What has changed in them besides is decided after it.
+fn decide_trees<R: Rows>(
+    overlay: &mut Overlay<'_, R>,
+    observed: &BTreeMap<RelPath, Observed>,
+    author: &mut Author,
+    now_ms: u64,
+) -> Result<Vec<Decided>, R::Error> {
+    let mut decided = Vec::new();
+    let mut moves: Vec<(RelPath, RelPath)> = Vec::new();
+    for (to, from) in trees::candidates(observed) {
+        // One that moved out of another that moved was carried along by that.
+        let carried = |from: RelPath, one: &(RelPath, RelPath)| from.rebase(&one.0, &one.1).unwrap_or(from);
+        let from = moves.iter().fold(from, carried);
+        let mut above: Vec<RelPath> = std::iter::successors(to.parent(), RelPath::parent).collect();
+        above.retain(|dir| !dir.is_root());
+        let mut parents = Vec::new();
+        let mut rows = None;
+        // Tried on a copy of the author: nothing is numbered in vain.
+        let mut trial = author.clone();
+        for dir in above.into_iter().rev() {
+            let Some(seen) = observed.get(&dir) else { continue };
+            let old = overlay.row(&dir)?;
+            if !old.as_ref().is_some_and(Row::is_live_dir) {
+                parents.extend(own_row(seen.clone(), old.as_ref(), &mut trial, now_ms));
+            }
         }
+        if from != to {
+            rows = trees::decide(overlay, observed, &from, &to, &mut trial, now_ms)?;
+        }
+        let Some(rows) = rows else { continue };
+        *author = trial;
+        for one in parents.into_iter().chain(rows) {
+            overlay.decided.insert(one.path.clone(), one.clone());
+            decided.push(one);
+        }
+        moves.push((from, to));
     }
     Ok(decided)
 }
@@ -131,6 +185,7 @@ pub fn decide_remote<R: Rows>(
         path,
         row,
         moved_from,
+        moved_tree,
     } in arrived
     {
         author.witness(row.version.stamp);
@@ -164,6 +219,7 @@ pub fn decide_remote<R: Rows>(
                 row,
                 via: Some(via),
                 moved_from,
+                moved_tree,
                 work,
             },
         );
@@ -213,6 +269,7 @@ fn keep_aside<R: Rows>(
             row,
             via: None,
             moved_from: Some(path.clone()),
+            moved_tree: None,
             work,
         };
         overlay.decided.insert(to.clone(), made);
@@ -304,6 +361,7 @@ fn revive<R: Rows>(
         row,
         via: None,
         moved_from: None,
+        moved_tree: None,
         work: Work::Apply,
     };
     overlay.decided.insert(path.clone(), made);

@@ -12,6 +12,7 @@
 //!    make the intents durable; do the steps; write the rows whose steps went
 //!    well; keep the others for another try; move the cursor up to them; then
 //!    [`relink`] the groups of the rows written.
+//!    A directory's move of which only the last row came is [`expand`]ed first.
 //! 3. A peer is behind: [`Outgoing::next_batch`].
 //! 4. Nothing else is to do: tombstones that [`may_forget`] allows go.
 //! 5. After a crash: [`recover`] for paths with intents, the rest as in 1.
@@ -30,6 +31,7 @@ mod plan;
 mod progress;
 mod recover;
 mod rows;
+mod trees;
 
 pub use change::{Seen, differs, local_change};
 pub use clock::{Author, Clock, Reserve};
@@ -41,7 +43,8 @@ pub use links::{Name, link_group, relink};
 pub use merge::{Loser, Policy, Verdict, precedence, remote_row};
 pub use offset::Offset;
 pub use outgoing::{Outbound, Outgoing, Sequence, goes_inline};
-pub use plan::{Content, Install, Step, plan};
+pub use plan::{Content, Install, Step, plan, plan_one_by_one};
 pub use progress::Progress;
 pub use recover::{Found, recover};
 pub use rows::{Decided, Rows, Work};
+pub use trees::{Expansion, TREE_ROWS_MAX, expand, whole_moves};

@@ -11,7 +11,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use crate::model::{Entry, Record, RelPath};
+use crate::model::{Entry, Moved, Record, RelPath, TreeMove};
 
 /// The index in sequence order.
 pub trait Sequence {
@@ -25,6 +25,12 @@ pub trait Sequence {
     /// Whether a row strictly beneath `path`, tombstones included, has a
     /// sequence number greater than `seq`.
     fn changed_beneath(&self, path: &RelPath, seq: u64) -> Result<bool, Self::Error>;
+
+    /// The directory's move among whose rows' numbers `seq` is, and the last of
+    /// these numbers. None is always a right answer: the rows go one by one.
+    fn move_over(&self, _seq: u64) -> Result<Option<(u64, Moved)>, Self::Error> {
+        Ok(None)
+    }
 }
 
 /// Rows for a peer. What is before `upto` and not among them it need not know.
@@ -32,6 +38,9 @@ pub trait Sequence {
 pub struct Outbound {
     pub upto: u64,
     pub rows: Vec<(RelPath, Record)>,
+    /// By sequence number, for rows that stand for all of a directory's move:
+    /// those of the move that have not been replaced since are not in `rows`.
+    pub moves: BTreeMap<u64, TreeMove>,
 }
 
 /// Whether the content of `entry` goes with its row.
@@ -53,6 +62,8 @@ pub struct Outgoing {
     early: HashMap<RelPath, u64>,
     /// Rows up to `scanned` that wait for what lies beneath them.
     held: BTreeMap<u64, RelPath>,
+    /// Moves that end up to here go row by row.
+    plain_upto: u64,
 }
 
 impl Outgoing {
@@ -65,7 +76,20 @@ impl Outgoing {
             scanned: cursor,
             early: HashMap::new(),
             held: BTreeMap::new(),
+            plain_upto: 0,
         }
+    }
+
+    /// Begins again after number `after`, and this time sends the rows of moves
+    /// up to number `plain_upto` one by one: the peer cannot make them. Returns
+    /// after which number it does begin.
+    pub fn rewind(&mut self, after: u64, plain_upto: u64) -> u64 {
+        self.plain_upto = self.plain_upto.max(plain_upto);
+        // What waited was not sent; what was sent before its turn comes again.
+        self.scanned = self.upto().min(after);
+        self.early.clear();
+        self.held.clear();
+        self.scanned
     }
 
     /// The next rows, about `limit` of them; none if the peer has been sent
@@ -73,11 +97,23 @@ impl Outgoing {
     pub fn next_batch<S: Sequence>(&mut self, index: &S, limit: usize) -> Result<Option<Outbound>, S::Error> {
         let before = self.upto();
         let mut rows = Vec::new();
+        let mut moves = BTreeMap::new();
         let mut more = true;
         while more && rows.len() < limit {
             let chunk = index.after(self.scanned, limit)?;
             more = !chunk.is_empty();
             for (path, record) in chunk {
+                if record.seq <= self.scanned {
+                    // It went with a move.
+                    continue;
+                }
+                if let Some((from, last, tree)) = self.whole_move(index, &record)? {
+                    self.parents(index, &tree.to, &mut rows)?;
+                    self.scanned = last.seq;
+                    moves.insert(last.seq, tree);
+                    rows.push((from, last));
+                    continue;
+                }
                 self.scanned = record.seq;
                 if self.early.remove(&path) == Some(record.seq) || !self.wanted(&record) {
                     continue;
@@ -94,13 +130,44 @@ impl Outgoing {
         }
         self.release(index, &mut rows)?;
         let upto = self.upto();
-        Ok((upto > before || !rows.is_empty()).then_some(Outbound { upto, rows }))
+        Ok((upto > before || !rows.is_empty()).then_some(Outbound { upto, rows, moves }))
     }
 
     fn upto(&self) -> u64 {
         self.held
             .first_key_value()
             .map_or(self.scanned, |(seq, _)| seq - 1)
+    }
+
+    /// The move that `record` is of, with its last row, if that can stand for all
+    /// of it: the peer has been sent what came before and nothing of the move.
+    fn whole_move<S: Sequence>(
+        &self,
+        index: &S,
+        record: &Record,
+    ) -> Result<Option<(RelPath, Record, TreeMove)>, S::Error> {
+        let Some((seq, moved)) = index.move_over(record.seq)? else {
+            return Ok(None);
+        };
+        if self.scanned >= seq.saturating_sub(moved.tree.span()) || seq <= self.plain_upto {
+            return Ok(None);
+        }
+        let Some(last) = index.record(&moved.from)?.filter(|last| last.seq == seq) else {
+            return Ok(None);
+        };
+        if !self.wanted(&last) || index.changed_beneath(&moved.from, seq)? {
+            return Ok(None);
+        }
+        // Where it went there must still be directories: the move would bring
+        // others back.
+        let mut above = moved.tree.to.parent();
+        while let Some(dir) = above.filter(|dir| !dir.is_root()) {
+            if !index.record(&dir)?.is_some_and(|dir| dir.row.is_live_dir()) {
+                return Ok(None);
+            }
+            above = dir.parent();
+        }
+        Ok(Some((moved.from, last, moved.tree)))
     }
 
     fn wanted(&self, record: &Record) -> bool {

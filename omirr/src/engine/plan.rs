@@ -15,7 +15,8 @@
 //! the same entry are one inode; all others are inodes of their own.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::ops::ControlFlow;
 
 use crate::model::{Entry, Hash, LinkGroup, RelPath, Row};
 
@@ -42,6 +43,9 @@ pub enum Install {
     /// The inode at `from`, renamed, in place of what is there; its attributes
     /// are right.
     Moved { from: RelPath },
+    /// The directory at `from` with all that is in it, renamed; nothing is at the
+    /// path. It serves the rows of everything in it, too, at both places.
+    MovedTree { from: RelPath },
     /// A directory, symlink, fifo, socket or device, in place of what is there.
     Fresh,
     /// What is there, with the row's attributes.
@@ -91,6 +95,14 @@ impl Step {
 
 /// The steps that bring the disk from `rows` to `decided`.
 pub fn plan<R: Rows>(rows: &R, decided: &[Decided]) -> Result<Vec<Step>, R::Error> {
+    let mut planner = Planner::new(rows, decided)?;
+    planner.find_trees()?;
+    planner.run()
+}
+
+/// The same, but no directory is renamed with what is in it: for when that has
+/// failed.
+pub fn plan_one_by_one<R: Rows>(rows: &R, decided: &[Decided]) -> Result<Vec<Step>, R::Error> {
     Planner::new(rows, decided)?.run()
 }
 
@@ -107,6 +119,11 @@ struct Planner<'a, R: Rows> {
     kept: BTreeSet<&'a RelPath>,
     /// Tombstones' paths whose inode has been renamed.
     moved: BTreeSet<RelPath>,
+    /// Directories that are renamed with what is in them: where they go, and
+    /// where they were.
+    trees: BTreeMap<RelPath, RelPath>,
+    /// The paths of what is in them and goes along, before and after.
+    carried: HashSet<RelPath>,
     /// Paths at which the final inode will be by the time it is looked at, and
     /// whether it is another than before.
     done: HashMap<RelPath, Renewed>,
@@ -151,12 +168,78 @@ impl<'a, R: Rows> Planner<'a, R> {
             holders,
             kept: kept.collect(),
             moved: BTreeSet::new(),
+            trees: BTreeMap::new(),
+            carried: HashSet::new(),
             done: HashMap::new(),
             groups,
             touched: BTreeSet::new(),
             stage: Vec::new(),
             install: Vec::new(),
         })
+    }
+
+    /// Finds the directories that can be renamed as they are: all that the index
+    /// has in one goes where the directory goes, and stays what it is; and
+    /// nothing is in its place.
+    fn find_trees(&mut self) -> Result<(), R::Error> {
+        let files: BTreeSet<RelPath> = self
+            .decided
+            .iter()
+            .filter(|one| !one.row.deleted && !one.row.entry.is_dir())
+            .map(|one| one.path.clone())
+            .collect();
+        let works: HashMap<&RelPath, &Work> = self.decided.iter().map(|one| (&one.path, &one.work)).collect();
+        let applied = |path: &RelPath| works.get(path) == Some(&&Work::Apply);
+        let mut dirs: Vec<(&RelPath, &RelPath)> = self
+            .decided
+            .iter()
+            .filter(|one| one.row.is_live_dir())
+            .filter_map(|one| Some((&one.path, one.moved_from.as_ref()?)))
+            .collect();
+        dirs.sort_unstable();
+        for (to, from) in dirs {
+            // What another carries along is there already.
+            if self.carried.contains(to) || self.carried.contains(from) || is_beneath_any(from, &files) {
+                continue;
+            }
+            let apart = !from.is_within(to) && !to.is_within(from);
+            if !apart || !self.base(from).is_some_and(Entry::is_dir) || !self.is_free(to)? {
+                continue;
+            }
+            let mut paths = vec![from.clone()];
+            self.rows.live_beneath(from, &mut |path| {
+                paths.push(path.clone());
+                ControlFlow::Continue(())
+            })?;
+            let goes = |path: &RelPath| {
+                let to = path.rebase(from, to)?;
+                let gone = applied(path) && self.after.get(path).is_some_and(|row| row.deleted);
+                let there = self.after.get(&to)?.live().filter(|_| applied(&to))?;
+                let same = self.base(path) == Some(there);
+                (gone && same && !self.kept.contains(path)).then_some(to)
+            };
+            let Some(new) = paths.iter().map(goes).collect::<Option<Vec<RelPath>>>() else {
+                continue;
+            };
+            self.trees.insert(to.clone(), from.clone());
+            self.moved.extend(paths.iter().cloned());
+            self.carried.extend(paths);
+            self.carried.extend(new);
+        }
+        Ok(())
+    }
+
+    /// Whether the index has nothing live at `path` and beneath it.
+    fn is_free(&self, path: &RelPath) -> Result<bool, R::Error> {
+        if self.base(path).is_some() {
+            return Ok(false);
+        }
+        let mut free = true;
+        self.rows.live_beneath(path, &mut |_| {
+            free = false;
+            ControlFlow::Break(())
+        })?;
+        Ok(free)
     }
 
     fn run(mut self) -> Result<Vec<Step>, R::Error> {
@@ -221,6 +304,10 @@ impl<'a, R: Rows> Planner<'a, R> {
     }
 
     fn take_down(&mut self, one: &Decided, steps: &mut Vec<Step>) {
+        let in_tree = |path: RelPath| self.carried.contains(&path);
+        if self.carried.contains(&one.path) && one.path.parent().is_some_and(in_tree) {
+            return;
+        }
         if self.base(&one.path).is_some() && !self.moved.contains(&one.path) {
             steps.push(Step::Remove {
                 path: one.path.clone(),
@@ -231,7 +318,13 @@ impl<'a, R: Rows> Planner<'a, R> {
 
     fn bring_up(&mut self, one: &'a Decided, early: &BTreeSet<&RelPath>) -> Result<(), R::Error> {
         let (path, entry) = (&one.path, &one.row.entry);
-        let (how, renewed) = if !entry.is_dir() {
+        if self.carried.contains(path) && !self.trees.contains_key(path) {
+            self.done.insert(path.clone(), Renewed::NewInode);
+            return Ok(());
+        }
+        let (how, renewed) = if let Some(from) = self.trees.get(path).cloned() {
+            (Install::MovedTree { from }, Renewed::NewInode)
+        } else if !entry.is_dir() {
             self.bring_up_inode(one, early)?
         } else if self.base(path).is_some_and(|base| base.kind == entry.kind) {
             (Install::Attributes, Renewed::SameInode)
@@ -429,7 +522,8 @@ impl<'a, R: Rows> Planner<'a, R> {
     /// Directories whose contents or rows changed.
     fn times(&mut self, live: &[&Decided], steps: &mut Vec<Step>) -> Result<(), R::Error> {
         for one in live {
-            if one.row.entry.is_dir() {
+            let carried = self.carried.contains(&one.path) && !self.trees.contains_key(&one.path);
+            if one.row.entry.is_dir() && !carried {
                 self.touched.insert(one.path.clone());
             }
         }

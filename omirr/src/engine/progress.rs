@@ -23,12 +23,15 @@ pub struct Progress {
     old_dirs: BTreeSet<RelPath>,
     /// Second names that have been given, by the first.
     asides: BTreeMap<RelPath, RelPath>,
+    /// All paths that are decided.
+    decided: BTreeSet<RelPath>,
 }
 
 impl Progress {
     pub fn new<R: Rows>(rows: &R, decided: &[Decided]) -> Result<Progress, R::Error> {
         let mut progress = Progress::default();
         for one in decided {
+            progress.decided.insert(one.path.clone());
             let was_dir = rows.row(&one.path)?.as_ref().is_some_and(Row::is_live_dir);
             match (was_dir, one.row.is_live_dir()) {
                 (false, true) => drop(progress.new_dirs.insert(one.path.clone())),
@@ -71,6 +74,17 @@ impl Progress {
                 how: Install::Moved { from },
                 ..
             } => drop(self.failed.insert(from.clone())),
+            // Nothing in it has moved.
+            Step::Install {
+                path,
+                how: Install::MovedTree { from },
+                ..
+            } => {
+                let both = [from, path]
+                    .into_iter()
+                    .flat_map(|top| within(&self.decided, top));
+                self.failed.extend(both.cloned());
+            }
             _ => {}
         }
         self.failed.insert(step.path().clone());
@@ -104,11 +118,7 @@ impl Progress {
     pub fn is_done(&self, path: &RelPath) -> bool {
         // Someone may have taken a directory away together with something that
         // was to be removed from it; the index must not lose the parent first.
-        let lost_child = || {
-            self.failed
-                .iter()
-                .any(|failed| failed != path && failed.is_within(path))
-        };
+        let lost_child = || within(&self.failed, path).any(|failed| failed != path);
         let taken_back = self
             .asides
             .iter()
@@ -117,4 +127,13 @@ impl Progress {
         let waits = waits || (self.old_dirs.contains(path) && lost_child());
         !waits
     }
+}
+
+/// The paths at and beneath `top`.
+fn within<'a>(paths: &'a BTreeSet<RelPath>, top: &'a RelPath) -> impl Iterator<Item = &'a RelPath> {
+    let end = top.beneath_range().1;
+    paths
+        .range::<RelPath, _>(top..)
+        .take_while(move |path| end.as_ref().is_none_or(|end| path.as_bytes() < &end[..]))
+        .filter(move |path| path.is_within(top))
 }

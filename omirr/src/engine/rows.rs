@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::{Bound, ControlFlow};
 
-use crate::model::{Entry, Hash, LinkGroup, RelPath, ReplicaId, Row, Stamp};
+use crate::model::{Entry, Hash, LinkGroup, RelPath, ReplicaId, Row, Stamp, TreeMove};
 
 use super::clock::Author;
 use super::conflict::conflict_path;
@@ -42,6 +42,8 @@ pub struct Decided {
     /// The peer it came from; none if it was made here.
     pub via: Option<u32>,
     pub moved_from: Option<RelPath>,
+    /// Set for the last row of a directory's move: see `trees`.
+    pub moved_tree: Option<TreeMove>,
     pub work: Work,
 }
 
@@ -86,21 +88,26 @@ impl<'a, R: Rows> Overlay<'a, R> {
             row,
             via: None,
             moved_from: None,
+            moved_tree: None,
             work: Work::Nothing,
         };
         self.decided.insert(path.clone(), again);
     }
 
-    pub(super) fn has_live_beneath(&self, path: &RelPath) -> Result<bool, R::Error> {
+    /// The decided rows strictly beneath `path`, in path order.
+    pub(super) fn decided_beneath<'s>(&'s self, path: &'s RelPath) -> impl Iterator<Item = &'s Decided> {
         let range = (Bound::Excluded(path), Bound::Unbounded);
         // `a-b` sorts between `a` and `a/b`, hence the filter on both sides.
         let end = path.beneath_range().1;
-        let mut beneath = self
-            .decided
+        self.decided
             .range::<RelPath, _>(range)
-            .take_while(|(at, _)| end.as_ref().is_none_or(|end| at.as_bytes() < &end[..]))
-            .filter(|(at, _)| at.is_within(path));
-        if beneath.any(|(_, decided)| !decided.row.deleted) {
+            .take_while(move |(at, _)| end.as_ref().is_none_or(|end| at.as_bytes() < &end[..]))
+            .filter(|(at, _)| at.is_within(path))
+            .map(|(_, decided)| decided)
+    }
+
+    pub(super) fn has_live_beneath(&self, path: &RelPath) -> Result<bool, R::Error> {
+        if self.decided_beneath(path).any(|decided| !decided.row.deleted) {
             return Ok(true);
         }
         let mut found = false;

@@ -37,6 +37,10 @@ const NAMES: MultimapTableDefinition<u64, &[u8]> = MultimapTableDefinition::new(
 const GROUPS: MultimapTableDefinition<u64, &[u8]> = MultimapTableDefinition::new("groups");
 /// Path → the row that is being applied there.
 const INTENTS: TableDefinition<&[u8], &[u8]> = TableDefinition::new("intents");
+/// The last sequence number of a directory's move → the move.
+const MOVES: TableDefinition<u64, &[u8]> = TableDefinition::new("moves");
+/// So many moves are kept. Rows of older ones are sent one by one.
+const MOVES_KEPT: u64 = 256;
 /// One record, under the empty name: [`Meta`].
 const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
 
@@ -175,6 +179,7 @@ impl Index {
                 .map_err(|error| fail(error.into()))?;
         }
         txn.open_table(INTENTS).map_err(|error| fail(error.into()))?;
+        txn.open_table(MOVES).map_err(|error| fail(error.into()))?;
         txn.commit().map_err(|error| fail(error.into()))?;
         let index = Index {
             path: path.into(),
@@ -254,7 +259,9 @@ pub fn random_u64() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Entry, Kind, LinkGroup, Record, RelPath, Row, StatSig, Time, Vector, Version};
+    use crate::model::{
+        Entry, Hash, Kind, LinkGroup, Moved, Record, RelPath, Row, StatSig, Time, TreeMove, Vector, Version,
+    };
 
     fn record(seq: u64, ino: u64, deleted: bool, link: Option<u64>) -> Record {
         let time = Time { secs: 1, nanos: 2 };
@@ -416,6 +423,40 @@ mod tests {
         drop(db);
         let error = Index::open(&file, "one").err().unwrap().to_string();
         assert!(error.contains("format 9, this omirr reads format 2"), "{error}");
+    }
+
+    #[test]
+    fn the_last_moves_are_kept_and_found_by_any_of_their_numbers() {
+        let folder = tempfile::tempdir().unwrap();
+        let index = Index::open(&folder.path().join("index.redb"), "one").unwrap();
+        let moved = |nth: u64| Moved {
+            from: path(&format!("d{nth}")),
+            stamp: record(1, 1, true, None).row.version.stamp,
+            tree: TreeMove {
+                to: path("e"),
+                count: 3,
+                digest: Hash([0; 32]),
+            },
+        };
+        for nth in 1..=MOVES_KEPT + 1 {
+            let moves = vec![(nth * 10, moved(nth))];
+            index.write(|w| Ok((w.put_moves(moves)?, Durable::Yes))).unwrap();
+        }
+        let read = index.read().unwrap();
+        assert_eq!(read.moves().unwrap().len() as u64, MOVES_KEPT);
+        // Numbers 15 to 20 are the second's; the first is forgotten.
+        for (seq, found) in [
+            (10, None),
+            (14, None),
+            (15, Some(2)),
+            (20, Some(2)),
+            (21, None),
+            (25, Some(3)),
+        ] {
+            let expected = found.map(|nth| (nth * 10, moved(nth)));
+            assert_eq!(read.move_over(seq).unwrap(), expected, "{seq}");
+        }
+        assert_eq!(index.read_upto(19).unwrap().move_over(15).unwrap(), None);
     }
 
     #[test]

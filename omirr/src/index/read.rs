@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use redb::{ReadOnlyMultimapTable, ReadOnlyTable, ReadTransaction, ReadableMultimapTable, ReadableTable};
 
-use super::{GROUPS, INODES, INTENTS, IndexError, NAMES, ROWS, SEQS, storage};
-use crate::model::{LinkGroup, Record, RelPath, Row};
+use super::{GROUPS, INODES, INTENTS, IndexError, MOVES, NAMES, ROWS, SEQS, storage};
+use crate::model::{LinkGroup, Moved, Record, RelPath, Row};
 
 /// A snapshot of the index. Long-lived ones keep old pages from being reused:
 /// take one, use it, drop it.
@@ -19,6 +19,7 @@ pub struct Reader {
     names: ReadOnlyMultimapTable<u64, &'static [u8]>,
     groups: ReadOnlyMultimapTable<u64, &'static [u8]>,
     intents: ReadOnlyTable<&'static [u8], &'static [u8]>,
+    moves: ReadOnlyTable<u64, &'static [u8]>,
 }
 
 /// Decodes a record that this index wrote.
@@ -105,6 +106,7 @@ impl Reader {
                 .open_multimap_table(GROUPS)
                 .map_err(|error| storage(&path, error))?,
             intents: txn.open_table(INTENTS).map_err(|error| storage(&path, error))?,
+            moves: txn.open_table(MOVES).map_err(|error| storage(&path, error))?,
             path,
         })
     }
@@ -263,6 +265,29 @@ impl Reader {
     /// The live paths of a hard-link group.
     pub fn group(&self, group: LinkGroup) -> Result<Vec<RelPath>, IndexError> {
         paths(&self.path, &self.groups, group.0)
+    }
+
+    /// The directories' moves that are kept, in the order of their numbers.
+    pub fn moves(&self) -> Result<Vec<Moved>, IndexError> {
+        let all = self.moves.iter().map_err(|error| storage(&self.path, error))?;
+        all.map(|pair| {
+            let (_, value) = pair.map_err(|error| storage(&self.path, error))?;
+            decode(&self.path, value.value())
+        })
+        .collect()
+    }
+
+    /// The move among whose rows' numbers `seq` is, and the last of these numbers.
+    pub fn move_over(&self, seq: u64) -> Result<Option<(u64, Moved)>, IndexError> {
+        let mut next = self
+            .moves
+            .range(seq..)
+            .map_err(|error| storage(&self.path, error))?;
+        let Some(pair) = next.next() else { return Ok(None) };
+        let (last, value) = pair.map_err(|error| storage(&self.path, error))?;
+        let (last, moved) = (last.value(), decode::<Moved>(&self.path, value.value())?);
+        let over = last <= self.upto && last.saturating_sub(moved.tree.span()) <= seq;
+        Ok(over.then_some((last, moved)))
     }
 
     /// The rows that were being applied, if the last run ended meanwhile.

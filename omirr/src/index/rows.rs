@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 
 use super::{IndexError, Reader};
 use crate::engine::{Rows, Sequence};
-use crate::model::{Hash, LinkGroup, Record, RelPath, Row};
+use crate::model::{Hash, LinkGroup, Moved, Record, RelPath, Row};
 
 impl Rows for Reader {
     type Error = IndexError;
@@ -57,5 +57,9 @@ impl Sequence for Reader {
             }
         }
         Ok(false)
+    }
+
+    fn move_over(&self, seq: u64) -> Result<Option<(u64, Moved)>, IndexError> {
+        Reader::move_over(self, seq)
     }
 }

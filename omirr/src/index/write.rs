@@ -2,13 +2,15 @@
 
 use std::path::{Path, PathBuf};
 
-use redb::{Database, MultimapTable, ReadableTable, Table};
+use redb::{Database, MultimapTable, ReadableTable, ReadableTableMetadata, Table};
 use serde::Serialize;
 
-use super::{FORMAT, GROUPS, INODES, INTENTS, IndexError, META, Meta, NAMES, PeerState, ROWS, SEQS};
+use super::{
+    FORMAT, GROUPS, INODES, INTENTS, IndexError, META, MOVES, MOVES_KEPT, Meta, NAMES, PeerState, ROWS, SEQS,
+};
 use super::{read, storage};
 use crate::engine::is_conflict_path;
-use crate::model::{LinkGroup, Record, RelPath, ReplicaId, Row, StatSig};
+use crate::model::{LinkGroup, Moved, Record, RelPath, ReplicaId, Row, StatSig};
 
 /// Whether a commit must survive a crash before `write` returns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +30,7 @@ pub struct Writer<'txn> {
     names: MultimapTable<'txn, u64, &'static [u8]>,
     groups: MultimapTable<'txn, u64, &'static [u8]>,
     intents: Table<'txn, &'static [u8], &'static [u8]>,
+    moves: Table<'txn, u64, &'static [u8]>,
 }
 
 pub(super) fn transaction<T>(
@@ -50,6 +53,7 @@ pub(super) fn transaction<T>(
                 .open_multimap_table(GROUPS)
                 .map_err(|error| storage(&path, error))?,
             intents: txn.open_table(INTENTS).map_err(|error| storage(&path, error))?,
+            moves: txn.open_table(MOVES).map_err(|error| storage(&path, error))?,
             meta,
             path: path.clone(),
         };
@@ -220,6 +224,20 @@ impl Writer<'_> {
         self.intents
             .remove(path.as_bytes())
             .map_err(|error| storage(&self.path, error))?;
+        Ok(())
+    }
+
+    /// Remembers moves whose rows have just been put, by the last of their
+    /// numbers, and forgets the oldest where there are too many.
+    pub fn put_moves(&mut self, moves: Vec<(u64, Moved)>) -> Result<(), IndexError> {
+        let index = self.path.clone();
+        let fail = |error: redb::StorageError| storage(&index, error);
+        for (last, moved) in moves {
+            self.moves.insert(last, &encode(&moved)[..]).map_err(fail)?;
+        }
+        while self.moves.len().map_err(fail)? > MOVES_KEPT {
+            self.moves.pop_first().map_err(fail)?;
+        }
         Ok(())
     }
 

@@ -8,6 +8,7 @@ mod mode;
 mod origin;
 mod path;
 mod row;
+mod tree;
 mod version;
 
 pub use entry::{Entry, Hash, Kind, LinkGroup, Time, Xattr};
@@ -15,4 +16,5 @@ pub use mode::Mode;
 pub use origin::{CGROUP_BYTES_MAX, COMMAND_BYTES_MAX, Origin};
 pub use path::{PathError, RelPath, TEMP_PREFIX, is_temp_name};
 pub use row::{Record, Row, StatSig};
+pub use tree::{Moved, TreeMove};
 pub use version::{Relation, ReplicaId, Stamp, Vector, Version};

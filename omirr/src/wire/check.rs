@@ -6,8 +6,9 @@
 //! session's business, not this file's.
 
 use super::{LIMITS, Message, Part, WireError, WireRow};
+use crate::engine::TREE_ROWS_MAX;
 use crate::model::{
-    CGROUP_BYTES_MAX, COMMAND_BYTES_MAX, Entry, Kind, Origin, RelPath, ReplicaId, Version, Xattr,
+    CGROUP_BYTES_MAX, COMMAND_BYTES_MAX, Entry, Kind, Origin, RelPath, ReplicaId, TreeMove, Version, Xattr,
     is_temp_name,
 };
 
@@ -119,6 +120,18 @@ pub(super) fn check(message: &mut Message) -> Result<(), WireError> {
             }
             Ok(())
         }
+        Message::Plain { after, upto } => {
+            check_counter("the number up to which rows are wanted", *upto).map_err(impossible)?;
+            if after >= upto {
+                return Err(impossible(format!(
+                    "rows are wanted after {after} and up to {upto}"
+                )));
+            }
+            Ok(())
+        }
+        Message::Again { after } => {
+            check_counter("the number after which it begins", *after).map_err(impossible)
+        }
     }
 }
 
@@ -161,6 +174,9 @@ fn check_row(row: &WireRow) -> Result<(), String> {
     if let Some(from) = &row.moved_from {
         check_path(from).map_err(|what| format!("moved from {from}: {what}"))?;
     }
+    if let Some(tree) = &row.moved_tree {
+        check_tree(row, tree).map_err(|what| format!("moved to {}: {what}", tree.to))?;
+    }
     match (&row.inline, row.row.live().and_then(Entry::content)) {
         (None, _) => Ok(()),
         (Some(content), Some((size, _))) if content.len() as u64 == size => Ok(()),
@@ -171,6 +187,32 @@ fn check_row(row: &WireRow) -> Result<(), String> {
         (Some(_), None) if row.row.deleted => Err("content came with a deleted file".into()),
         (Some(_), None) => Err(format!("content came with a {}", entry.kind_name())),
     }
+}
+
+/// A move says what follows from its last row; that must be possible.
+fn check_tree(row: &WireRow, tree: &TreeMove) -> Result<(), String> {
+    check_path(&row.path)?;
+    check_path(&tree.to)?;
+    if !row.row.deleted || !row.row.entry.is_dir() {
+        return Err("only the tombstone of a directory tells of a move".into());
+    }
+    if row.path.is_within(&tree.to) || tree.to.is_within(&row.path) {
+        return Err("a directory cannot be moved into itself or what it is in".into());
+    }
+    if tree.count == 0 {
+        return Err("nothing moved".into());
+    }
+    at_most("rows that moved", tree.count as usize, TREE_ROWS_MAX as usize)?;
+    let version = &row.row.version;
+    let number = version.vector.get(version.stamp.replica);
+    if row.seq <= tree.span() || number <= tree.span() {
+        return Err(format!(
+            "its {} rows cannot end at number {}, which its author calls {number}",
+            tree.span() + 1,
+            row.seq
+        ));
+    }
+    Ok(())
 }
 
 fn check_path(path: &RelPath) -> Result<(), String> {

@@ -39,6 +39,7 @@ fn row(path: &str, seq: u64) -> WireRow {
         },
         moved_from: None,
         inline: Some(Bytes::from_static(b"ab")),
+        moved_tree: None,
     }
 }
 
@@ -161,6 +162,57 @@ fn each_impossible_row_is_refused_with_its_path() {
     }
     let said = verdict(vec![row("a/.omirr-tmp-12/b", 1)], 1).unwrap_err();
     assert!(said.contains("being staged"), "{said}");
+}
+
+#[test]
+fn a_move_that_cannot_be_is_refused() {
+    let moved = || {
+        let mut row = row("dir/name", 10);
+        row.inline = None;
+        row.row.deleted = true;
+        row.row.entry.kind = Kind::Directory;
+        row.moved_tree = Some(TreeMove {
+            to: RelPath::new(b"dir/new").unwrap(),
+            count: 5,
+            digest: Hash([0; 32]),
+        });
+        row
+    };
+    fn tree(row: &mut WireRow) -> &mut TreeMove {
+        row.moved_tree.as_mut().unwrap()
+    }
+    assert_eq!(verdict(vec![moved()], 10), Ok(()));
+    type Spoil = fn(&mut WireRow);
+    let cases: [(&str, Spoil); 9] = [
+        ("only the tombstone of a directory", |r| r.row.deleted = false),
+        ("only the tombstone of a directory", |r| {
+            r.row.entry.kind = Kind::Fifo
+        }),
+        ("the share's root", |r| tree(r).to = RelPath::root()),
+        ("being staged", |r| {
+            tree(r).to = RelPath::new(b".omirr-tmp-12/b").unwrap()
+        }),
+        ("into itself", |r| {
+            tree(r).to = RelPath::new(b"dir/name/x").unwrap()
+        }),
+        ("what it is in", |r| tree(r).to = RelPath::new(b"dir").unwrap()),
+        ("nothing moved", |r| tree(r).count = 0),
+        ("131073 rows that moved", |r| tree(r).count = TREE_ROWS_MAX + 1),
+        ("cannot end at number 10, which its author calls 9", |r| {
+            r.row.version.vector = Vector::from_iter([(ReplicaId(7), 9)])
+        }),
+    ];
+    for (expected, spoil) in cases {
+        let mut bad = moved();
+        spoil(&mut bad);
+        let said = verdict(vec![bad], 20).unwrap_err();
+        assert!(said.contains(expected), "{said:?} lacks {expected:?}");
+    }
+    let said = check(&mut Message::Plain { after: 7, upto: 7 })
+        .unwrap_err()
+        .to_string();
+    assert!(said.contains("after 7 and up to 7"), "{said}");
+    assert!(check(&mut Message::Again { after: 1 << 62 }).is_err());
 }
 
 #[test]

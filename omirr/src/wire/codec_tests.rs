@@ -5,8 +5,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::model::{
-    Entry, Hash, Kind, LinkGroup, Origin, Record, RelPath, ReplicaId, Row, Stamp, StatSig, Time, Vector,
-    Version, Xattr,
+    Entry, Hash, Kind, LinkGroup, Origin, Record, RelPath, ReplicaId, Row, Stamp, StatSig, Time, TreeMove,
+    Vector, Version, Xattr,
 };
 use crate::wire::{Part, WireRow};
 
@@ -114,6 +114,7 @@ fn message() -> impl Strategy<Value = Message> {
                     row,
                     moved_from,
                     inline: content,
+                    moved_tree: None,
                 }
             })
             .collect();
@@ -176,6 +177,30 @@ fn message() -> impl Strategy<Value = Message> {
         ),
         Just(Message::Ping),
         (0..1u64 << 48).prop_map(|clock_ms| Message::Pong { clock_ms }),
+        (0..1u64 << 60).prop_map(|after| Message::Plain {
+            after,
+            upto: after + 1
+        }),
+        (0..1u64 << 60).prop_map(|after| Message::Again { after }),
+        (path(), row(), 1..1000u32).prop_map(|(path, mut row, count)| {
+            let to = RelPath::root().join(b"0 is in no path").unwrap();
+            row.deleted = true;
+            row.entry.kind = Kind::Directory;
+            let author = row.version.stamp.replica;
+            row.version.vector.raise(author, 1 << 61);
+            let digest = Hash([9; 32]);
+            Message::Batch {
+                upto: 2000,
+                rows: vec![WireRow {
+                    seq: 2000,
+                    path,
+                    row,
+                    moved_from: None,
+                    inline: None,
+                    moved_tree: Some(TreeMove { to, count, digest }),
+                }],
+            }
+        }),
     ]
 }
 
@@ -296,6 +321,8 @@ fn the_variants_have_the_numbers_that_the_protocol_gives_them() {
     );
     assert_eq!(plain(&Message::Ping), 8);
     assert_eq!(plain(&Message::Pong { clock_ms: 0 }), 9);
+    assert_eq!(plain(&Message::Plain { after: 0, upto: 1 }), 10);
+    assert_eq!(plain(&Message::Again { after: 0 }), 11);
     // A frame as docs/PROTOCOL.md shows it.
     let ack = Message::Ack {
         durable: 300,
@@ -377,6 +404,7 @@ fn who_made_the_rows_of_a_batch_is_written_once() {
                 },
                 moved_from: None,
                 inline: None,
+                moved_tree: None,
             })
             .collect();
         to_bytes(&Message::Batch { upto: 9, rows }).unwrap()
@@ -471,6 +499,7 @@ fn full_messages_pass() {
             },
             moved_from: None,
             inline: None,
+            moved_tree: None,
         })
         .collect();
     let batch = Message::Batch {

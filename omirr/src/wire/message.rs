@@ -8,7 +8,7 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::model::{Hash, RelPath, ReplicaId, Row};
+use crate::model::{Hash, RelPath, ReplicaId, Row, TreeMove};
 
 /// First bytes of every connection, before the first frame, in both directions.
 pub const MAGIC: [u8; 8] = *b"omirr\0\0\x04";
@@ -44,6 +44,9 @@ pub struct WireRow {
     pub moved_from: Option<RelPath>,
     /// The whole content, if it is small.
     pub inline: Option<Bytes>,
+    /// The row stands for all rows of a directory's move; the receiver makes the
+    /// others, or asks for them by `Plain`.
+    pub moved_tree: Option<TreeMove>,
 }
 
 /// A piece of a file that is being sent, in order.
@@ -122,6 +125,12 @@ pub enum Message {
     Ping,
     /// Yes, and my clock says so: ms since 1970.
     Pong { clock_ms: u64 },
+    /// Receiver cannot make the rows of a move: begin again after number `after`,
+    /// and send the rows of moves up to number `upto` one by one. It does not look
+    /// at batches that come before the answer.
+    Plain { after: u64, upto: u64 },
+    /// Sender's answer to `Plain`: what follows begins after this number.
+    Again { after: u64 },
 }
 
 impl Part {
@@ -153,6 +162,8 @@ impl Message {
             Message::Ack { .. } => "acknowledgement",
             Message::Ping => "ping",
             Message::Pong { .. } => "pong",
+            Message::Plain { .. } => "request for plain rows",
+            Message::Again { .. } => "new beginning",
         }
     }
 }

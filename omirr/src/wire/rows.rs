@@ -13,7 +13,7 @@ use serde::de::{Deserialize, Deserializer, Error};
 use serde::ser::{Serialize, Serializer};
 
 use super::WireRow;
-use crate::model::{Entry, Origin, RelPath, Row, Version};
+use crate::model::{Entry, Origin, RelPath, Row, TreeMove, Version};
 
 /// A row as it is written.
 #[derive(serde::Serialize)]
@@ -27,6 +27,7 @@ struct Written<'a> {
     origin: u32,
     moved_from: &'a Option<RelPath>,
     inline: &'a Option<Bytes>,
+    moved_tree: &'a Option<TreeMove>,
 }
 
 /// A row as it is read: the same fields.
@@ -40,6 +41,7 @@ struct Read {
     origin: u32,
     moved_from: Option<RelPath>,
     inline: Option<Bytes>,
+    moved_tree: Option<TreeMove>,
 }
 
 /// Who made the changes of a batch, each once.
@@ -73,6 +75,7 @@ pub(super) fn serialize<S: Serializer>(rows: &[WireRow], serializer: S) -> Resul
             origin: row.row.origin.as_ref().map_or(0, |origin| table.place(origin)),
             moved_from: &row.moved_from,
             inline: &row.inline,
+            moved_tree: &row.moved_tree,
         })
         .collect();
     (table.origins, written).serialize(serializer)
@@ -109,6 +112,7 @@ pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<
             },
             moved_from: row.moved_from,
             inline: row.inline,
+            moved_tree: row.moved_tree,
         })
     };
     read.into_iter().map(whole).collect()

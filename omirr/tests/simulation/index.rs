@@ -6,7 +6,10 @@ use std::convert::Infallible;
 use std::ops::ControlFlow;
 
 use omirr::engine::{Past, Reserve, Rows, Sequence, may_forget};
-use omirr::model::{Hash, LinkGroup, Record, RelPath, ReplicaId, Row, Stamp};
+use omirr::model::{Hash, LinkGroup, Moved, Record, RelPath, ReplicaId, Row, Stamp};
+
+/// So many moves are kept: few, so that histories meet one that is forgotten.
+const MOVES_KEPT: usize = 8;
 
 /// A row that is about to be applied to the disk.
 #[derive(Clone, Debug)]
@@ -28,6 +31,8 @@ pub(crate) struct Index {
     /// The greatest stamp ever, and that of a tombstone that was forgotten.
     stamp: Option<Stamp>,
     pub(crate) forgotten: Option<Stamp>,
+    /// Directories' moves by the last of their numbers.
+    pub(crate) moves: BTreeMap<u64, Moved>,
 }
 
 impl Index {
@@ -39,6 +44,21 @@ impl Index {
         self.stamp = self.stamp.max(Some(record.row.version.stamp));
         self.by_seq.insert(record.seq, path.clone());
         self.records.insert(path, record);
+    }
+
+    /// Keeps the last few.
+    pub(crate) fn note_moves(&mut self, moves: Vec<(u64, Moved)>) {
+        self.moves.extend(moves);
+        while self.moves.len() > MOVES_KEPT {
+            self.moves.pop_first();
+        }
+    }
+
+    pub(crate) fn live_at_and_beneath(&self, top: &RelPath) -> Vec<RelPath> {
+        let live = self.records.iter().filter(|(_, record)| !record.row.deleted);
+        live.filter(|(at, _)| at.is_within(top))
+            .map(|(at, _)| at.clone())
+            .collect()
     }
 
     pub(crate) fn head(&self) -> u64 {
@@ -144,5 +164,11 @@ impl Sequence for Index {
             .records
             .iter()
             .any(|(at, record)| at != path && at.is_within(path) && record.seq > seq))
+    }
+
+    fn move_over(&self, seq: u64) -> Result<Option<(u64, Moved)>, Infallible> {
+        let next = self.moves.range(seq..).next();
+        let over = next.filter(|(last, moved)| seq >= **last - moved.tree.span());
+        Ok(over.map(|(last, moved)| (*last, moved.clone())))
     }
 }

@@ -1,15 +1,18 @@
 //! A node: a disk, an index, and the loop that a keeper runs, with the real
 //! engine making every decision.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use omirr::engine::{
-    Arrived, Author, Content, Context, Decided, Found, Install, Marks, Name, Observed, Outgoing, Past,
-    Policy, Progress, Rows, Seen, Step, Work, decide_local, decide_remote, goes_inline, incoherent,
-    link_group, observe_also, plan, recover, relink,
+    Arrived, Author, Content, Context, Decided, Expansion, Found, Install, Marks, Name, Observed, Outgoing,
+    Past, Policy, Progress, Rows, Seen, Step, Work, decide_local, decide_remote, expand, goes_inline,
+    incoherent, link_group, observe_also, plan, plan_one_by_one, recover, relink, whole_moves,
 };
-use omirr::model::{Entry, Hash, LinkGroup, Origin, Record, RelPath, ReplicaId, Row, StatSig, Time};
+use omirr::model::{
+    Entry, Hash, LinkGroup, Origin, Record, RelPath, ReplicaId, Row, StatSig, Time, TreeMove,
+};
 
 use crate::disk::Disk;
 use crate::index::{Index, Intent};
@@ -48,7 +51,10 @@ pub(crate) struct Sent {
     pub(crate) path: RelPath,
     pub(crate) row: Row,
     pub(crate) moved_from: Option<RelPath>,
+    pub(crate) moved_tree: Option<TreeMove>,
     pub(crate) inline: bool,
+    /// It could not be applied when it was tried.
+    pub(crate) tried: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -78,6 +84,17 @@ pub(crate) struct Node {
     pub(crate) received: BTreeMap<u32, u64>,
     pub(crate) fetched: HashSet<Hash>,
     pub(crate) wants: Vec<(u32, Want)>,
+    /// Per peer: rows that came after the first of them, a move, and wait for it.
+    pub(crate) behind: BTreeMap<u32, VecDeque<Sent>>,
+    /// Per peer: up to where its rows had been received before those.
+    before: BTreeMap<u32, u64>,
+    /// Peers that were asked to begin again: what comes until they do is nothing.
+    pub(crate) deaf: BTreeSet<u32>,
+    /// Peers to ask, after which number to begin, and up to which without moves.
+    pub(crate) plains: Vec<(u32, u64, u64)>,
+    /// Directories that this node has renamed for a peer. Events that tell of the
+    /// old place may still be on their way.
+    renamed: Vec<(RelPath, RelPath)>,
     /// Per peer: how far it is past this node's tombstones.
     pub(crate) marks: BTreeMap<u32, Marks>,
     pub(crate) log: Trace,
@@ -101,6 +118,11 @@ impl Node {
             received: BTreeMap::new(),
             fetched: HashSet::new(),
             wants: Vec::new(),
+            behind: BTreeMap::new(),
+            before: BTreeMap::new(),
+            deaf: BTreeSet::new(),
+            plains: Vec::new(),
+            renamed: Vec::new(),
             marks: BTreeMap::new(),
             log: Trace::new(traced),
         }
@@ -130,6 +152,10 @@ impl Node {
         self.received.clear();
         self.fetched.clear();
         self.wants.clear();
+        self.behind.clear();
+        self.deaf.clear();
+        self.plains.clear();
+        self.renamed.clear();
         self.recover_intents();
         self.rescan();
         self.local_pass(&mut |_| Event::Nothing).expect("nothing crashes");
@@ -247,8 +273,15 @@ impl Node {
             })
             .collect();
         let decided = sure(decide_local(&self.index, observed, &mut self.author, now_ms));
+        self.index.note_moves(whole_moves(&decided, &|_| true));
         for one in decided {
-            self.log.say(|| format!("own {:?}", shown(&one.path, &one.row)));
+            self.log.say(|| {
+                format!(
+                    "own {:?} {:?}",
+                    shown(&one.path, &one.row),
+                    one.moved_tree.as_ref().map(|tree| tree.count)
+                )
+            });
             self.put(&one.path, one.seq, one.row, None, one.moved_from);
         }
         for (path, look) in &found {
@@ -264,6 +297,10 @@ impl Node {
     fn look(&mut self, between: Between<'_>) -> Result<BTreeMap<RelPath, Look>, Crashed> {
         let mut todo = std::mem::take(&mut self.dirty);
         let mut found: BTreeMap<RelPath, Look> = BTreeMap::new();
+        for (from, to) in &self.renamed {
+            let beneath: Vec<RelPath> = todo.iter().filter_map(|path| path.rebase(from, to)).collect();
+            todo.extend(beneath);
+        }
         while let Some(path) = todo.pop_first() {
             if found.contains_key(&path) {
                 continue;
@@ -284,6 +321,15 @@ impl Node {
             if self.disk.is_dir(&path) && !record.is_some_and(|record| record.row.is_live_dir()) {
                 todo.extend(self.disk.beneath(&path));
             }
+            let came_from = self.came_from(&path);
+            if let Some(from) = came_from.as_ref().filter(|_| self.disk.is_dir(&path)) {
+                // All that was in it is looked for at both places.
+                sure(self.index.live_beneath(from, &mut |at| {
+                    todo.extend(at.rebase(from, &path));
+                    ControlFlow::Continue(())
+                }));
+                todo.insert(from.clone());
+            }
             let several = ino.is_some_and(|ino| self.disk.names_of(ino).len() > 1);
             if let Some(ino) = ino.filter(|_| several) {
                 let group = record.and_then(|record| record.row.live()?.link);
@@ -293,7 +339,7 @@ impl Node {
             let look = Look {
                 ino,
                 sig: self.sig(&path),
-                came_from: self.came_from(&path),
+                came_from,
                 changed_at: self.changed_at(&path),
                 seen,
             };
@@ -374,6 +420,7 @@ impl Node {
     pub(crate) fn next_batch(&mut self, outgoing: &mut Outgoing, limit: usize) -> Option<(u64, Vec<Sent>)> {
         let index = if self.hasty { &self.index } else { &self.durable };
         let batch = sure(outgoing.next_batch(index, limit))?;
+        let mut moves = batch.moves;
         let rows = batch.rows.into_iter().map(|(path, record)| {
             let here = self
                 .disk
@@ -385,7 +432,9 @@ impl Node {
                 path,
                 row: record.row,
                 moved_from: record.moved_from,
+                moved_tree: moves.remove(&record.seq),
                 inline,
+                tried: false,
             }
         });
         Some((batch.upto, rows.collect()))
@@ -399,11 +448,28 @@ impl Node {
 
     /// Rows came from a peer.
     pub(crate) fn receive(&mut self, peer: u32, upto: u64, rows: Vec<Sent>) {
+        if self.deaf.contains(&peer) {
+            return;
+        }
+        let before = self.received.get(&peer).copied().unwrap_or(0);
         for sent in rows {
-            self.pending.insert((peer, sent.path.clone()), sent);
+            let behind = self.behind.entry(peer).or_default();
+            if behind.is_empty() {
+                self.before.insert(peer, before);
+            }
+            if sent.moved_tree.is_some() || !behind.is_empty() {
+                behind.push_back(sent);
+            } else {
+                self.pending.insert((peer, sent.path.clone()), sent);
+            }
         }
         let received = self.received.entry(peer).or_default();
         *received = upto.max(*received);
+    }
+
+    /// A peer has begun again.
+    pub(crate) fn again(&mut self, peer: u32) {
+        self.deaf.remove(&peer);
     }
 
     /// Content came. If it did not, its row goes on waiting: most often a newer
@@ -431,17 +497,84 @@ impl Node {
     }
 
     fn apply_rows(&mut self, peer: u32, between: Between<'_>) -> Result<(), Crashed> {
-        let sent: Vec<Sent> = self
+        let all = |_: &Sent| true;
+        self.apply_pending(peer, &all, between)?;
+        while let Some(sent) = self.behind.entry(peer).or_default().pop_front() {
+            let Some(tree) = &sent.moved_tree else {
+                self.pending.insert((peer, sent.path.clone()), sent);
+                continue;
+            };
+            // What came before it first, and then the move by itself.
+            self.apply_pending(peer, &all, between)?;
+            let taken: Vec<_> = self.index.moves.values().cloned().collect();
+            let first = sent.seq - tree.span();
+            match sure(expand(&self.index, &taken, &sent.path, &sent.row, tree)) {
+                Expansion::Known => self.log.say(|| format!("knows the move to {}", tree.to)),
+                Expansion::Rows(rows) => {
+                    self.log.say(|| format!("expands the move to {}", tree.to));
+                    for (seq, row) in (first..).zip(rows) {
+                        let sent = Sent {
+                            seq,
+                            path: row.path,
+                            row: row.row,
+                            moved_from: row.moved_from,
+                            moved_tree: row.moved_tree,
+                            inline: false,
+                            tried: false,
+                        };
+                        self.pending.insert((peer, sent.path.clone()), sent);
+                    }
+                    self.apply_pending(peer, &|one| (first..=sent.seq).contains(&one.seq), between)?;
+                }
+                Expansion::Unlike => {
+                    self.log.say(|| format!("cannot expand the move to {}", tree.to));
+                    self.behind.remove(&peer);
+                    self.deaf.insert(peer);
+                    let before = self.before.get(&peer).copied().unwrap_or(0);
+                    let after = before.min(first - 1);
+                    self.plains.push((peer, after, sent.seq));
+                    self.received.insert(peer, after);
+                    break;
+                }
+            }
+        }
+        self.apply_pending(peer, &all, between)?;
+        // The cursor goes up to the first row that waits.
+        let waiting = self
             .pending
             .iter()
             .filter(|(key, _)| key.0 == peer)
+            .map(|(_, sent)| sent.seq)
+            .min();
+        let upto = self.received.get(&peer).copied().unwrap_or(0);
+        if let Some((_, cursor)) = self.index.cursors.get_mut(&peer) {
+            *cursor = upto.min(waiting.map_or(u64::MAX, |seq| seq - 1)).max(*cursor);
+        }
+        self.reserve();
+        Ok(())
+    }
+
+    /// Applies those of a peer's waiting rows that are `due`.
+    fn apply_pending(
+        &mut self,
+        peer: u32,
+        due: &dyn Fn(&Sent) -> bool,
+        between: Between<'_>,
+    ) -> Result<(), Crashed> {
+        let mut sent: Vec<Sent> = self
+            .pending
+            .iter()
+            .filter(|(key, sent)| key.0 == peer && due(sent))
             .map(|(_, sent)| sent.clone())
             .collect();
+        // A move's rows in the order of their numbers.
+        sent.sort_by_key(|sent| sent.seq);
         if !sent.is_empty() {
             let arrived = sent.iter().map(|sent| Arrived {
                 path: sent.path.clone(),
                 row: sent.row.clone(),
                 moved_from: sent.moved_from.clone(),
+                moved_tree: sent.moved_tree.clone().filter(|_| !sent.tried),
             });
             let names = |replica: ReplicaId| name_of(replica);
             let context = Context {
@@ -459,23 +592,14 @@ impl Node {
             ));
             let progress = self.carry_out(peer, &sent, &decided, between)?;
             for sent in sent {
-                if progress.is_done(&sent.path) {
-                    self.pending.remove(&(peer, sent.path));
+                let key = (peer, sent.path);
+                if progress.is_done(&key.1) {
+                    self.pending.remove(&key);
+                } else if let Some(sent) = self.pending.get_mut(&key) {
+                    sent.tried = true;
                 }
             }
         }
-        // The cursor goes up to the first row that waits.
-        let waiting = self
-            .pending
-            .iter()
-            .filter(|(key, _)| key.0 == peer)
-            .map(|(_, sent)| sent.seq)
-            .min();
-        let upto = self.received.get(&peer).copied().unwrap_or(0);
-        if let Some((_, cursor)) = self.index.cursors.get_mut(&peer) {
-            *cursor = upto.min(waiting.map_or(u64::MAX, |seq| seq - 1)).max(*cursor);
-        }
-        self.reserve();
         Ok(())
     }
 
@@ -487,7 +611,10 @@ impl Node {
         decided: &[Decided],
         between: Between<'_>,
     ) -> Result<Progress, Crashed> {
-        let steps = sure(plan(&self.index, decided));
+        let steps = match sent.iter().any(|sent| sent.tried) {
+            true => sure(plan_one_by_one(&self.index, decided)),
+            false => sure(plan(&self.index, decided)),
+        };
         for one in decided {
             self.log.say(|| {
                 format!(
@@ -547,13 +674,32 @@ impl Node {
             let done = applier.step(&mut self.disk, &self.index, step);
             self.log
                 .say(|| format!("{} {step:?}", if done { "done" } else { "FAIL" }));
+            if let Step::Install {
+                path,
+                how: Install::MovedTree { from },
+                ..
+            } = step
+                && done
+            {
+                self.renamed.push((from.clone(), path.clone()));
+            }
             if !done {
                 progress.fail(step);
+                if let Step::Install {
+                    how: Install::MovedTree { from },
+                    ..
+                } = step
+                {
+                    self.dirty.insert(from.clone());
+                    self.dirty.extend(self.disk.beneath(from));
+                }
                 self.dirty.insert(step.path().clone());
                 self.dirty.extend(self.disk.beneath(step.path()));
             }
         }
         self.index.intents.clear();
+        self.index
+            .note_moves(whole_moves(decided, &|path| progress.is_done(path)));
         for one in decided {
             if progress.is_done(&one.path) {
                 self.put(
@@ -761,6 +907,29 @@ impl Applier {
                     && disk.entry(from) == Some(&bare)
                     && disk.rename(from, path).is_ok()
             }
+            Install::MovedTree { from } => {
+                let is = |(_, entry): &&(u64, Entry)| entry.is_dir();
+                let known = self.expected_at(index, from);
+                let Some((ino, _)) = known.as_ref().filter(is) else {
+                    return false;
+                };
+                if disk.ino(from) != Some(*ino) || !disk.is_dir(from) {
+                    return false;
+                }
+                let beneath: Vec<RelPath> = index.live_at_and_beneath(from);
+                let carried: Vec<_> = beneath
+                    .into_iter()
+                    .map(|at| (self.expected_at(index, &at), at))
+                    .collect();
+                if disk.rename(from, path).is_err() {
+                    return false;
+                }
+                for (known, at) in carried {
+                    self.expected.extend(at.rebase(from, path).map(|to| (to, known)));
+                    self.expected.insert(at, None);
+                }
+                true
+            }
             Install::Attributes => {
                 let Some(ino) = disk.ino(path) else { return false };
                 let names = disk.names_of(ino);
@@ -782,8 +951,8 @@ impl Applier {
         self.expected.insert(path.clone(), now);
     }
 
-    fn is_expected(&self, disk: &Disk, index: &Index, path: &RelPath) -> bool {
-        let expected = match self.expected.get(path) {
+    fn expected_at(&self, index: &Index, path: &RelPath) -> Option<(u64, Entry)> {
+        match self.expected.get(path) {
             Some(expected) => expected.clone(),
             None => index.get(path).and_then(|record| {
                 let entry = Entry {
@@ -792,7 +961,11 @@ impl Applier {
                 };
                 Some((record.sig.map_or(0, |sig| sig.ino), entry))
             }),
-        };
+        }
+    }
+
+    fn is_expected(&self, disk: &Disk, index: &Index, path: &RelPath) -> bool {
+        let expected = self.expected_at(index, path);
         let here = disk.ino(path).map(|ino| (ino, disk.inodes[&ino].entry.clone()));
         match (here, expected) {
             (None, None) => true,

@@ -89,7 +89,7 @@ impl Users {
         let clock = disk.clock;
         let (some, place) = (existing(rng, disk, home)?, place(rng, disk, home)?);
         let old = disk.entry(&some).cloned().ok_or(Refused)?;
-        match rng.below(20) {
+        match rng.below(23) {
             0..=3 => {
                 let file = self.file(rng, clock);
                 self.write(rng, disk, &place, &file)?;
@@ -181,6 +181,16 @@ impl Users {
                 let ino = disk.make(&old);
                 disk.put(&place, ino)?;
                 Ok(format!("cp -p {some} {place}"))
+            }
+            20..=22 => {
+                let dirs: Vec<&RelPath> = disk
+                    .names
+                    .keys()
+                    .filter(|path| path.is_within(home) && *path != home && disk.is_dir(path))
+                    .collect();
+                let dir = rng.pick(&dirs).map(|dir| (*dir).clone()).ok_or(Refused)?;
+                disk.rename(&dir, &place)?;
+                Ok(format!("mv {dir} {place}"))
             }
             _ => Err(Refused),
         }

@@ -29,10 +29,22 @@ enum Manner {
 
 #[derive(Debug)]
 enum Message {
-    Batch { upto: u64, rows: Vec<Sent> },
+    Batch {
+        upto: u64,
+        rows: Vec<Sent>,
+    },
     Want(Want),
-    Ack { durable: u64, head: u64 },
-    Content { want: Want, have: bool },
+    Ack {
+        durable: u64,
+        head: u64,
+    },
+    Content {
+        want: Want,
+        have: bool,
+    },
+    /// Begin again after this number, and send moves up to that one row by row.
+    Plain(u64, u64),
+    Again,
 }
 
 /// One direction of rows between two nodes: `from` dialled.
@@ -321,6 +333,11 @@ impl World {
                 connection.back.push_back(Message::Want(want));
             }
         }
+        for (peer, after, plain_upto) in std::mem::take(&mut self.places[at].node.plains) {
+            if let Some(connection) = self.connections.get_mut(&(peer as usize, at)) {
+                connection.back.push_back(Message::Plain(after, plain_upto));
+            }
+        }
     }
 
     fn crash(&mut self, at: usize) {
@@ -434,6 +451,8 @@ impl World {
             .node
             .pending
             .retain(|(peer, _), _| *peer != from as u32);
+        self.places[to].node.behind.remove(&(from as u32));
+        self.places[to].node.deaf.remove(&(from as u32));
         self.places[to].node.received.insert(from as u32, cursor);
         let (theirs, head) = {
             let node = &self.places[to].node;
@@ -465,6 +484,7 @@ impl World {
             place.node.pending.retain(|(from, _), _| *from != peer as u32);
             // With them goes what is known of how far that life's rows came.
             place.node.received.remove(&(peer as u32));
+            place.node.behind.remove(&(peer as u32));
         }
     }
 
@@ -518,7 +538,11 @@ impl World {
             return false;
         };
         self.trace.say(|| {
-            let paths = rows.iter().map(|sent| format!("{}#{}", sent.path, sent.seq));
+            let paths = rows.iter().map(|sent| {
+                let tree = sent.moved_tree.as_ref();
+                let tree = tree.map_or(String::new(), |tree| format!(" (moved to {})", tree.to));
+                format!("{}#{}{tree}", sent.path, sent.seq)
+            });
             format!(
                 "n{from} to n{to}: upto {upto}, {}",
                 paths.collect::<Vec<_>>().join(" ")
@@ -541,6 +565,7 @@ impl World {
                 }
             }
             Some(Message::Content { want, have }) => self.places[to].node.content(&want, have),
+            Some(Message::Again) => self.places[to].node.again(peer),
             _ => return false,
         }
         true
@@ -557,6 +582,11 @@ impl World {
                 Some(Message::Ack { durable, head }) => {
                     let marks = self.places[from].node.marks.entry(to as u32).or_default();
                     marks.acknowledged(durable, head);
+                }
+                Some(Message::Plain(after, plain_upto)) => {
+                    connection.outgoing.rewind(after, plain_upto);
+                    connection.forth.push_back(Message::Again);
+                    return true;
                 }
                 _ => return false,
             }

@@ -224,6 +224,7 @@ fn row(path: &str, seq: u64, kind: Kind, inline: Option<&str>) -> WireRow {
         },
         moved_from: None,
         inline: inline.map(|text| text.to_owned().into()),
+        moved_tree: None,
     }
 }
 
