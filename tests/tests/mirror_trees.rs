@@ -186,7 +186,7 @@ fn a_rename_made_while_a_node_was_down_moves_the_inodes_on_the_other() {
     let Some(mut pair) = Pair::running(module_path!(), |_| ()) else {
         return;
     };
-    fill(&pair.one.share.join("d"), 2500);
+    fill(&pair.one.share.join("d"), 1000);
     pair.settle_equal(SOON);
     let at = |pair: &Pair, place: &str| ino(&pair.two.share.join(place));
     let known = (at(&pair, "d"), at(&pair, "d/folder 3/file 333"));
@@ -250,7 +250,7 @@ fn nothing_that_is_made_in_a_directory_while_it_is_renamed_is_lost() {
         })
         .into_iter()
         .collect();
-    for round in 0..12 {
+    for round in 0..8 {
         let (from, to) = [("d", "e"), ("e", "d")][round % 2];
         // It may be that the other node's writer has brought the old one back.
         let _ = fs::rename(pair.one.share.join(from), pair.one.share.join(to));

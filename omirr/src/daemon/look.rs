@@ -230,7 +230,11 @@ pub(super) struct Elsewhere {
 
 /// Where the index has the regular file or directory that `now` is found at
 /// `path`. A directory's own times move with what is done in it.
-fn known_elsewhere(reader: &Reader, path: &RelPath, now: &StatSig) -> Result<Option<Elsewhere>, IndexError> {
+pub(super) fn known_elsewhere(
+    reader: &Reader,
+    path: &RelPath,
+    now: &StatSig,
+) -> Result<Option<Elsewhere>, IndexError> {
     if now.mode & S_IFMT != S_IFREG && !is_dir(now) {
         return Ok(None);
     }

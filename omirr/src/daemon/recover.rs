@@ -9,12 +9,13 @@ use std::path::Path;
 use rustc_hash::FxHashSet;
 
 use super::journal::Journal;
+use super::look::known_elsewhere;
 use super::share::Share;
-use crate::apply;
+use crate::apply::{self, ApplyError, Dirs};
 use crate::engine;
-use crate::index::Durable;
+use crate::index::{Durable, IndexError, Reader};
 use crate::model::{Record, RelPath, Row, StatSig};
-use crate::observe::{self, Observed, Reading};
+use crate::observe::{self, Observed, Reading, Sight};
 use crate::source::{Recoverable, Recovered, Signal};
 
 /// What a restart finds of rows that were being applied when the last run was
@@ -35,7 +36,7 @@ pub(super) fn recover(share: &Share, journal: &Path) -> anyhow::Result<()> {
     let mut restored = Vec::new();
     for (path, row) in &intents {
         let base = reader.get(path)?;
-        let (seen, sig) = match observe::observe(&dirs, path, None, Reading::Always) {
+        let (seen, sig) = match look(&reader, &dirs, path)? {
             Ok(Observed::Present { entry, sig, .. }) => (engine::Seen::Present(entry), Some(sig)),
             Ok(Observed::Absent) => (engine::Seen::Absent, None),
             // It is looked at like anything else.
@@ -104,6 +105,34 @@ pub(super) fn recover(share: &Share, journal: &Path) -> anyhow::Result<()> {
         Ok(((), Durable::Yes))
     })?;
     Ok(())
+}
+
+/// What is at a path. It is read, unless the index has the very inode elsewhere
+/// and `stat` says the same: a great directory may have been renamed.
+fn look(
+    reader: &Reader,
+    dirs: &Dirs<'_>,
+    path: &RelPath,
+) -> Result<Result<Observed, ApplyError>, IndexError> {
+    let found = match observe::sight(dirs, path) {
+        Ok(Sight::Here(found)) => found,
+        Ok(Sight::Absent) => return Ok(Ok(Observed::Absent)),
+        Ok(Sight::Foreign) => return Ok(Ok(Observed::Foreign)),
+        Err(error) => return Ok(Err(error)),
+    };
+    let Some(other) = known_elsewhere(reader, path, &found.sig())? else {
+        return Ok(found.read(None, Reading::Always));
+    };
+    let entry = &other.record.row.entry;
+    let found = found.read(Some((entry, &other.sig)), Reading::IfChanged);
+    Ok(found.map(|found| match found {
+        Observed::Unchanged { sig } => Observed::Present {
+            entry: entry.clone(),
+            sig,
+            content: None,
+        },
+        found => found,
+    }))
 }
 
 /// Notes where something was under way: what else it left there, a copy that was
