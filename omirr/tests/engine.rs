@@ -12,8 +12,8 @@ use omirr::engine::{
     remote_row,
 };
 use omirr::model::{
-    Entry, Hash, Kind, LinkGroup, Origin, Record, RelPath, ReplicaId, Row, Stamp, StatSig, Time, Vector,
-    Version,
+    Entry, Flags, Hash, Kind, LinkGroup, Origin, Record, RelPath, ReplicaId, Row, Stamp, StatSig, Time,
+    Vector, Version,
 };
 use proptest::prelude::*;
 
@@ -28,6 +28,7 @@ impl Index {
             sig: None::<StatSig>,
             via: None,
             moved_from: None,
+            here: None,
         };
         self.0.insert(at(path), record);
     }
@@ -105,6 +106,9 @@ fn entry(kind: Kind) -> Entry {
         gid: 0,
         mtime,
         xattrs: Vec::new(),
+        flags: Flags::NONE,
+        user: None,
+        group: None,
         link: None,
     }
 }

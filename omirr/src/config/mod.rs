@@ -28,6 +28,7 @@ use std::{
 };
 
 use self::mistake::Mistakes;
+pub use crate::apply::OwnersBy;
 pub use crate::engine::Policy;
 
 pub use self::{
@@ -91,6 +92,8 @@ pub struct Share {
     pub peers: Vec<String>,
     pub excludes: Excludes,
     pub conflicts: Policy,
+    /// How owners are told from one another across nodes.
+    pub owners: OwnersBy,
 }
 
 impl Config {

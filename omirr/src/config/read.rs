@@ -6,7 +6,7 @@ use std::{net::SocketAddr, ops::Range, path::PathBuf};
 use toml::de::DeTable;
 
 use super::{
-    Attach, Config, Excludes, Node, Peer, Policy, Share, SourceKind, Tracer, Transport, defaults,
+    Attach, Config, Excludes, Node, OwnersBy, Peer, Policy, Share, SourceKind, Tracer, Transport, defaults,
     mistake::Mistakes,
     section::{At, Field, Section},
 };
@@ -50,6 +50,7 @@ pub(super) struct DraftShare {
     pub(super) peers: Field<Vec<At<String>>>,
     excludes: Option<Excludes>,
     conflicts: Option<Policy>,
+    owners: Option<OwnersBy>,
 }
 
 /// Reads `text`, noting what is wrong in it.
@@ -146,6 +147,7 @@ impl Draft {
                             peers,
                             excludes: share.excludes?,
                             conflicts: share.conflicts?,
+                            owners: share.owners?,
                         },
                     ))
                 })
@@ -283,7 +285,7 @@ fn read_share(name: String, section: &Section<'_>, mistakes: &mut Mistakes<'_>) 
             format!("{}: the name {name:?} {why}", section.label),
         );
     }
-    section.refuse_unknown(&["path", "peers", "exclude", "conflicts"], mistakes);
+    section.refuse_unknown(&["path", "peers", "exclude", "conflicts", "owners"], mistakes);
     let label = section.label.clone();
     let path = section
         .absolute_path("path", mistakes)
@@ -305,8 +307,12 @@ fn read_share(name: String, section: &Section<'_>, mistakes: &mut Mistakes<'_>) 
     let conflicts = section
         .choice("conflicts", mistakes)
         .or_default(None, Policy::default);
+    let owners = section
+        .choice("owners", mistakes)
+        .or_default(None, OwnersBy::default);
     DraftShare {
         name,
+        owners: owners.map(|at| at.value),
         label,
         path,
         peers,

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::remote::{Group, Pending};
@@ -56,6 +56,8 @@ pub struct Keeper {
     barriers: VecDeque<oneshot::Sender<u64>>,
     idle_since: Instant,
     trimmed: bool,
+    /// What this node cannot have and has said so.
+    pub(super) said: FxHashSet<Box<str>>,
 }
 
 /// How far a connection's rows have come.
@@ -90,6 +92,7 @@ impl Keeper {
             barriers: VecDeque::new(),
             idle_since: Instant::now(),
             trimmed: false,
+            said: FxHashSet::default(),
         }
     }
 

@@ -23,6 +23,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::dirty::Hint;
 use super::keeper::{Keeper, RETRY_AFTER};
+use super::locks::lock_again;
 use super::look::is_dir;
 use super::share::{Arrival, Command, Figures, Inbound};
 use super::steps::{Outcome, execute, stage, step_once};
@@ -236,6 +237,7 @@ impl Keeper {
         let dirs = share.root.batch();
         let now = share.resolver.lock().now();
         let mut outcome = Outcome::new(Progress::new(reader, &decided)?, now);
+        let locked = self.unlock(&dirs, reader, &steps, &mut outcome)?;
         let staged = stage(&dirs, reader, &steps, &mut arrivals, &mut outcome);
         if self.unflushed.is_some() {
             // One sync for this batch's contents and the last batch's names.
@@ -272,6 +274,7 @@ impl Keeper {
 
         self.forget_doomed(reader, &steps)?;
         execute(&dirs, reader, &steps, staged, &mut outcome)?;
+        lock_again(&dirs, reader, &locked, &decided, &mut outcome)?;
 
         let mut applied = 0;
         share.index.write(|w| {
@@ -293,17 +296,22 @@ impl Keeper {
                         None => w.get(&one.path)?.and_then(|old| old.sig),
                     },
                 };
+                let here = match outcome.here.get(&one.path) {
+                    Some(here) => here.clone(),
+                    None => w.get(&one.path)?.and_then(|old| old.here),
+                };
                 let record = Record {
                     row: one.row.clone(),
                     seq: one.seq,
                     sig,
                     via: one.via,
                     moved_from: one.moved_from.clone(),
+                    here: here.filter(|_| !one.row.deleted),
                 };
                 w.put(&one.path, &record)?;
             }
-            for step in &steps {
-                w.settle(step.path())?;
+            for path in steps.iter().map(Step::path).chain(&locked) {
+                w.settle(path)?;
             }
             // Directories whose times were set again, and other names of an
             // inode: only what `stat` says has changed.
@@ -312,11 +320,23 @@ impl Keeper {
             }
             Ok(((), Durable::Later))
         })?;
+        self.say_lacks(&outcome);
         Figures::add(&share.figures.rows_applied, applied);
         self.tidy_up(&dirs, &decided, &mut outcome)?;
         self.learn(&dirs, reader, &decided, &outcome)?;
         self.keep_failed(inbound, arrivals, outcome);
         Ok(())
+    }
+
+    /// Says each reason for which something cannot be had here, once.
+    fn say_lacks(&mut self, outcome: &Outcome) {
+        for (path, here) in &outcome.here {
+            for why in here.iter().flat_map(|here| &here.lacks) {
+                if self.said.insert(why.clone()) {
+                    tracing::warn!(share = %self.share.name, "{why}: all else of '{path}' is applied; `omirr status` counts what lacks it");
+                }
+            }
+        }
     }
 
     /// Tells the resolver of directories that are about to go: the next one that
@@ -340,7 +360,7 @@ impl Keeper {
 
     /// Second names of what has kept its first are removed again, and what the
     /// rows say is one inode is joined.
-    fn tidy_up(&self, dirs: &Dirs<'_>, decided: &[Decided], outcome: &mut Outcome) -> anyhow::Result<()> {
+    fn tidy_up(&mut self, dirs: &Dirs<'_>, decided: &[Decided], outcome: &mut Outcome) -> anyhow::Result<()> {
         let reader = self.share.index.read()?;
         let mut steps = outcome.progress.take_back(&reader)?;
         let mut groups: Vec<_> = decided.iter().filter_map(|one| one.row.live()?.link).collect();
@@ -358,11 +378,16 @@ impl Keeper {
         }
         let mut after = Outcome::new(Progress::default(), outcome.since);
         after.sigs.clone_from(&outcome.sigs);
+        let locked = self.unlock(dirs, &reader, &steps, &mut after)?;
         for step in &steps {
             let done = step_once(dirs, &reader, step, &after)?;
-            after.note(step, done);
+            after.note(&reader, step, done)?;
         }
+        lock_again(dirs, &reader, &locked, &[], &mut after)?;
         self.share.index.write(|w| {
+            for path in &locked {
+                w.settle(path)?;
+            }
             for (path, sig) in &after.sigs {
                 w.set_sig(path, *sig)?;
             }

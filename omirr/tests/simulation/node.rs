@@ -590,6 +590,7 @@ impl Node {
                 sig,
                 via,
                 moved_from,
+                here: None,
             },
         );
     }

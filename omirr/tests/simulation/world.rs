@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use omirr::engine::{Outgoing, Policy, Rows};
-use omirr::model::{Entry, Kind, RelPath};
+use omirr::model::{Entry, Flags, Kind, RelPath};
 
 use crate::disk::Disk;
 use crate::node::{Crashed, Event, Node, Sent, Want, shown, sure};
@@ -77,6 +77,9 @@ fn root_entry(users: &mut Users) -> Entry {
         gid: 0,
         mtime,
         xattrs: Vec::new(),
+        flags: Flags::NONE,
+        user: None,
+        group: None,
         link: None,
     }
 }

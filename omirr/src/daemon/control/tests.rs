@@ -44,6 +44,7 @@ fn share(name: &str, peers: &[&str]) -> ShareReport {
         entries: 7,
         pending: 0,
         conflicts: 0,
+        lacking: Vec::new(),
         pending_items: Vec::new(),
         progress: None,
         peers: peers.iter().map(peer).collect(),
