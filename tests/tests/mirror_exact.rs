@@ -294,6 +294,8 @@ fn a_crash_between_unlocking_and_locking_again_is_no_change() {
         pair.two.start();
         settle_exact(pair);
     }
+    let cut_off = pair.two.log_text().matches("the last run was cut off").count();
+    println!("{cut_off} of 4 kills came while rows were being applied");
 }
 
 /// Lets the node's daemon see users and groups of its own.
@@ -476,7 +478,7 @@ fn one_directory_holds_as_many_names_as_anybody_puts_there() {
         return;
     };
     let pair = &mut freed.0;
-    let entries = std::env::var("OMIRR_EXACT_ENTRIES").map_or(20_000, |number| number.parse().unwrap());
+    let entries = std::env::var("OMIRR_EXACT_ENTRIES").map_or(5_000, |number| number.parse().unwrap());
     let folder = pair.one.share.join("folder");
     fs::create_dir(&folder).unwrap();
     pair.start();

@@ -78,7 +78,7 @@ impl Lacks {
 /// Whether a filesystem that keeps times less exactly makes `found` of `set`.
 pub(super) fn is_rounded(found: Time, set: Time) -> bool {
     let ns = |time: Time| i128::from(time.secs) * 1_000_000_000 + i128::from(time.nanos);
-    found == set || (found.nanos % 100 == 0 && (0..2_000_000_000).contains(&(ns(set) - ns(found))))
+    found == set || (found.nanos.is_multiple_of(100) && (0..2_000_000_000).contains(&(ns(set) - ns(found))))
 }
 
 /// Whether this host's security module labels what is made: then every inode

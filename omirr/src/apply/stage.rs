@@ -277,7 +277,7 @@ impl Staged {
                 owners: Arc::clone(dirs.root().owners()),
             },
             at: 0,
-            running: Running::Hasher(Box::new(Hasher::new())),
+            running: Running::Hasher(Box::default()),
         }
     }
 

@@ -56,6 +56,8 @@ pub struct Keeper {
     barriers: VecDeque<oneshot::Sender<u64>>,
     idle_since: Instant,
     trimmed: bool,
+    /// Why a waiting row waits, as it was last said in the log.
+    pub(super) told: FxHashMap<(u32, RelPath), String>,
     /// What this node cannot have and has said so.
     pub(super) said: FxHashSet<Box<str>>,
 }
@@ -92,6 +94,7 @@ impl Keeper {
             barriers: VecDeque::new(),
             idle_since: Instant::now(),
             trimmed: false,
+            told: FxHashMap::default(),
             said: FxHashSet::default(),
         }
     }

@@ -537,7 +537,11 @@ impl Keeper {
                 look.push((error.path().clone(), Hint::default()));
                 (Some(error.to_string()), RETRY_AFTER, tries)
             };
-            if let Some(reason) = &reason {
+            let key = (inbound.place, row.path.clone());
+            if let Some(reason) = &reason
+                && self.told.get(&key) != Some(reason)
+            {
+                self.told.insert(key, reason.clone());
                 tracing::warn!(share = %self.share.name, peer = %inbound.peer, "cannot apply yet: {reason}");
             }
             let pending = Pending {
@@ -550,6 +554,7 @@ impl Keeper {
             self.pending
                 .insert((inbound.place, pending.row.path.clone()), pending);
         }
+        self.told.retain(|key, _| self.pending.contains_key(key));
         // Directories that are not as expected, in which something was done.
         look.extend(outcome.errors.into_keys().map(|path| (path, Hint::default())));
         self.share.touch(look);
