@@ -337,6 +337,8 @@ fn owners_go_by_name_and_by_number_where_there_is_none() {
         chown(pair.one.share.join(name), Some(id), Some(id)).unwrap();
     }
     fs::set_permissions(pair.one.share.join("annas"), fs::Permissions::from_mode(0o6755)).unwrap();
+    symlink("annas", pair.one.share.join("link")).unwrap();
+    lchown(pair.one.share.join("link"), Some(4141), Some(4141)).unwrap();
     pair.start();
     pair.settle(LONG);
     let expected = [("annas", 5151), ("berts", 4142), ("roots", 0), ("nobodys", 4999)];

@@ -194,8 +194,14 @@ fn look_at_one(
         } => {
             let known = record.as_ref().filter(|record| !record.row.deleted);
             let known = known.or(elsewhere.as_ref().map(|other| &other.record));
+            let kin = match known {
+                None if sig.nlink > 1 => another_name(reader, &sig)?,
+                _ => None,
+            };
+            let known = known.or(kin.as_ref());
             let entry = as_row(share, known, &shown);
-            let lacks = here.map(|here| here.lacks).unwrap_or_default();
+            let here = known.and_then(|record| record.here.as_ref());
+            let lacks = here.map(|here| here.lacks.clone()).unwrap_or_default();
             let here = Here::of(&shown, &entry, &lacks);
             (Some(Seen::Present(entry)), Some(sig), content, here)
         }
@@ -270,6 +276,19 @@ pub(super) fn other_names(reader: &Reader, look: &Look) -> Result<Vec<RelPath>, 
         .unwrap_or_default();
     names.extend(reader.paths_of_ino(ino)?);
     Ok(names)
+}
+
+/// The record of another name of an inode that has several: all of them have one
+/// owner, whatever number that has here.
+fn another_name(reader: &Reader, sig: &StatSig) -> Result<Option<Record>, IndexError> {
+    for path in reader.paths_of_ino(sig.ino)? {
+        let record = reader.get(&path)?.filter(|record| !record.row.deleted);
+        let same = record.filter(|record| record.sig.is_some_and(|known| known.same_inode(sig)));
+        if same.is_some() {
+            return Ok(same);
+        }
+    }
+    Ok(None)
 }
 
 /// An inode that the index knows under another path.
