@@ -7,13 +7,13 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use omirr::engine::{
-    Arrived, Author, Content, Context, Decided, Install, Loser, Observed, Outgoing, Policy, Progress, Rows,
-    Seen, Sequence, Step, Verdict, Work, decide_local, decide_remote, incoherent, plan, precedence,
-    remote_row,
+    Arrived, Author, Content, Context, Decided, Found, Install, Loser, Observed, Outgoing, Policy, Progress,
+    Rows, Seen, Sequence, Step, Verdict, Work, decide_local, decide_remote, incoherent, plan, precedence,
+    recover, remote_row,
 };
 use omirr::model::{
-    Entry, Hash, Kind, LinkGroup, Origin, Record, RelPath, ReplicaId, Row, Stamp, StatSig, Time, Vector,
-    Version,
+    Entry, Flags, Hash, Kind, LinkGroup, Origin, Record, RelPath, ReplicaId, Row, Stamp, StatSig, Time,
+    Vector, Version,
 };
 use proptest::prelude::*;
 
@@ -28,6 +28,7 @@ impl Index {
             sig: None::<StatSig>,
             via: None,
             moved_from: None,
+            here: None,
         };
         self.0.insert(at(path), record);
     }
@@ -105,6 +106,9 @@ fn entry(kind: Kind) -> Entry {
         gid: 0,
         mtime,
         xattrs: Vec::new(),
+        flags: Flags::NONE,
+        user: None,
+        group: None,
         link: None,
     }
 }
@@ -904,4 +908,49 @@ fn looks_that_do_not_fit_together_are_left_out() {
     // A new directory that kept changing: nothing in it has a place yet.
     let orphan = [("n/m", there(dir())), ("n/m/x", there(file(2))), ("g", None)];
     assert_eq!(left_out(&index, &orphan), ["n/m", "n/m/x"]);
+}
+
+#[test]
+fn an_inode_that_a_crash_left_unlocked_is_not_a_users_change() {
+    let locked = |entry: Entry| Entry {
+        flags: Flags::IMMUTABLE | Flags::NODUMP,
+        ..entry
+    };
+    let unlocked = |entry: Entry| Entry {
+        flags: Flags::NODUMP,
+        ..entry
+    };
+    let later = |entry: Entry| Entry {
+        mtime: Time { secs: 9, nanos: 0 },
+        ..entry
+    };
+    let base = row(locked(file(1)), &[(1, 1)], 1);
+    let deleted = Row {
+        deleted: true,
+        ..base.clone()
+    };
+    let changed = row(locked(file(2)), &[(1, 2)], 2);
+    let folder = row(locked(dir()), &[(1, 1)], 1);
+    let found = |base: &Row, intent: &Row, seen: Entry| recover(Some(base), intent, &Seen::Present(seen));
+    // Before anything else was done.
+    for intent in [&deleted, &changed, &base] {
+        assert_eq!(found(&base, intent, unlocked(file(1))), Found::Untouched);
+    }
+    // After: the flags are still to be set.
+    assert_eq!(found(&base, &changed, unlocked(file(2))), Found::Halfway);
+    assert_eq!(found(&base, &changed, locked(file(2))), Found::Done);
+    // A directory in which names have come and gone.
+    assert_eq!(found(&folder, &folder, later(unlocked(dir()))), Found::Halfway);
+    let gone = Row {
+        deleted: true,
+        ..folder.clone()
+    };
+    assert_eq!(found(&folder, &gone, later(unlocked(dir()))), Found::Untouched);
+    // What a user did meanwhile is one, all the same.
+    assert_eq!(found(&base, &deleted, unlocked(file(3))), Found::Changed);
+    let dumped = Entry {
+        flags: Flags::IMMUTABLE,
+        ..file(1)
+    };
+    assert_eq!(found(&base, &deleted, dumped), Found::Changed);
 }

@@ -10,7 +10,9 @@ use omirr::engine::{
     Arrived, Author, Context, Expansion, Install, Observed, Outgoing, Policy, Progress, Rows, Seen, Sequence,
     Step, Work, decide_local, decide_remote, expand, plan, plan_one_by_one, whole_moves,
 };
-use omirr::model::{Entry, Hash, Kind, LinkGroup, Moved, Record, RelPath, ReplicaId, Row, Time, TreeMove};
+use omirr::model::{
+    Entry, Flags, Hash, Kind, LinkGroup, Moved, Record, RelPath, ReplicaId, Row, Time, TreeMove,
+};
 
 /// A node that has no disk: what is to be done there is in `steps`.
 struct Node {
@@ -138,6 +140,7 @@ impl Node {
                     sig: None,
                     via: None,
                     moved_from: one.moved_from,
+                    here: None,
                 },
             );
         }
@@ -210,6 +213,7 @@ impl Node {
                     sig: None,
                     via: one.via,
                     moved_from: one.moved_from,
+                    here: None,
                 },
             );
         }
@@ -280,6 +284,9 @@ fn entry(kind: Kind) -> Entry {
         mode: 0o644,
         uid: 0,
         gid: 0,
+        user: None,
+        group: None,
+        flags: Flags::default(),
         mtime: Time { secs: 1, nanos: 0 },
         xattrs: Vec::new(),
         link: None,

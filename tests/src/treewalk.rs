@@ -11,12 +11,15 @@ use std::ffi::{OsStr, OsString};
 use std::fmt::Write as _;
 use std::fs;
 use std::io::{self, Read};
+use std::os::fd::AsRawFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
+/// Larger files are compared by those of their blocks that are not zero.
+const HUGE: u64 = 1 << 30;
 /// How many differences are told; the rest is counted.
 const TOLD: usize = 50;
 
@@ -31,6 +34,8 @@ pub struct Node {
     /// Nanoseconds since 1970.
     pub mtime_ns: i128,
     pub xattrs: BTreeMap<OsString, Vec<u8>>,
+    /// What `chattr` sets, as far as it means the same on all filesystems.
+    pub flags: u32,
     /// The first path, in order, that names the same inode, if there is more
     /// than one in the tree.
     pub linked_to: Option<PathBuf>,
@@ -50,11 +55,11 @@ pub enum What {
 /// A tree: path beneath its root → what is there. The root is the empty path.
 pub type Tree = BTreeMap<PathBuf, Node>;
 
-/// Which attributes are the business of a mirror: not the labels that this
-/// host's security modules write.
+/// Which attributes are the business of a mirror: not what this host computes or
+/// signs for its own files.
 fn counts(name: &OsStr) -> bool {
     let name = name.as_bytes();
-    !matches!(name, b"security.selinux" | b"security.ima" | b"security.evm")
+    !matches!(name, b"security.ima" | b"security.evm")
         && !name.starts_with(b"trusted.overlay.")
         && !name.starts_with(b"trusted.SGI_ACL_")
         && !name.starts_with(b"btrfs.")
@@ -64,21 +69,30 @@ fn counts(name: &OsStr) -> bool {
 /// which it failed.
 pub fn walk(root: &Path) -> io::Result<Tree> {
     let root_meta = fs::symlink_metadata(root).map_err(|error| at(root, &error))?;
-    let mut found: Vec<(PathBuf, fs::Metadata)> = vec![(PathBuf::new(), root_meta.clone())];
-    let mut dirs = vec![PathBuf::new()];
-    while let Some(dir) = dirs.pop() {
-        let full = root.join(&dir);
-        for child in fs::read_dir(&full).map_err(|error| at(&full, &error))? {
-            let child = child.map_err(|error| at(&full, &error))?;
+    let top = Way {
+        path: root.to_owned(),
+        _held: None,
+    };
+    let mut found: Vec<(PathBuf, Way, fs::Metadata)> = vec![(PathBuf::new(), top.clone(), root_meta.clone())];
+    let mut dirs = vec![(PathBuf::new(), top)];
+    while let Some((dir, way)) = dirs.pop() {
+        let full = &way.path;
+        let way = way.shortened().map_err(|error| at(full, &error))?;
+        for child in fs::read_dir(&way.path).map_err(|error| at(full, &error))? {
+            let child = child.map_err(|error| at(full, &error))?;
             let path = dir.join(child.file_name());
+            let way = Way {
+                path: way.path.join(child.file_name()),
+                _held: way._held.clone(),
+            };
             let meta = child.metadata().map_err(|error| at(&child.path(), &error))?;
             if meta.is_dir() {
                 if meta.dev() != root_meta.dev() {
                     continue;
                 }
-                dirs.push(path.clone());
+                dirs.push((path.clone(), way.clone()));
             }
-            found.push((path, meta));
+            found.push((path, way, meta));
         }
     }
     found.sort_by(|a, b| a.0.cmp(&b.0));
@@ -97,8 +111,8 @@ pub fn walk(root: &Path) -> io::Result<Tree> {
                     if from >= found.len() {
                         break;
                     }
-                    for (place, (path, meta)) in found.iter().enumerate().skip(from).take(32) {
-                        own.push((place, look(&root.join(path), meta)));
+                    for (place, (_, way, meta)) in found.iter().enumerate().skip(from).take(32) {
+                        own.push((place, look(&way.path, meta)));
                     }
                 }
                 done.lock().expect("no walker panicked").append(&mut own);
@@ -109,14 +123,14 @@ pub fn walk(root: &Path) -> io::Result<Tree> {
     done.sort_by_key(|(place, _)| *place);
 
     let mut names: HashMap<u64, Vec<&Path>> = HashMap::new();
-    for (path, meta) in found
+    for (path, _, meta) in found
         .iter()
-        .filter(|(_, meta)| !meta.is_dir() && meta.nlink() > 1)
+        .filter(|(_, _, meta)| !meta.is_dir() && meta.nlink() > 1)
     {
         names.entry(meta.ino()).or_default().push(path);
     }
     let mut tree = Tree::new();
-    for ((path, meta), (_, node)) in found.iter().zip(done) {
+    for ((path, _, meta), (_, node)) in found.iter().zip(done) {
         let mut node = node?;
         if let Some(names) = names.get(&meta.ino()).filter(|names| names.len() > 1) {
             node.linked_to = (!meta.is_dir()).then(|| names[0].to_path_buf());
@@ -124,6 +138,28 @@ pub fn walk(root: &Path) -> io::Result<Tree> {
         tree.insert(path.clone(), node);
     }
     Ok(tree)
+}
+
+/// How a path is reached: one that is too long for a system call by way of a
+/// directory on it that is held open.
+#[derive(Clone)]
+struct Way {
+    path: PathBuf,
+    _held: Option<Arc<fs::File>>,
+}
+
+impl Way {
+    /// The same, short enough for a name to follow.
+    fn shortened(&self) -> io::Result<Way> {
+        if self.path.as_os_str().len() < 3500 {
+            return Ok(self.clone());
+        }
+        let held = fs::File::open(&self.path)?;
+        Ok(Way {
+            path: PathBuf::from(format!("/proc/self/fd/{}", held.as_raw_fd())),
+            _held: Some(Arc::new(held)),
+        })
+    }
 }
 
 fn at(path: &Path, error: &io::Error) -> io::Error {
@@ -158,6 +194,7 @@ fn look(path: &Path, meta: &fs::Metadata) -> io::Result<Node> {
         gid: meta.gid(),
         mtime_ns: i128::from(meta.mtime()) * 1_000_000_000 + i128::from(meta.mtime_nsec()),
         xattrs: xattrs(path).map_err(fail)?,
+        flags: flags(path, meta).map_err(fail)?,
         linked_to: None,
     })
 }
@@ -169,7 +206,12 @@ fn hash(path: &Path) -> io::Result<(u64, [u8; 32])> {
         .open(path)?;
     let mut hasher = blake3::Hasher::new();
     let mut buffer = vec![0; 64 << 10];
-    let mut size = 0;
+    let mut size = file.metadata()?.len();
+    if size > HUGE {
+        hash_blocks(&file, size, &mut hasher)?;
+        return Ok((size, *hasher.finalize().as_bytes()));
+    }
+    size = 0;
     loop {
         match file.read(&mut buffer)? {
             0 => return Ok((size, *hasher.finalize().as_bytes())),
@@ -178,6 +220,53 @@ fn hash(path: &Path) -> io::Result<(u64, [u8; 32])> {
                 hasher.update(&buffer[..got]);
             }
         }
+    }
+}
+
+/// Hashes all blocks that are not zero, each with its place: the same whatever
+/// is a hole, and in no time where most of it is.
+fn hash_blocks(file: &fs::File, size: u64, hasher: &mut blake3::Hasher) -> io::Result<()> {
+    const BLOCK: u64 = 64 << 10;
+    let mut buffer = vec![0; BLOCK as usize];
+    let mut at = 0;
+    while at < size {
+        at = match rustix::fs::seek(file, rustix::fs::SeekFrom::Data(at)) {
+            Ok(data) => data / BLOCK * BLOCK,
+            Err(rustix::io::Errno::NXIO) => break,
+            Err(error) => return Err(error.into()),
+        };
+        let len = BLOCK.min(size - at) as usize;
+        file.read_exact_at(&mut buffer[..len], at)?;
+        if buffer[..len].iter().any(|&byte| byte != 0) {
+            hasher.update(&at.to_le_bytes());
+            hasher.update(&buffer[..len]);
+        }
+        at += BLOCK;
+    }
+    Ok(())
+}
+
+/// The kernel's numbers of `S i a d A c D C` in `lsattr`'s letters.
+const FLAGS: u32 = 0x8 | 0x10 | 0x20 | 0x40 | 0x80 | 0x4 | 0x1_0000 | 0x80_0000;
+
+fn flags(path: &Path, meta: &fs::Metadata) -> io::Result<u32> {
+    if !meta.is_file() && !meta.is_dir() {
+        return Ok(0);
+    }
+    let file = fs::File::options()
+        .read(true)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+        .open(path)?;
+    let mut flags: libc::c_int = 0;
+    // SAFETY: the call writes one `int`, for which `flags` is room; the
+    // descriptor is open.
+    let done = unsafe { libc::ioctl(file.as_raw_fd(), libc::FS_IOC_GETFLAGS, &raw mut flags) };
+    match done {
+        0 => Ok(flags as u32 & FLAGS),
+        _ => match io::Error::last_os_error() {
+            error if matches!(error.raw_os_error(), Some(libc::ENOTTY | libc::EOPNOTSUPP)) => Ok(0),
+            error => Err(error),
+        },
     }
 }
 
@@ -285,6 +374,9 @@ impl Node {
                 seconds(other.mtime_ns)
             ));
         }
+        if self.flags != other.flags {
+            found.push(format!("flags {:#x} and {:#x}", self.flags, other.flags));
+        }
         if self.xattrs != other.xattrs {
             let mut line = "extended attributes".to_owned();
             for (name, value) in &self.xattrs {
@@ -368,7 +460,18 @@ mod tests {
     #[test]
     fn each_single_difference_is_told() {
         type Change = fn(&Path);
-        let cases: [(&str, Change); 6] = [
+        let cases: [(&str, Change); 8] = [
+            ("flags 0x0 and 0x40", |root| {
+                let done = std::process::Command::new("chattr")
+                    .arg("+d")
+                    .arg(root.join("d"))
+                    .status();
+                assert!(done.unwrap().success());
+            }),
+            ("\"user.one\" only in the second", |root| {
+                let flags = rustix::fs::XattrFlags::empty();
+                rustix::fs::setxattr(root.join("d"), "user.one", b"1", flags).unwrap();
+            }),
             ("mode", |root| {
                 fs::set_permissions(root.join("d/f"), fs::Permissions::from_mode(0o4711)).unwrap();
             }),

@@ -20,6 +20,7 @@ use rustix::io::{self, Errno};
 
 use super::error::{ApplyError, Obstacle};
 use super::is_temp_name;
+use super::owners::{Owners, OwnersBy};
 use crate::model::RelPath;
 use crate::observe::{dev_of, file_type, is_foreign, statx_at, statx_fd};
 
@@ -34,6 +35,10 @@ const TRUSTED_FOR: Duration = Duration::from_millis(20);
 /// `openat2` gives up with `EAGAIN` when anything was renamed or mounted on the
 /// machine while it resolved a path; the next try nearly always succeeds.
 const OPEN_TRIES: u32 = 64;
+
+/// The longest path that one system call takes, bytes: Linux' `PATH_MAX` less
+/// its NUL.
+const PIECE_MAX: usize = 4095;
 
 /// Why a share's root cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -58,6 +63,7 @@ pub struct ShareRoot {
     ino: u64,
     /// Cleared when the filesystem turns out to have no `O_TMPFILE`.
     pub(super) has_tmpfile: AtomicBool,
+    owners: Arc<Owners>,
 }
 
 impl ShareRoot {
@@ -88,7 +94,18 @@ impl ShareRoot {
             dev: dev_of(&stat),
             ino: stat.stx_ino,
             has_tmpfile: AtomicBool::new(true),
+            owners: Arc::new(Owners::new(OwnersBy::Numbers)),
         })
+    }
+
+    /// The same, where owners are told from one another as `by` says.
+    pub fn with_owners(self, by: OwnersBy) -> ShareRoot {
+        let owners = Arc::new(Owners::new(by));
+        ShareRoot { owners, ..self }
+    }
+
+    pub fn owners(&self) -> &Arc<Owners> {
+        &self.owners
     }
 
     pub fn path(&self) -> &Path {
@@ -163,8 +180,26 @@ impl ShareRoot {
     }
 
     /// Opens `path`, a directory or whatever `flags` say, by the kernel's rules
-    /// for staying beneath the root.
+    /// for staying beneath the root. What is too long for one call is walked in
+    /// pieces, each beneath the one before.
     fn resolve(&self, path: &[u8], flags: OFlags) -> io::Result<OwnedFd> {
+        let mut at: Option<OwnedFd> = None;
+        let mut rest = path;
+        while rest.len() > PIECE_MAX {
+            let cut = rest[..=PIECE_MAX].iter().rposition(|&b| b == b'/');
+            let cut = cut.ok_or(Errno::NAMETOOLONG)?;
+            let from = at.as_ref().unwrap_or(&self.fd);
+            at = Some(Self::resolve_piece(
+                from,
+                &rest[..cut],
+                OFlags::PATH | OFlags::DIRECTORY,
+            )?);
+            rest = &rest[cut + 1..];
+        }
+        Self::resolve_piece(at.as_ref().unwrap_or(&self.fd), rest, flags)
+    }
+
+    fn resolve_piece(from: &OwnedFd, path: &[u8], flags: OFlags) -> io::Result<OwnedFd> {
         let resolve = ResolveFlags::BENEATH
             | ResolveFlags::NO_SYMLINKS
             | ResolveFlags::NO_MAGICLINKS
@@ -172,7 +207,7 @@ impl ShareRoot {
         let mut tries = 0;
         loop {
             match openat2(
-                &self.fd,
+                from,
                 path,
                 flags | OFlags::CLOEXEC | OFlags::NOFOLLOW,
                 Mode::empty(),

@@ -94,11 +94,13 @@ fn make(
     let temp = Temp::new(&dir, temp, entry.is_dir());
     let made = open_handle(&dir, temp.name().as_bytes()).map_err(fail)?;
     let look = || Ok(sig_of(&statx_fd(made.as_fd()).map_err(fail)?));
-    attrs::set_all_but_time(handle(made.as_fd()), path, &look()?, entry)?;
-    attrs::set_mtime(handle(made.as_fd()), path, entry.mtime)?;
+    let of = handle(made.as_fd());
+    let lacks = attrs::set_all_but_time(dirs.root().owners(), of, path, &look()?, entry)?;
+    attrs::set_mtime(of, path, entry.mtime)?;
     let sig = look()?;
+    let here = lacks.here(of, path, &sig, entry)?;
     place(dirs, path, temp, &sig, expect)?;
-    Ok(outcome(&dir, name, &sig))
+    Ok(outcome(&dir, name, &sig).but(here))
 }
 
 /// Holds an inode of any kind without opening it.
@@ -131,28 +133,31 @@ pub fn set_attrs(
     if !is_as_expected(expected, &have) || file_type_of(entry) != FileType::from_raw_mode(have.mode) {
         return Err(ApplyError::changed(path));
     }
-    attrs::set_all_but_time(handle(inode.as_fd()), path, &have, entry)?;
+    let of = handle(inode.as_fd());
+    let lacks = attrs::set_all_but_time(dirs.root().owners(), of, path, &have, entry)?;
     let mut sig = look()?;
     let mut racy = expected.racy;
     if sig.mtime != entry.mtime {
         if !entry.is_dir() && (sig.mtime != have.mtime || sig.size != have.size) {
             return Ok(Applied::ChangedSince);
         }
-        attrs::set_mtime(handle(inode.as_fd()), path, entry.mtime)?;
+        attrs::set_mtime(of, path, entry.mtime)?;
         sig = look()?;
         // A write that came between the look and the new time has lost its own
         // time; its event, if there is one, must find the file suspect.
         racy |= entry.content().is_some();
     }
-    let unwritten = entry.is_dir() || (sig.size == have.size && sig.mtime == entry.mtime);
+    let unwritten = entry.is_dir() || (sig.size == have.size && attrs::is_rounded(sig.mtime, entry.mtime));
     if !unwritten {
         return Ok(Applied::ChangedSince);
     }
     let settled = settled(sig, entry.mtime);
-    Ok(Applied::AsWritten(StatSig {
+    let here = lacks.here(of, path, &settled, entry)?;
+    let sig = StatSig {
         racy: settled.racy || racy,
         ..settled
-    }))
+    };
+    Ok(Applied::new(sig, here))
 }
 
 fn file_type_of(entry: &Entry) -> FileType {

@@ -19,7 +19,9 @@
 mod attrs;
 mod beneath;
 mod error;
+mod flags;
 mod make;
+mod owners;
 mod place;
 mod read;
 mod stage;
@@ -35,7 +37,10 @@ use rustix::fs::FileType;
 
 pub use beneath::{DirFd, Dirs, RootError, ShareRoot};
 pub use error::{ApplyError, Obstacle};
+pub(crate) use flags::get as flags_of;
+pub use flags::{lock, unlock};
 pub use make::{ensure_parents, make_dir, make_node, make_symlink, set_attrs, set_dir_time};
+pub use owners::{Owners, OwnersBy};
 pub use place::{
     DirRemoval, install, link_existing, move_entry, remove_dir, remove_file, remove_leftover,
     remove_leftovers, set_aside,
@@ -45,7 +50,7 @@ pub use stage::{
     Ahead, Ready, Staged, clone_local, stage_file, staged_max, sync_all, sync_batch, sync_names,
 };
 
-use crate::model::{StatSig, TEMP_PREFIX, Time, is_temp_name};
+use crate::model::{Here, StatSig, TEMP_PREFIX, Time, is_temp_name};
 
 /// What temporary names of this process begin with: random.
 static TEMP_NAMES: LazyLock<String> =
@@ -73,19 +78,36 @@ pub enum Expect {
 }
 
 /// A step that was carried out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 #[must_use]
 pub enum Applied {
     /// This is what is there now.
     AsWritten(StatSig),
+    /// The same, but this node cannot have all that was asked for.
+    Short { sig: StatSig, here: Box<Here> },
     /// It was carried out, and somebody has changed the path since: observe it.
     ChangedSince,
 }
 
 impl Applied {
-    pub fn sig(self) -> Option<StatSig> {
+    fn new(sig: StatSig, here: Option<Box<Here>>) -> Applied {
+        match here {
+            None => Applied::AsWritten(sig),
+            Some(here) => Applied::Short { sig, here },
+        }
+    }
+
+    /// The same with `here`, if it was carried out and nothing has come since.
+    fn but(self, here: Option<Box<Here>>) -> Applied {
         match self {
-            Applied::AsWritten(sig) => Some(sig),
+            Applied::AsWritten(sig) | Applied::Short { sig, .. } => Applied::new(sig, here),
+            Applied::ChangedSince => Applied::ChangedSince,
+        }
+    }
+
+    pub fn sig(&self) -> Option<StatSig> {
+        match self {
+            Applied::AsWritten(sig) | Applied::Short { sig, .. } => Some(*sig),
             Applied::ChangedSince => None,
         }
     }

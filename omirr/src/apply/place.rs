@@ -65,6 +65,7 @@ impl Drop for Temp {
 /// Gives a staged file its name.
 pub fn install(dirs: &Dirs<'_>, mut ready: Ready, expect: &Expect) -> Result<Applied, ApplyError> {
     let path = ready.path().clone();
+    let here = ready.here.take();
     let (dir, name) = dirs.parent(&path)?;
     if let Some((staged_in, temp)) = ready.take_temp() {
         let temp = Temp::new(&staged_in, temp, false);
@@ -85,7 +86,7 @@ pub fn install(dirs: &Dirs<'_>, mut ready: Ready, expect: &Expect) -> Result<App
             .map_err(|errno| ApplyError::system("create", &path, errno))?;
         place(dirs, &path, Temp::new(&dir, temp, false), &ready.sig, expect)?;
     }
-    Ok(outcome(&dir, name, &ready.sig))
+    Ok(outcome(&dir, name, &ready.sig).but(here))
 }
 
 fn is_same_dir(a: &DirFd, b: &DirFd) -> bool {

@@ -6,23 +6,25 @@
 //! that, it leaves nothing behind.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::LazyLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, LazyLock};
 
 use rayon::prelude::*;
 use rustc_hash::FxHashMap;
 use rustix::fs::{
-    AtFlags, Mode, OFlags, SeekFrom, fdatasync, fsync, ftruncate, ioctl_ficlone, openat, seek, syncfs,
-    unlinkat,
+    AtFlags, Mode, OFlags, SeekFrom, copy_file_range, fdatasync, fsync, ftruncate, ioctl_ficlone, openat,
+    seek, syncfs, unlinkat,
 };
 use rustix::io::{self, Errno};
 use rustix::process::{Resource, getrlimit};
 
 use super::beneath::{DirFd, Dirs, ShareRoot};
 use super::error::ApplyError;
-use super::{attrs, is_as_expected, temp_name};
-use crate::model::{Entry, Hash, RelPath, StatSig};
-use crate::observe::{XattrOf, hash_from_start, sig_of, statx_fd};
+use super::owners::Owners;
+use super::{attrs, flags, is_as_expected, temp_name};
+use crate::content::{self, Hasher};
+use crate::model::{Entry, Flags, Here, RelPath, StatSig};
+use crate::observe::{XattrOf, sig_of, statx_fd};
 
 /// Up to so many files are synced one by one; more are cheaper with one sync of
 /// the whole filesystem, which also writes what others have changed.
@@ -32,7 +34,7 @@ const COPY_BUFFER: usize = 256 << 10;
 /// What is known of the hash of what was written so far.
 enum Running {
     /// Everything so far came in order.
-    Hasher(Box<blake3::Hasher>),
+    Hasher(Box<Hasher>),
     /// It must be read back.
     Unknown,
 }
@@ -49,6 +51,8 @@ pub struct Staged {
 pub struct Ready {
     inner: Inner,
     pub(super) sig: StatSig,
+    /// What it has where that is not as its row says.
+    pub(super) here: Option<Box<Here>>,
 }
 
 struct Inner {
@@ -57,6 +61,7 @@ struct Inner {
     /// without one.
     temp: Option<(DirFd, String)>,
     path: RelPath,
+    owners: Arc<Owners>,
 }
 
 /// Staged files that are open in this process. It only ever decides how many
@@ -83,16 +88,17 @@ impl Drop for Inner {
     }
 }
 
-/// Begins new content for `path`, whose directory must exist.
-pub fn stage_file(dirs: &Dirs<'_>, path: &RelPath) -> Result<Staged, ApplyError> {
+/// Begins new content for `path`, whose directory must exist; `entry` is what
+/// it is to become.
+pub fn stage_file(dirs: &Dirs<'_>, path: &RelPath, entry: &Entry) -> Result<Staged, ApplyError> {
     let (dir, _) = dirs.parent(path)?;
-    if let Some(fd) = nameless(dirs, &dir, path)? {
-        return Ok(Staged::new(fd, None, path));
+    if let Some(fd) = nameless_near(dirs, &dir, path)? {
+        return Ok(Staged::new(dirs, fd, None, path, entry));
     }
     let name = temp_name();
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let fd = openat(&dir, name.as_str(), flags, PRIVATE).map_err(|errno| cannot_stage(path, errno))?;
-    Ok(Staged::new(fd, Some((dir, name)), path))
+    Ok(Staged::new(dirs, fd, Some((dir, name)), path, entry))
 }
 
 /// Begins new content for paths whose directories need not exist yet.
@@ -132,11 +138,11 @@ impl<'d, 'root> Ahead<'d, 'root> {
     /// Begins new content for `path` at `place`; none where the filesystem has
     /// no files without a name (a name would show, and change its directory's
     /// times), and where [`staged_max`] are open.
-    pub fn stage(&self, place: &DirFd, path: &RelPath) -> Result<Option<Staged>, ApplyError> {
+    pub fn stage(&self, place: &DirFd, path: &RelPath, entry: &Entry) -> Result<Option<Staged>, ApplyError> {
         if OPEN.load(Ordering::Relaxed) >= staged_max() {
             return Ok(None);
         }
-        Ok(nameless(self.dirs, place, path)?.map(|fd| Staged::new(fd, None, path)))
+        Ok(nameless(self.dirs, place, path)?.map(|fd| Staged::new(self.dirs, fd, None, path, entry)))
     }
 }
 
@@ -145,6 +151,25 @@ const PRIVATE: Mode = Mode::RUSR.union(Mode::WUSR);
 
 fn cannot_stage(path: &RelPath, errno: Errno) -> ApplyError {
     ApplyError::system("stage new content for", path, errno)
+}
+
+/// The same in the nearest directory above that takes new files: one that is
+/// immutable takes none. What has no name can get one anywhere.
+fn nameless_near(dirs: &Dirs<'_>, dir: &DirFd, path: &RelPath) -> Result<Option<OwnedFd>, ApplyError> {
+    let refused = match nameless(dirs, dir, path) {
+        Err(
+            error @ ApplyError::System {
+                errno: Errno::PERM, ..
+            },
+        ) => error,
+        other => return other,
+    };
+    for above in std::iter::successors(path.parent(), RelPath::parent).skip(1) {
+        if let Ok(Some(fd)) = nameless(dirs, &dirs.dir(&above)?, path) {
+            return Ok(Some(fd));
+        }
+    }
+    Err(refused)
 }
 
 /// A new file without a name, on the filesystem of `dir`; none if that has no
@@ -179,6 +204,7 @@ pub fn clone_local(
     from: &RelPath,
     from_sig: &StatSig,
     path: &RelPath,
+    entry: &Entry,
 ) -> Result<Staged, ApplyError> {
     let (dir, name) = dirs.parent(from)?;
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
@@ -191,7 +217,7 @@ pub fn clone_local(
     if !is_as_expected(from_sig, &sig_of(&found)) {
         return Err(ApplyError::changed(from));
     }
-    let mut staged = stage_file(dirs, path)?;
+    let mut staged = stage_file(dirs, path, entry)?;
     if ioctl_ficlone(&staged.inner.fd, &source).is_ok() {
         staged.at = found.stx_size;
         staged.running = Running::Unknown;
@@ -201,7 +227,8 @@ pub fn clone_local(
     Ok(staged)
 }
 
-/// Copies data and holes. Filesystems that tell no holes show all as data.
+/// Copies data and holes, by the kernel where it can, which may share blocks or
+/// leave the work to a server. Filesystems that tell no holes show all as data.
 fn copy(source: &OwnedFd, from: &RelPath, size: u64, staged: &mut Staged) -> Result<(), ApplyError> {
     let fail = |errno| ApplyError::system("read", from, errno);
     let mut buffer = vec![0; COPY_BUFFER.min(usize::try_from(size).unwrap_or(COPY_BUFFER).max(1))];
@@ -215,6 +242,7 @@ fn copy(source: &OwnedFd, from: &RelPath, size: u64, staged: &mut Staged) -> Res
         staged.hole(data - at)?;
         at = data;
         let end = seek(source, SeekFrom::Hole(at)).unwrap_or(size).min(size);
+        at = staged.copy_within_kernel(source, at, end)?;
         while at < end {
             let want = buffer.len().min(usize::try_from(end - at).unwrap_or(usize::MAX));
             let got = io::retry_on_intr(|| io::pread(source, &mut buffer[..want], at)).map_err(fail)?;
@@ -229,16 +257,27 @@ fn copy(source: &OwnedFd, from: &RelPath, size: u64, staged: &mut Staged) -> Res
 }
 
 impl Staged {
-    fn new(fd: OwnedFd, temp: Option<(DirFd, String)>, path: &RelPath) -> Staged {
+    fn new(
+        dirs: &Dirs<'_>,
+        fd: OwnedFd,
+        temp: Option<(DirFd, String)>,
+        path: &RelPath,
+        entry: &Entry,
+    ) -> Staged {
         OPEN.fetch_add(1, Ordering::Relaxed);
+        if !(entry.flags & Flags::NOCOW).is_empty() {
+            // Only an empty file takes it; why one did not is said in the end.
+            drop(flags::set(fd.as_fd(), Flags::NOCOW, Flags::NOCOW));
+        }
         Staged {
             inner: Inner {
                 fd,
                 temp,
                 path: path.clone(),
+                owners: Arc::clone(dirs.root().owners()),
             },
             at: 0,
-            running: Running::Hasher(Box::new(blake3::Hasher::new())),
+            running: Running::Hasher(Box::default()),
         }
     }
 
@@ -252,19 +291,34 @@ impl Staged {
         Ok(())
     }
 
+    /// Lets the kernel copy the next bytes from the same place in `source`; returns
+    /// up to where it has done so.
+    fn copy_within_kernel(&mut self, source: &OwnedFd, at: u64, end: u64) -> Result<u64, ApplyError> {
+        let (mut from, mut to) = (at, at);
+        while from < end {
+            let len = usize::try_from(end - from).unwrap_or(usize::MAX);
+            match copy_file_range(source, Some(&mut from), &self.inner.fd, Some(&mut to), len) {
+                Ok(0) => break,
+                Ok(_) => self.running = Running::Unknown,
+                Err(Errno::INTR) => {}
+                Err(errno @ (Errno::NOSPC | Errno::DQUOT | Errno::FBIG | Errno::IO)) => {
+                    return Err(ApplyError::system("write", &self.inner.path, errno));
+                }
+                // Not between these two files; or whatever it is shows again.
+                Err(_) => break,
+            }
+        }
+        self.at = from;
+        Ok(from)
+    }
+
     /// Leaves the next bytes zero without giving them blocks.
     pub fn hole(&mut self, len: u64) -> Result<(), ApplyError> {
-        const ZEROS: &[u8] = &[0; 64 << 10];
         let Some(end) = self.at.checked_add(len).filter(|&end| i64::try_from(end).is_ok()) else {
             return Err(ApplyError::system("write", &self.inner.path, Errno::FBIG));
         };
         if let Running::Hasher(hasher) = &mut self.running {
-            let mut left = len;
-            while left > 0 {
-                let now = left.min(ZEROS.len() as u64);
-                hasher.update(&ZEROS[..usize::try_from(now).unwrap_or(ZEROS.len())]);
-                left -= now;
-            }
+            hasher.zeros(len);
         }
         self.at = end;
         Ok(())
@@ -306,8 +360,9 @@ impl Staged {
             have.size = at;
         }
         let (actual_size, actual) = match running {
-            Running::Hasher(hasher) => (at, Hash(*hasher.finalize().as_bytes())),
-            Running::Unknown => hash_from_start(inner.fd.as_fd(), |_| Ok(true)).map_err(fail)?,
+            Running::Hasher(hasher) => (at, hasher.finish()),
+            Running::Unknown => content::hash_while(inner.fd.as_fd(), |_| Ok(true))
+                .map_err(|error| fail(Errno::from_io_error(&error).unwrap_or(Errno::IO)))?,
         };
         if (actual_size, actual) != (expected_size, expected) {
             let path = path.clone();
@@ -320,10 +375,11 @@ impl Staged {
             });
         }
         let of = XattrOf::Open(inner.fd.as_fd());
-        attrs::set_all_but_time(of, path, &have, entry)?;
+        let lacks = attrs::set_all_but_time(&inner.owners, of, path, &have, entry)?;
         attrs::set_mtime(of, path, entry.mtime)?;
         let sig = sig_of(&statx_fd(inner.fd.as_fd()).map_err(fail)?);
-        Ok(Ready { inner, sig })
+        let here = lacks.here(of, path, &sig, entry)?;
+        Ok(Ready { inner, sig, here })
     }
 
     fn put(&self, mut at: u64, mut bytes: &[u8]) -> Result<(), ApplyError> {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::*;
-use crate::model::{Entry, Hash, Kind, RelPath, Xattr};
+use crate::model::{Entry, Flags, Here, Kind, RelPath, Xattr};
 use crate::observe::{Observed, Reading, observe, scan, stat};
 
 /// One fresh tree on each filesystem: the one of the temporary folder (ext4 on
@@ -44,7 +44,7 @@ fn file_entry(content: &[u8]) -> Entry {
     Entry {
         kind: Kind::File {
             size: content.len() as u64,
-            hash: Hash(*blake3::hash(content).as_bytes()),
+            hash: crate::content::hash_bytes(content),
         },
         mode: 0o640,
         uid: rustix::process::geteuid().as_raw(),
@@ -54,12 +54,15 @@ fn file_entry(content: &[u8]) -> Entry {
             nanos: 123_456_789,
         },
         xattrs: Vec::new(),
+        flags: Flags::NONE,
+        user: None,
+        group: None,
         link: None,
     }
 }
 
 fn put(dirs: &Dirs<'_>, path: &RelPath, content: &[u8], expect: &Expect) -> Result<Applied, ApplyError> {
-    let mut staged = stage_file(dirs, path)?;
+    let mut staged = stage_file(dirs, path, &file_entry(content))?;
     staged.append(content)?;
     install(dirs, staged.finish(&file_entry(content))?, expect)
 }
@@ -70,7 +73,7 @@ fn write(dirs: &Dirs<'_>, path: &RelPath, entry: &Entry, from: &RelPath) -> Stat
     let absent = Expect::Absent;
     let applied = match &entry.kind {
         Kind::File { .. } => {
-            let staged = clone_local(dirs, from, &sig(dirs, from), path).unwrap();
+            let staged = clone_local(dirs, from, &sig(dirs, from), path, entry).unwrap();
             install(dirs, staged.finish(entry).unwrap(), &absent)
         }
         Kind::Directory => make_dir(dirs, path, entry, &absent),
@@ -271,13 +274,21 @@ fn holes_stay_holes() {
         let dirs = share.batch();
         let mut whole = vec![0; 8 << 20];
         whole[4 << 20..(4 << 20) + 5].copy_from_slice(b"inner");
-        let mut staged = stage_file(&dirs, &rel("sparse")).unwrap();
+        let mut staged = stage_file(&dirs, &rel("sparse"), &file_entry(&whole)).unwrap();
         staged.hole(4 << 20).unwrap();
         staged.append(b"inner").unwrap();
         staged.hole((4 << 20) - 5).unwrap();
         let ready = staged.finish(&file_entry(&whole)).unwrap();
         _ = install(&dirs, ready, &Expect::Absent).unwrap();
-        let copy = clone_local(&dirs, &rel("sparse"), &sig(&dirs, &rel("sparse")), &rel("copy")).unwrap();
+        let from = rel("sparse");
+        let copy = clone_local(
+            &dirs,
+            &from,
+            &sig(&dirs, &from),
+            &rel("copy"),
+            &file_entry(&whole),
+        )
+        .unwrap();
         _ = install(&dirs, copy.finish(&file_entry(&whole)).unwrap(), &Expect::Absent).unwrap();
         for name in ["sparse", "copy"] {
             assert_eq!(present(&dirs, &rel(name)).0, file_entry(&whole));
@@ -297,14 +308,14 @@ fn content_that_was_not_announced_is_not_installed() {
     on_each_filesystem(|path| {
         let share = root(path);
         let dirs = share.batch();
-        let mut short = stage_file(&dirs, &rel("f")).unwrap();
+        let mut short = stage_file(&dirs, &rel("f"), &file_entry(b"")).unwrap();
         short.append(b"hell").unwrap();
         assert!(matches!(
             short.finish(&file_entry(b"hello")),
             Err(ApplyError::Content { actual_size: 4, .. })
         ));
         // Out of order, so it is read back.
-        let mut pieces = stage_file(&dirs, &rel("f")).unwrap();
+        let mut pieces = stage_file(&dirs, &rel("f"), &file_entry(b"")).unwrap();
         pieces.write_at(3, b"lo").unwrap();
         pieces.write_at(0, b"hel").unwrap();
         let ready = pieces.finish(&file_entry(b"hello")).unwrap();
@@ -312,7 +323,7 @@ fn content_that_was_not_announced_is_not_installed() {
         _ = install(&dirs, ready, &Expect::Absent).unwrap();
         sync_names(&dirs, &[RelPath::root(), rel("gone")]).unwrap();
         assert_eq!(fs::read(path.join("f")).unwrap(), b"hello");
-        let mut wrong = stage_file(&dirs, &rel("g")).unwrap();
+        let mut wrong = stage_file(&dirs, &rel("g"), &file_entry(b"")).unwrap();
         wrong.write_at(0, b"hellx").unwrap();
         assert!(matches!(
             wrong.finish(&file_entry(b"hello")),
@@ -329,7 +340,7 @@ fn a_filesystem_without_nameless_files_works_too() {
         let share = root(path);
         share.tmpfile_unsupported();
         let dirs = share.batch();
-        let staged = stage_file(&dirs, &rel("dropped")).unwrap();
+        let staged = stage_file(&dirs, &rel("dropped"), &file_entry(b"")).unwrap();
         assert_eq!(fs::read_dir(path).unwrap().count(), 1);
         drop(staged);
         assert_eq!(fs::read_dir(path).unwrap().count(), 0);
@@ -783,21 +794,195 @@ fn refusals_are_in_plain_words() {
     let full = system(rustix::io::Errno::NOSPC);
     assert_eq!(full.to_string(), "cannot create 'f': the disk is full");
     assert!(full.is_transient() && !system(rustix::io::Errno::NAMETOOLONG).is_transient());
-    // An attribute that this kernel knows no keeper for.
-    let mut entry = file_entry(b"");
-    entry.xattrs = vec![Xattr {
-        name: (*b"nobody.knows").into(),
+}
+
+fn xattr(name: &[u8]) -> Xattr {
+    Xattr {
+        name: name.into(),
         value: (*b"1").into(),
-    }];
-    let staged = stage_file(&dirs, &rel("f")).unwrap();
-    let Err(error) = staged.finish(&entry) else {
-        panic!("a wrong attribute was taken")
+    }
+}
+
+/// What a step has left out, and what is at the path then for the index.
+fn lacks(applied: Applied) -> (Here, Vec<String>) {
+    let Applied::Short { here, .. } = applied else {
+        panic!("nothing is missing: {applied:?}")
     };
-    assert_eq!(
-        error.to_string(),
-        "cannot set an extended attribute of 'f': this filesystem keeps no attribute 'nobody.knows'"
-    );
-    assert!(!error.is_transient());
+    let reasons = here.lacks.iter().map(|why| why.to_string()).collect();
+    (*here, reasons)
+}
+
+#[test]
+fn what_cannot_be_had_is_said_and_all_else_is_applied() {
+    on_each_filesystem(|path| {
+        let share = root(path);
+        let dirs = share.batch();
+        // An attribute that this kernel knows no keeper for, and a flag that
+        // neither ext4 nor tmpfs keeps.
+        let mut entry = file_entry(b"");
+        entry.xattrs = vec![xattr(b"nobody.knows"), xattr(b"user.known")];
+        entry.flags = Flags::NOCOW | Flags::NODUMP;
+        let staged = stage_file(&dirs, &rel("f"), &entry).unwrap();
+        let applied = install(&dirs, staged.finish(&entry).unwrap(), &Expect::Absent).unwrap();
+        let (here, reasons) = lacks(applied);
+        assert_eq!(
+            reasons,
+            [
+                "attributes like '*' are not mirrored",
+                "this filesystem does not keep the flag 'C' (chattr)",
+            ]
+        );
+        assert_eq!(
+            (&here.xattrs[..], here.flags),
+            (&[xattr(b"user.known")][..], Flags::NODUMP)
+        );
+        // What is seen then is no change.
+        let (seen, _) = present(&dirs, &rel("f"));
+        assert_eq!(Here::read(&entry, Some(&here), &seen), entry);
+    });
+}
+
+#[test]
+fn flags_are_set_and_locked_inodes_are_unlocked_for_a_step() {
+    on_each_filesystem(|path| {
+        let share = root(path);
+        let dirs = share.batch();
+        let mut entry = file_entry(b"content");
+        entry.flags = Flags::NODUMP | Flags::NOATIME | Flags::IMMUTABLE;
+        let mut staged = stage_file(&dirs, &rel("f"), &entry).unwrap();
+        staged.append(b"content").unwrap();
+        let applied = install(&dirs, staged.finish(&entry).unwrap(), &Expect::Absent).unwrap();
+        let made = applied.sig().unwrap();
+        assert_eq!(present(&dirs, &rel("f")).0.flags, Flags::NODUMP | Flags::NOATIME);
+        if !is_root() {
+            return;
+        }
+        let (locked, lacks) = lock(&dirs, &rel("f"), entry.flags, &made).unwrap();
+        assert_eq!((present(&dirs, &rel("f")).0, lacks), (entry.clone(), vec![]));
+        let refused = remove_file(&dirs, &rel("f"), &locked).unwrap_err();
+        assert!(refused.to_string().contains("not permitted"), "{refused}");
+        let unlocked = unlock(&dirs, &rel("f"), &locked).unwrap();
+        remove_file(&dirs, &rel("f"), &unlocked).unwrap();
+        no_leftovers(&share);
+    });
+}
+
+#[test]
+fn a_path_longer_than_a_system_call_takes_is_written_read_and_removed() {
+    on_each_filesystem(|path| {
+        let share = root(path);
+        let dirs = share.batch();
+        let mut at = RelPath::root();
+        while at.as_bytes().len() < 9000 {
+            at = at.join(&[b'd'; 250]).unwrap();
+            let entry = Entry {
+                kind: Kind::Directory,
+                mode: 0o755,
+                ..file_entry(b"")
+            };
+            _ = make_dir(&dirs, &at, &entry, &Expect::Absent).unwrap();
+        }
+        let file = at.join(&[b'f'; 255]).unwrap();
+        _ = put(&dirs, &file, b"deep", &Expect::Absent).unwrap();
+        assert_eq!(present(&dirs, &file).0, file_entry(b"deep"));
+        let mut seen = 0;
+        let skip = |_: &RelPath, _: bool| false;
+        scan(
+            &share,
+            &RelPath::root(),
+            &skip,
+            || (),
+            |dir, ()| seen += dir.children.len(),
+        )
+        .unwrap();
+        assert_eq!(seen, file.depth());
+        remove_file(&dirs, &file, &sig(&dirs, &file)).unwrap();
+        // The test's folder is not to be left to who cannot remove it.
+        for depth in (1..=at.depth()).rev() {
+            assert_eq!(remove_dir(&dirs, &at.ancestor(depth)), Ok(DirRemoval::Removed));
+        }
+    });
+}
+
+/// Runs `test` on a fresh filesystem of this kind, made in a file; none if that
+/// cannot be had here, which is said.
+fn on_image(kind: &str, test: fn(&Path)) {
+    if !is_root() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let (image, at) = (folder.path().join("image"), folder.path().join("mounted"));
+    fs::create_dir(&at).unwrap();
+    fs::File::create(&image).unwrap().set_len(512 << 20).unwrap();
+    let run = |command: &mut Command| command.output().is_ok_and(|out| out.status.success());
+    let made = run(Command::new(format!("mkfs.{kind}")).arg(&image));
+    if !made || !run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&at)) {
+        println!("skipped: no {kind} can be made and mounted here");
+        return;
+    }
+    let result = std::panic::catch_unwind(|| test(&at));
+    assert!(run(Command::new("umount").arg(&at)));
+    result.unwrap();
+}
+
+#[test]
+fn a_local_copy_shares_its_blocks_where_the_filesystem_can() {
+    fn test(path: &Path) {
+        let share = root(path);
+        let dirs = share.batch();
+        let content: Vec<u8> = (0..32u32 << 20)
+            .map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8)
+            .collect();
+        let entry = file_entry(&content);
+        let from = rel("from");
+        _ = put(&dirs, &from, &content, &Expect::Absent).unwrap();
+        sync_all(&share).unwrap();
+        let free =
+            || rustix::fs::statvfs(path).unwrap().f_bavail * rustix::fs::statvfs(path).unwrap().f_frsize;
+        let before = free();
+        for n in 0..5 {
+            let to = rel(&format!("copy{n}"));
+            let staged = clone_local(&dirs, &from, &sig(&dirs, &from), &to, &entry).unwrap();
+            _ = install(&dirs, staged.finish(&entry).unwrap(), &Expect::Absent).unwrap();
+        }
+        sync_all(&share).unwrap();
+        let cost = before.saturating_sub(free());
+        assert!(cost < 16 << 20, "five copies of 32 MiB took {cost} bytes");
+        assert_eq!(fs::read(path.join("copy4")).unwrap(), content);
+        no_leftovers(&share);
+    }
+    on_image("btrfs", test);
+    on_image("xfs", test);
+}
+
+#[test]
+fn what_only_empty_files_take_is_given_before_the_content() {
+    on_image("btrfs", |path| {
+        let share = root(path);
+        let dirs = share.batch();
+        for flags in [Flags::NOCOW, Flags::COMPRESS] {
+            let entry = Entry {
+                flags,
+                ..file_entry(b"content")
+            };
+            let to = rel(&flags.to_string());
+            let mut staged = stage_file(&dirs, &to, &entry).unwrap();
+            staged.append(b"content").unwrap();
+            let applied = install(&dirs, staged.finish(&entry).unwrap(), &Expect::Absent).unwrap();
+            assert!(matches!(applied, Applied::AsWritten(_)), "{applied:?}");
+            assert_eq!(present(&dirs, &to).0, entry);
+            // One that has it does not lose it once it is not empty, and says so.
+            let plain = file_entry(b"content");
+            let applied = set_attrs(&dirs, &to, &plain, &applied.sig().unwrap()).unwrap();
+            match flags == Flags::NOCOW {
+                true => {
+                    let said = ["the flag 'C' (chattr) can be changed on empty files only"];
+                    assert_eq!(lacks(applied).1, said);
+                }
+                false => assert_eq!(present(&dirs, &to).0, plain),
+            }
+        }
+    });
 }
 
 #[test]
@@ -824,7 +1009,7 @@ fn a_full_disk_leaves_nothing_behind() {
     let result = std::panic::catch_unwind(|| {
         let share = root(folder.path());
         let dirs = share.batch();
-        let mut staged = stage_file(&dirs, &rel("big")).unwrap();
+        let mut staged = stage_file(&dirs, &rel("big"), &file_entry(b"")).unwrap();
         let error = staged.append(&[1; 100 << 10]).unwrap_err();
         assert_eq!(error.to_string(), "cannot write 'big': the disk is full");
         assert!(error.is_transient());

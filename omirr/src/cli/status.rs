@@ -163,6 +163,22 @@ fn render_notes(share: &ShareReport, paint: Paint, out: &mut String) {
             plain(&share.name)
         );
     }
+    if !share.lacking.is_empty() {
+        let _ = writeln!(
+            out,
+            "\ncannot be had in {}, all else of these entries is there:",
+            plain(&share.name)
+        );
+        let mut items = Table::default();
+        for lacking in &share.lacking {
+            let entries = match lacking.entries {
+                1 => "1 entry".to_owned(),
+                many => format!("{} entries", number(many)),
+            };
+            items.row(vec![(Tone::Plain, entries), (Tone::Busy, lacking.reason.clone())]);
+        }
+        items.render(2, paint, out);
+    }
     if share.pending_items.is_empty() {
         return;
     }
@@ -185,7 +201,7 @@ fn render_notes(share: &ShareReport, paint: Paint, out: &mut String) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::daemon::control::{PendingItem, Progress};
+    use crate::daemon::control::{Lacking, PendingItem, Progress};
 
     #[test]
     fn a_person_sees_what_is_behind_and_why() {
@@ -210,6 +226,10 @@ mod tests {
                     pending: 3,
                     conflicts: 1,
                     tombstones: 0,
+                    lacking: vec![Lacking {
+                        reason: "this filesystem does not keep the flag 'C' (chattr)".into(),
+                        entries: 1200,
+                    }],
                     pending_items: vec![PendingItem {
                         path: "a/b".into(),
                         peer: "web2".into(),
@@ -236,6 +256,7 @@ mod tests {
                     pending: 0,
                     conflicts: 0,
                     tombstones: 9,
+                    lacking: Vec::new(),
                     pending_items: Vec::new(),
                     progress: None,
                     peers: Vec::new(),
@@ -258,6 +279,9 @@ SHARE  PEER  STATE                  BEHIND  ADDRESS               LAST ERROR
 www    web2  connecting, send only  12      web2.example.org:808  connection refused
 
 www: 1 conflict copy: see `omirr conflicts list`
+
+cannot be had in www, all else of these entries is there:
+  1,200 entries  this filesystem does not keep the flag 'C' (chattr)
 
 pending in www:
   a/b  from web2  no space left on device

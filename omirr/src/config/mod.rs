@@ -28,6 +28,7 @@ use std::{
 };
 
 use self::mistake::Mistakes;
+pub use crate::apply::OwnersBy;
 pub use crate::engine::Policy;
 pub use crate::model::Mode;
 
@@ -92,6 +93,8 @@ pub struct Share {
     pub peers: Vec<(String, Mode)>,
     pub excludes: Excludes,
     pub conflicts: Policy,
+    /// How owners are told from one another across nodes.
+    pub owners: OwnersBy,
 }
 
 impl Config {

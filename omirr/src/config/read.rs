@@ -6,7 +6,8 @@ use std::{net::SocketAddr, ops::Range, path::PathBuf};
 use toml::de::DeTable;
 
 use super::{
-    Attach, Config, Excludes, Mode, Node, Peer, Policy, Share, SourceKind, Tracer, Transport, defaults,
+    Attach, Config, Excludes, Mode, Node, OwnersBy, Peer, Policy, Share, SourceKind, Tracer, Transport,
+    defaults,
     mistake::Mistakes,
     section::{At, Field, Section},
 };
@@ -51,6 +52,7 @@ pub(super) struct DraftShare {
     pub(super) peers: Field<Vec<At<String>>>,
     excludes: Option<Excludes>,
     conflicts: Option<Policy>,
+    owners: Option<OwnersBy>,
     pub(super) mode: Option<Mode>,
     /// What stands in the share's `modes`, by peer, in the order of the file.
     pub(super) modes: Vec<(String, Option<At<Mode>>)>,
@@ -168,6 +170,7 @@ impl Draft {
                             peers,
                             excludes: share.excludes?,
                             conflicts: share.conflicts?,
+                            owners: share.owners?,
                         },
                     ))
                 })
@@ -307,7 +310,7 @@ fn read_share(name: String, section: &Section<'_>, mistakes: &mut Mistakes<'_>) 
         );
     }
     section.refuse_unknown(
-        &["path", "peers", "exclude", "conflicts", "mode", "modes"],
+        &["path", "peers", "exclude", "conflicts", "owners", "mode", "modes"],
         mistakes,
     );
     let label = section.label.clone();
@@ -332,6 +335,9 @@ fn read_share(name: String, section: &Section<'_>, mistakes: &mut Mistakes<'_>) 
         .choice("conflicts", mistakes)
         .or_default(None, Policy::default);
     let modes = section.section("modes", mistakes);
+    let owners = section
+        .choice("owners", mistakes)
+        .or_default(None, OwnersBy::default);
     DraftShare {
         mode: read_mode(section, mistakes),
         modes: modes
@@ -343,6 +349,7 @@ fn read_share(name: String, section: &Section<'_>, mistakes: &mut Mistakes<'_>) 
             })
             .collect(),
         name,
+        owners: owners.map(|at| at.value),
         label,
         path,
         peers,

@@ -99,6 +99,7 @@ path = "$D//www/"
 peers = ["web3"]
 exclude = ["*.tmp"]
 conflicts = "newest-wins"
+owners = "numbers"
 [shares.mail]
 path = "$D/mail"
 "#,
@@ -133,6 +134,8 @@ path = "$D/mail"
         "the default is every peer"
     );
     assert_eq!(config.shares["mail"].conflicts, Policy::KeepBoth);
+    let owners = ["www", "mail"].map(|share| config.shares[share].owners);
+    assert_eq!(owners, [OwnersBy::Numbers, OwnersBy::Names]);
 }
 
 #[test]
@@ -539,6 +542,7 @@ const PIECES: &[&str] = &[
     "conflicts",
     "mode",
     "modes",
+    "owners",
     " = ",
     "\"",
     "\"\"\"",

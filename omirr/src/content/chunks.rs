@@ -9,6 +9,8 @@ use std::io::{self, Read};
 
 use fastcdc::v2020::{Normalization, cut, select_masks};
 
+use super::send::{Reader, Source, data_run};
+
 /// The first 16 bytes of a chunk's BLAKE3 hash. Two chunks with one name would
 /// only cost time: the whole file's hash decides whether it has arrived.
 pub type ChunkId = [u8; 16];
@@ -56,56 +58,69 @@ pub(super) fn chunk_id(bytes: &[u8]) -> ChunkId {
     *hash.first_chunk().expect("16 of 32 bytes")
 }
 
-/// Cuts a reader's bytes into chunks, one buffer at a time.
-pub(super) struct Chunker<R> {
-    reader: R,
+/// Cuts bytes into chunks, one buffer at a time.
+pub(super) struct Chunker {
     size: ChunkSize,
     masks: (u64, u64),
     buffer: Vec<u8>,
-    /// What of `buffer` is read and not yet handed out.
-    start: usize,
-    end: usize,
-    at_end: bool,
 }
 
-impl<R: Read> Chunker<R> {
-    pub(super) fn new(reader: R, size: ChunkSize) -> Chunker<R> {
-        // Room for several chunks, so that the rest is moved to the front rarely.
-        let buffer = vec![0; size.max * 4];
-        let masks = select_masks(size.average, Normalization::Level1);
+impl Chunker {
+    pub(super) fn new(size: ChunkSize) -> Chunker {
         Chunker {
-            reader,
             size,
-            masks,
-            buffer,
+            masks: select_masks(size.average, Normalization::Level1),
+            // Room for several chunks, so that the rest is moved to the front rarely.
+            buffer: vec![0; size.max * 4],
+        }
+    }
+
+    /// Cuts what `reader` yields, from its beginning.
+    pub(super) fn begin<R: Read>(&mut self, reader: R) -> Run<'_, R> {
+        Run {
+            chunker: self,
+            reader,
             start: 0,
             end: 0,
             at_end: false,
         }
     }
+}
 
+/// One reader's bytes while they are cut.
+pub(super) struct Run<'a, R> {
+    chunker: &'a mut Chunker,
+    reader: R,
+    /// What of the buffer is read and not yet handed out.
+    start: usize,
+    end: usize,
+    at_end: bool,
+}
+
+impl<R: Read> Run<'_, R> {
     /// The next chunk's bytes; none at the end.
     pub(super) fn next(&mut self) -> io::Result<Option<&[u8]>> {
-        if self.end - self.start < self.size.max && !self.at_end {
+        let ChunkSize { min, average, max } = self.chunker.size;
+        if self.end - self.start < max && !self.at_end {
             self.fill()?;
         }
-        let rest = &self.buffer[self.start..self.end];
+        let rest = &self.chunker.buffer[self.start..self.end];
         if rest.is_empty() {
             return Ok(None);
         }
-        let (strict, loose) = self.masks;
-        let ChunkSize { min, average, max } = self.size;
+        let (strict, loose) = self.chunker.masks;
         let (_, len) = cut(rest, min, average, max, strict, loose, strict << 1, loose << 1);
         self.start += len;
-        Ok(Some(&self.buffer[self.start - len..self.start]))
+        Ok(Some(&self.chunker.buffer[self.start - len..self.start]))
     }
 
     fn fill(&mut self) -> io::Result<()> {
-        self.buffer.copy_within(self.start..self.end, 0);
+        let buffer = &mut self.chunker.buffer;
+        buffer.copy_within(self.start..self.end, 0);
         self.end -= self.start;
         self.start = 0;
-        while self.end < self.buffer.len() {
-            match self.reader.read(&mut self.buffer[self.end..]) {
+        while self.end < buffer.len() {
+            match self.reader.read(&mut buffer[self.end..]) {
                 Ok(0) => {
                     self.at_end = true;
                     return Ok(());
@@ -119,20 +134,36 @@ impl<R: Read> Chunker<R> {
     }
 }
 
-/// The chunks of what `reader` yields, in order, at most `limit` of them: what
-/// a receiver says that it has. What lies behind the limit is sent again.
-pub fn chunk_list(reader: impl Read, size: ChunkSize, limit: usize) -> io::Result<Vec<Chunk>> {
-    let mut chunker = Chunker::new(reader, size);
+/// The chunks of `source`, in order, at most `limit` of them: what a receiver
+/// says that it has. What lies behind the limit is sent again; great holes are
+/// in no chunk.
+pub fn chunk_list<S: Source>(mut source: S, size: ChunkSize, limit: usize) -> io::Result<Vec<Chunk>> {
+    let mut chunker = Chunker::new(size);
     let mut chunks = Vec::new();
-    let mut offset = 0;
-    while chunks.len() < limit {
-        let Some(bytes) = chunker.next()? else { break };
-        chunks.push(Chunk {
-            offset,
-            len: bytes.len() as u32,
-            id: chunk_id(bytes),
+    let mut at = 0;
+    loop {
+        let (data, hole) = data_run(&mut source, at, u64::MAX)?;
+        if data == u64::MAX {
+            return Ok(chunks);
+        }
+        at = data;
+        let mut run = chunker.begin(Reader {
+            source: &mut source,
+            at,
+            end: hole,
         });
-        offset += bytes.len() as u64;
+        while chunks.len() < limit {
+            let Some(bytes) = run.next()? else { break };
+            chunks.push(Chunk {
+                offset: at,
+                len: bytes.len() as u32,
+                id: chunk_id(bytes),
+            });
+            at += bytes.len() as u64;
+        }
+        // The end of the file, unless it has shrunk meanwhile.
+        if at < hole || chunks.len() >= limit {
+            return Ok(chunks);
+        }
     }
-    Ok(chunks)
 }

@@ -1,4 +1,4 @@
-//! BLAKE3 over whole files.
+//! The hash of whole files.
 //!
 //! Files are read, never mapped: a file that shrinks under a mapping kills the
 //! process that looks at it.
@@ -6,10 +6,10 @@
 use std::cell::RefCell;
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::fd::{AsFd, BorrowedFd};
 
-use super::hash_zeros;
 use super::send::{Source, data_range};
+use super::whole::Hasher;
 use crate::model::Hash;
 
 /// Large enough for BLAKE3's widest vectors and for few system calls, small
@@ -24,62 +24,88 @@ thread_local! {
 
 /// The hash of bytes in memory.
 pub fn hash_bytes(bytes: &[u8]) -> Hash {
-    Hash(blake3::hash(bytes).into())
+    let mut hasher = Hasher::new();
+    hasher.update(bytes);
+    hasher.finish()
 }
 
 /// Size and hash of a file from its first byte to its end, as it is while it is
 /// read. Holes are not read. The file's own offset is not used, but may be moved.
 pub fn hash_file(file: &File) -> io::Result<(u64, Hash)> {
+    hash_while(file.as_fd(), |_| Ok(true))
+}
+
+/// The same, as long as `go_on`, which is asked after each buffer with the bytes
+/// so far, says yes.
+pub(crate) fn hash_while(
+    file: BorrowedFd<'_>,
+    mut go_on: impl FnMut(u64) -> io::Result<bool>,
+) -> io::Result<(u64, Hash)> {
     BUFFER.with_borrow_mut(|buffer| {
         buffer.resize(BUFFER_BYTES, 0);
-        hash_file_with(file, buffer)
+        hash_with(file, buffer, &mut go_on)
     })
 }
 
-fn hash_file_with(file: &File, buffer: &mut [u8]) -> io::Result<(u64, Hash)> {
-    let mut hasher = blake3::Hasher::new();
+fn hash_with(
+    mut file: BorrowedFd<'_>,
+    buffer: &mut [u8],
+    go_on: &mut dyn FnMut(u64) -> io::Result<bool>,
+) -> io::Result<(u64, Hash)> {
+    let mut hasher = Hasher::new();
     let mut at = 0;
     // Up to here is data without a hole. Small files, by far the most, are done
     // after two reads: asking where their data is would cost as much again.
     let mut known = buffer.len() as u64;
     loop {
         if at >= known {
-            let end = file.metadata()?.len();
+            let end = u64::try_from(rustix::fs::fstat(file)?.st_size).unwrap_or(0);
             let (data, hole) = if at < end {
-                data_range(&mut &*file, at, end)?
+                data_range(&mut file, at, end)?
             } else {
                 (at, u64::MAX)
             };
-            hash_zeros(&mut hasher, data - at);
+            hasher.zeros(data - at);
             (at, known) = (data, hole);
         }
         let len = (buffer.len() as u64).min(known.max(at + 1) - at) as usize;
-        let got = read_at(file, &mut buffer[..len], at)?;
+        let got = file.read_at(&mut buffer[..len], at)?;
         if got == 0 {
-            return Ok((at, Hash(hasher.finalize().into())));
+            break;
         }
         hasher.update(&buffer[..got]);
         at += got as u64;
-    }
-}
-
-fn read_at(file: &File, buffer: &mut [u8], at: u64) -> io::Result<usize> {
-    loop {
-        match file.read_at(buffer, at) {
-            Err(why) if why.kind() == io::ErrorKind::Interrupted => {}
-            outcome => return outcome,
+        if !go_on(at)? {
+            break;
         }
     }
+    Ok((at, hasher.finish()))
 }
 
 /// Files as sources of what is sent.
 impl Source for &File {
     fn read_at(&mut self, buffer: &mut [u8], at: u64) -> io::Result<usize> {
-        read_at(self, buffer, at)
+        self.as_fd().read_at(buffer, at)
     }
 
     fn next_data(&mut self, at: u64) -> io::Result<Option<u64>> {
-        match rustix::fs::seek(self, rustix::fs::SeekFrom::Data(at)) {
+        self.as_fd().next_data(at)
+    }
+
+    fn next_hole(&mut self, at: u64) -> io::Result<Option<u64>> {
+        self.as_fd().next_hole(at)
+    }
+}
+
+impl Source for BorrowedFd<'_> {
+    fn read_at(&mut self, buffer: &mut [u8], at: u64) -> io::Result<usize> {
+        Ok(rustix::io::retry_on_intr(|| {
+            rustix::io::pread(*self, &mut *buffer, at)
+        })?)
+    }
+
+    fn next_data(&mut self, at: u64) -> io::Result<Option<u64>> {
+        match rustix::fs::seek(*self, rustix::fs::SeekFrom::Data(at)) {
             Ok(data) => Ok(Some(data)),
             Err(rustix::io::Errno::NXIO) => Ok(None),
             // A filesystem that keeps no holes: all is data.
@@ -89,7 +115,7 @@ impl Source for &File {
     }
 
     fn next_hole(&mut self, at: u64) -> io::Result<Option<u64>> {
-        match rustix::fs::seek(self, rustix::fs::SeekFrom::Hole(at)) {
+        match rustix::fs::seek(*self, rustix::fs::SeekFrom::Hole(at)) {
             Ok(hole) => Ok(Some(hole)),
             Err(rustix::io::Errno::NXIO | rustix::io::Errno::INVAL | rustix::io::Errno::OPNOTSUPP) => {
                 Ok(None)

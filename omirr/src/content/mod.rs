@@ -4,7 +4,8 @@
 //! parts to send, bytes written to a sink. Everything here blocks and belongs on
 //! a blocking thread; nothing here knows paths, shares or connections.
 //!
-//! - [`hash`]: BLAKE3 over whole files.
+//! - [`whole`]: the hash that names a content, in which holes cost nothing.
+//! - [`hash`]: that of whole files.
 //! - [`chunks`]: content-defined chunks, which tell what two versions share.
 //! - [`send`]: a file as parts, with holes and with what the receiver has.
 //! - [`receive`]: parts as a file, checked against what was announced.
@@ -13,26 +14,20 @@ pub mod chunks;
 pub mod hash;
 pub mod receive;
 pub mod send;
+pub mod whole;
 
 pub use chunks::{Chunk, ChunkId, ChunkSize, chunk_list};
+pub(crate) use hash::hash_while;
 pub use hash::{hash_bytes, hash_file};
 pub use receive::{AssembleError, Assembler, OwnChunks, Sink};
 pub use send::{SendError, Source, send_content};
+pub use whole::Hasher;
 
 /// Runs of zeros of at least this many bytes, aligned to as many, travel as
 /// holes and take no blocks at the receiver.
 pub const HOLE_BYTES: usize = 64 << 10;
 
 static ZEROS: [u8; HOLE_BYTES] = [0; HOLE_BYTES];
-
-/// Feeds `count` zero bytes to `hasher`.
-fn hash_zeros(hasher: &mut blake3::Hasher, mut count: u64) {
-    while count > 0 {
-        let step = count.min(ZEROS.len() as u64) as usize;
-        hasher.update(&ZEROS[..step]);
-        count -= step as u64;
-    }
-}
 
 fn is_zero(bytes: &[u8]) -> bool {
     bytes

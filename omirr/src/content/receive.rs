@@ -9,7 +9,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 
 use super::chunks::Chunk;
-use super::{ChunkId, hash_zeros};
+use super::{ChunkId, Hasher};
 use crate::model::Hash;
 use crate::wire::Part;
 
@@ -104,7 +104,7 @@ pub struct Assembler<S> {
     announced_bytes: u64,
     announced: Hash,
     at: u64,
-    hasher: blake3::Hasher,
+    hasher: Hasher,
     buffer: Vec<u8>,
 }
 
@@ -119,7 +119,7 @@ impl<S: Sink> Assembler<S> {
         own: Option<OwnChunks>,
     ) -> Result<Assembler<S>, AssembleError> {
         sink.set_len(announced_bytes)?;
-        let hasher = blake3::Hasher::new();
+        let hasher = Hasher::new();
         Ok(Assembler {
             sink,
             own,
@@ -168,7 +168,7 @@ impl<S: Sink> Assembler<S> {
             }
             Part::Hole(bytes) => {
                 let end = self.end_of(*bytes)?;
-                hash_zeros(&mut self.hasher, *bytes);
+                self.hasher.zeros(*bytes);
                 self.at = end;
             }
         }
@@ -197,7 +197,7 @@ impl<S: Sink> Assembler<S> {
                 actual_bytes,
             });
         }
-        let actual = Hash(self.hasher.finalize().into());
+        let actual = self.hasher.finish();
         if actual != announced {
             return Err(AssembleError::OtherContent { announced, actual });
         }

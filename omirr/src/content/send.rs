@@ -11,7 +11,7 @@ use std::ops::ControlFlow;
 use bytes::{Bytes, BytesMut};
 
 use super::chunks::{ChunkId, ChunkSize, Chunker, chunk_id};
-use super::{HOLE_BYTES, hash_zeros, is_zero};
+use super::{HOLE_BYTES, Hasher, is_zero};
 use crate::model::Hash;
 use crate::wire::Part;
 
@@ -19,6 +19,9 @@ use crate::wire::Part;
 pub const GROUP_BYTES: usize = 1 << 20;
 /// Parts in one group: they are cheap, but not free.
 const GROUP_PARTS: usize = 4096;
+
+/// From this size on a hole is not read when a file is cut into chunks.
+const GREAT_HOLE_BYTES: u64 = 1 << 20;
 
 /// Where content is read from.
 pub trait Source {
@@ -82,7 +85,7 @@ pub fn send_content<S: Source>(
     let mut sender = Sender {
         source,
         size,
-        hasher: blake3::Hasher::new(),
+        hasher: Hasher::new(),
         groups: Groups::new(emit),
     };
     if have.is_empty() {
@@ -90,7 +93,7 @@ pub fn send_content<S: Source>(
     } else {
         sender.difference(have)?
     }
-    if Hash(sender.hasher.finalize().into()) != hash {
+    if sender.hasher.finish() != hash {
         return Err(SendError::Changed {
             what: "its content is another than announced",
         });
@@ -111,10 +114,24 @@ pub(super) fn data_range<S: Source>(source: &mut S, at: u64, end: u64) -> io::Re
     Ok((data, hole.min(end)))
 }
 
+/// The same, but only holes of [`GREAT_HOLE_BYTES`] count. Cutting begins anew
+/// after each of them, on both sides of a transfer.
+pub(super) fn data_run<S: Source>(source: &mut S, at: u64, end: u64) -> io::Result<(u64, u64)> {
+    let (first, mut hole) = data_range(source, at, end)?;
+    while hole < end {
+        let (data, next) = data_range(source, hole, end)?;
+        if data - hole >= GREAT_HOLE_BYTES || data >= end {
+            break;
+        }
+        hole = next;
+    }
+    Ok((first, hole))
+}
+
 struct Sender<S, E> {
     source: S,
     size: u64,
-    hasher: blake3::Hasher,
+    hasher: Hasher,
     groups: Groups<E>,
 }
 
@@ -125,7 +142,7 @@ impl<S: Source, E: FnMut(Vec<Part>, bool) -> ControlFlow<()>> Sender<S, E> {
         while at < self.size {
             let (data, hole) = data_range(&mut self.source, at, self.size)?;
             if data > at {
-                hash_zeros(&mut self.hasher, data - at);
+                self.hasher.zeros(data - at);
                 self.groups.hole(data - at)?;
             }
             at = data;
@@ -185,41 +202,44 @@ impl<S: Source, E: FnMut(Vec<Part>, bool) -> ControlFlow<()>> Sender<S, E> {
         for (place, id) in have.iter().enumerate() {
             places.entry(*id).or_insert(place as u32);
         }
-        // One byte more than announced: whether the file has grown shows.
-        let reader = Reader {
-            source: &mut self.source,
-            at: 0,
-            end: self.size.saturating_add(1),
-        };
-        let mut chunker = Chunker::new(reader, ChunkSize::for_file(self.size));
-        let mut sent = 0;
-        while let Some(bytes) = chunker.next()? {
-            self.hasher.update(bytes);
-            sent += bytes.len() as u64;
-            if sent > self.size {
-                break;
+        let mut chunker = Chunker::new(ChunkSize::for_file(self.size));
+        let mut at = 0;
+        while at < self.size {
+            let (data, hole) = data_run(&mut self.source, at, self.size)?;
+            if data > at {
+                self.hasher.zeros(data - at);
+                self.groups.hole(data - at)?;
             }
-            if bytes.len() >= HOLE_BYTES && is_zero(bytes) {
-                self.groups.hole(bytes.len() as u64)?;
-            } else if let Some(&place) = places.get(&chunk_id(bytes)) {
-                self.groups.have(place)?;
-            } else {
-                self.groups.copy_data(bytes)?;
+            at = data;
+            let mut run = chunker.begin(Reader {
+                source: &mut self.source,
+                at: data,
+                end: hole,
+            });
+            while let Some(bytes) = run.next()? {
+                self.hasher.update(bytes);
+                at += bytes.len() as u64;
+                if bytes.len() >= HOLE_BYTES && is_zero(bytes) {
+                    self.groups.hole(bytes.len() as u64)?;
+                } else if let Some(&place) = places.get(&chunk_id(bytes)) {
+                    self.groups.have(place)?;
+                } else {
+                    self.groups.copy_data(bytes)?;
+                }
+            }
+            if at < hole {
+                return Err(SHORTER);
             }
         }
-        match sent {
-            sent if sent < self.size => Err(SHORTER),
-            sent if sent > self.size => Err(LONGER),
-            _ => Ok(()),
-        }
+        self.expect_end()
     }
 }
 
-/// A source from its beginning to `end`.
-struct Reader<'a, S> {
-    source: &'a mut S,
-    at: u64,
-    end: u64,
+/// A source from `at` to `end`.
+pub(super) struct Reader<'a, S> {
+    pub(super) source: &'a mut S,
+    pub(super) at: u64,
+    pub(super) end: u64,
 }
 
 impl<S: Source> Read for Reader<'_, S> {

@@ -144,19 +144,56 @@ fn chunks_cover_the_file_and_are_of_the_promised_size() {
 #[test]
 fn the_cuts_do_not_depend_on_how_much_a_read_yields() {
     struct Drip<'a>(&'a [u8], usize);
-    impl std::io::Read for Drip<'_> {
-        fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+    impl Source for Drip<'_> {
+        fn read_at(&mut self, buffer: &mut [u8], at: u64) -> std::io::Result<usize> {
             self.1 = self.1 * 31 % 70_001 + 1;
-            let got = self.1.min(buffer.len()).min(self.0.len());
-            buffer[..got].copy_from_slice(&self.0[..got]);
-            self.0 = &self.0[got..];
-            Ok(got)
+            let most = self.1.min(buffer.len());
+            self.0.read_at(&mut buffer[..most], at)
         }
     }
     let bytes = noise(4, 5 * MIB);
     let size = ChunkSize::for_file(bytes.len() as u64);
     let at_once = chunk_list(&bytes[..], size, usize::MAX).unwrap();
     assert_eq!(chunk_list(Drip(&bytes, 1), size, usize::MAX).unwrap(), at_once);
+}
+
+#[test]
+fn a_hole_of_a_terabyte_is_neither_read_nor_sent() {
+    let sparse = |middle: &[u8]| {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(1 << 40).unwrap();
+        file.write_all_at(b"first", 0).unwrap();
+        file.write_all_at(middle, 1 << 39).unwrap();
+        file.write_all_at(b"last", (1 << 40) - 4).unwrap();
+        file
+    };
+    let was = sparse(&noise(5, 4 * MIB));
+    let mut changed = noise(5, 4 * MIB);
+    changed[2 * MIB] ^= 1;
+    let is = sparse(&changed);
+    // A read of it all would take minutes.
+    let started = std::time::Instant::now();
+    let (size, hash) = hash_file(&is).unwrap();
+    assert_eq!(size, 1 << 40);
+    let average = ChunkSize::for_file(size);
+    let have = chunk_list(&was, average, usize::MAX).unwrap();
+    for have in [&[][..], &have] {
+        let own = OwnChunks::new(was.try_clone().unwrap(), have.to_vec());
+        let ids = own.ids();
+        let target = tempfile::tempfile().unwrap();
+        let mut assembler = Assembler::new(&target, size, hash, Some(own)).unwrap();
+        for group in groups(&is, size, hash, &ids).unwrap() {
+            assembler.take(&group).unwrap();
+        }
+        assembler.finish().unwrap();
+        assert!(target.metadata().unwrap().blocks() * 512 < 64 << 20);
+        assert_eq!(hash_file(&target).unwrap(), (size, hash));
+    }
+    assert!(
+        started.elapsed() < std::time::Duration::from_secs(60),
+        "{:?}",
+        started.elapsed()
+    );
 }
 
 #[test]

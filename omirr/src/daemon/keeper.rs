@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::remote::{Group, Pending};
@@ -59,6 +59,10 @@ pub struct Keeper {
     barriers: VecDeque<oneshot::Sender<u64>>,
     idle_since: Instant,
     trimmed: bool,
+    /// Why a waiting row waits, as it was last said in the log.
+    pub(super) told: FxHashMap<(u32, RelPath), String>,
+    /// What this node cannot have and has said so.
+    pub(super) said: FxHashSet<Box<str>>,
 }
 
 /// Goes on where the index ends.
@@ -104,6 +108,8 @@ impl Keeper {
             barriers: VecDeque::new(),
             idle_since: Instant::now(),
             trimmed: false,
+            told: FxHashMap::default(),
+            said: FxHashSet::default(),
         }
     }
 

@@ -18,7 +18,7 @@ use super::share::Figures;
 use crate::apply::{self, Dirs};
 use crate::engine::{self, Name, Rows, Seen};
 use crate::index::{Durable, IndexError, Reader};
-use crate::model::{LinkGroup, Record, RelPath, StatSig};
+use crate::model::{Here, LinkGroup, Record, RelPath, StatSig};
 use crate::observe;
 
 /// So many paths are looked at before their rows are written.
@@ -225,7 +225,7 @@ impl Keeper {
     /// Writes the rows of what was found, and tells the senders.
     fn write_rows(&mut self, reader: &Reader, looks: Looks) -> anyhow::Result<()> {
         let share = Arc::clone(&self.share);
-        let mut sigs: FxHashMap<&RelPath, StatSig> = FxHashMap::default();
+        let mut sigs: FxHashMap<&RelPath, (StatSig, Option<Box<Here>>)> = FxHashMap::default();
         let mut observed = Vec::with_capacity(looks.len());
         let dirs = share.root.batch();
         let mut parents = FxHashMap::default();
@@ -239,7 +239,7 @@ impl Keeper {
                 changed = look.seen.is_some(),
                 "{path}"
             );
-            sigs.extend(look.sig.map(|sig| (path, sig)));
+            sigs.extend(look.sig.map(|sig| (path, (sig, look.here.clone()))));
             let Some(seen) = &look.seen else { continue };
             // When the change was made, not when it was seen: what a scan finds
             // after a long absence must not win over what peers did since.
@@ -267,19 +267,22 @@ impl Keeper {
             w.put_moves(moves)?;
             for one in decided {
                 // A path may have two rows: its directory's move, and then its own.
-                let sig = sigs.get(&one.path).copied().filter(|_| !one.row.deleted);
+                let found = sigs.get(&one.path).cloned().filter(|_| !one.row.deleted);
+                let (sig, here) = found.map_or((None, None), |(sig, here)| (Some(sig), here));
                 let record = Record {
                     row: one.row,
                     seq: one.seq,
                     sig,
                     via: one.via,
                     moved_from: one.moved_from,
+                    here,
                 };
                 w.put(&one.path, &record)?;
             }
             // Where only `stat` has changed, the row stays as it is.
-            for (path, sig) in sigs {
+            for (path, (sig, here)) in sigs {
                 w.set_sig(path, Some(sig))?;
+                w.set_here(path, here)?;
             }
             Ok(((), if made > 0 { Durable::Yes } else { Durable::Later }))
         })?;

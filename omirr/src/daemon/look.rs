@@ -11,7 +11,7 @@ use super::share::Share;
 use crate::apply::Dirs;
 use crate::engine::Seen;
 use crate::index::{IndexError, Reader};
-use crate::model::{Entry, LinkGroup, Record, RelPath, StatSig};
+use crate::model::{Entry, Here, LinkGroup, Record, RelPath, StatSig};
 use crate::observe::{self, Observed, Reading, Sight};
 
 /// File types in `st_mode`.
@@ -31,6 +31,8 @@ pub(super) struct Look {
     pub(super) seen: Option<Seen>,
     /// As of now; none if nothing is there.
     pub(super) sig: Option<StatSig>,
+    /// What the disk has of the entry where it is not the entry's.
+    pub(super) here: Option<Box<Here>>,
     /// What was read of it, if that is little.
     pub(super) content: Option<Bytes>,
     /// The inode was under this path before, or is there as well.
@@ -153,6 +155,9 @@ fn look_at_one(
             let known = known.or(elsewhere
                 .as_ref()
                 .map(|other| (&other.record.row.entry, &other.sig)));
+            // The disk need not show what the row says.
+            let shown = known.map(|(entry, sig)| (Here::shown(entry, here_of(&record, &elsewhere)), *sig));
+            let known = shown.as_ref().map(|(entry, sig)| (entry, sig));
             let reading = match dirt.read {
                 true => Reading::Always,
                 false => Reading::IfChanged,
@@ -168,10 +173,11 @@ fn look_at_one(
             return Ok(None);
         }
     };
-    let (seen, sig, content) = match found {
+    let here = here_of(&record, &elsewhere).cloned().map(Box::new);
+    let (seen, sig, content, here) = match found {
         Observed::Foreign => return Ok(None),
         Observed::Unstable { .. } => return Ok(Some(Looking::Unstable(dirt))),
-        Observed::Absent => (Some(Seen::Absent), None, None),
+        Observed::Absent => (Some(Seen::Absent), None, None, None),
         // The same as under its other name.
         Observed::Unchanged { sig } => (
             elsewhere
@@ -179,8 +185,26 @@ fn look_at_one(
                 .map(|other| Seen::Present(other.record.row.entry.clone())),
             Some(sig),
             None,
+            here,
         ),
-        Observed::Present { entry, sig, content } => (Some(Seen::Present(entry)), Some(sig), content),
+        Observed::Present {
+            entry: shown,
+            sig,
+            content,
+        } => {
+            let known = record.as_ref().filter(|record| !record.row.deleted);
+            let known = known.or(elsewhere.as_ref().map(|other| &other.record));
+            let kin = match known {
+                None if sig.nlink > 1 => another_name(reader, &sig)?,
+                _ => None,
+            };
+            let known = known.or(kin.as_ref());
+            let entry = as_row(share, known, &shown);
+            let here = known.and_then(|record| record.here.as_ref());
+            let lacks = here.map(|here| here.lacks.clone()).unwrap_or_default();
+            let here = Here::of(&shown, &entry, &lacks);
+            (Some(Seen::Present(entry)), Some(sig), content, here)
+        }
     };
     let as_dir = match &sig {
         Some(sig) => is_dir(sig),
@@ -200,9 +224,43 @@ fn look_at_one(
         record,
         seen,
         sig,
+        here,
         content,
         elsewhere,
     }))))
+}
+
+/// What the disk is known to have otherwise than the row says that is looked at.
+fn here_of<'a>(record: &'a Option<Record>, elsewhere: &'a Option<Elsewhere>) -> Option<&'a Here> {
+    let known = record.as_ref().filter(|record| !record.row.deleted);
+    let known = known.or(elsewhere.as_ref().map(|other| &other.record));
+    known.and_then(|record| record.here.as_deref())
+}
+
+/// The entry for a row of what the disk shows. What has not changed since it was
+/// last looked at stands as it is in the row; an owner that has gets a name.
+fn as_row(share: &Share, known: Option<&Record>, shown: &Entry) -> Entry {
+    let owners = share.root.owners();
+    let Some(known) = known else {
+        let (user, group) = owners.names(shown.uid, shown.gid);
+        return Entry {
+            user,
+            group,
+            ..shown.clone()
+        };
+    };
+    let was = Here::shown(&known.row.entry, known.here.as_deref());
+    let mut entry = Here::read(&known.row.entry, known.here.as_deref(), shown);
+    if (was.uid, was.gid) != (shown.uid, shown.gid) {
+        let (user, group) = owners.names(shown.uid, shown.gid);
+        if was.uid != shown.uid {
+            entry.user = user;
+        }
+        if was.gid != shown.gid {
+            entry.group = group;
+        }
+    }
+    entry
 }
 
 /// The names under which the index has the inode that was found, if that has
@@ -218,6 +276,19 @@ pub(super) fn other_names(reader: &Reader, look: &Look) -> Result<Vec<RelPath>, 
         .unwrap_or_default();
     names.extend(reader.paths_of_ino(ino)?);
     Ok(names)
+}
+
+/// The record of another name of an inode that has several: all of them have one
+/// owner, whatever number that has here.
+fn another_name(reader: &Reader, sig: &StatSig) -> Result<Option<Record>, IndexError> {
+    for path in reader.paths_of_ino(sig.ino)? {
+        let record = reader.get(&path)?.filter(|record| !record.row.deleted);
+        let same = record.filter(|record| record.sig.is_some_and(|known| known.same_inode(sig)));
+        if same.is_some() {
+            return Ok(same);
+        }
+    }
+    Ok(None)
 }
 
 /// An inode that the index knows under another path.

@@ -16,6 +16,7 @@ mod keeper;
 mod last_change;
 mod listener;
 mod local;
+mod locks;
 mod look;
 mod memory;
 mod overflow;
@@ -229,7 +230,7 @@ fn open_share(
     settings: &crate::config::Share,
     state_dir: &Path,
 ) -> anyhow::Result<(Arc<Share>, tokio::sync::mpsc::Receiver<share::Input>)> {
-    let root = ShareRoot::open(&settings.path)?;
+    let root = ShareRoot::open(&settings.path)?.with_owners(settings.owners);
     let index = Index::open(&index_path(state_dir, name), &config.node.name)?;
     let identity = root.identity()?;
     let mut places = Vec::new();

@@ -269,7 +269,7 @@ fn stage_inline(ahead: &Ahead<'_, '_>, place: &DirFd, row: &WireRow) -> Result<O
     let Some(inline) = &row.inline else {
         return Ok(None);
     };
-    let Some(mut staged) = ahead.stage(place, &row.path)? else {
+    let Some(mut staged) = ahead.stage(place, &row.path, &row.row.entry)? else {
         return Ok(None);
     };
     staged.append(inline)?;
@@ -391,7 +391,7 @@ fn fetch(
         bail!("{} has no content to be fetched", wanted.path);
     };
     let dirs = share.root.batch();
-    let staged = apply::stage_file(&dirs, &wanted.path)?;
+    let staged = apply::stage_file(&dirs, &wanted.path, &wanted.entry)?;
     let mut own = None;
     if size >= DELTA_MIN
         && let Ok(base) = apply::open_file(&dirs, &wanted.path)

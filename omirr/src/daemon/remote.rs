@@ -23,6 +23,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::dirty::Hint;
 use super::keeper::{Keeper, RETRY_AFTER};
+use super::locks::lock_again;
 use super::look::is_dir;
 use super::share::{Arrival, Command, Figures, Inbound};
 use super::steps::{Outcome, execute, stage, step_once};
@@ -306,6 +307,7 @@ impl Keeper {
         let dirs = share.root.batch();
         let now = share.resolver.lock().now();
         let mut outcome = Outcome::new(Progress::new(reader, &decided)?, now);
+        let locked = self.unlock(&dirs, reader, &steps, &mut outcome)?;
         let staged = stage(&dirs, reader, &steps, &mut arrivals, &mut outcome);
         if self.unflushed.is_some() {
             // One sync for this batch's contents and the last batch's names.
@@ -342,6 +344,7 @@ impl Keeper {
 
         self.forget_doomed(reader, &steps)?;
         execute(&dirs, reader, &steps, staged, &mut outcome)?;
+        lock_again(&dirs, reader, &locked, &decided, &mut outcome)?;
         for (from, to) in &outcome.carried {
             self.renamed.note(from.clone(), to.clone(), Instant::now());
         }
@@ -361,28 +364,26 @@ impl Keeper {
                 }
                 let what = if one.row.deleted { "deleted" } else { one.row.entry.kind_name() };
                 tracing::debug!(target: "omirr::applied", share = %share.name, from = %inbound.peer, what, "{}", one.path);
-                let sig = match one.row.deleted {
-                    true => None,
-                    false => match outcome.sigs.get(&one.path) {
-                        Some(sig) => *sig,
-                        // What a directory has carried along is what it was.
-                        None => match outcome.carried_from(&one.path) {
-                            Some(from) => reader.get(&from)?.and_then(|old| old.sig),
-                            None => w.get(&one.path)?.and_then(|old| old.sig),
-                        },
-                    },
+                // What a directory has carried along is what it was.
+                let old = match outcome.carried_from(&one.path) {
+                    Some(from) => reader.get(&from)?,
+                    None => w.get(&one.path)?,
                 };
+                let (old_sig, old_here) = old.map_or((None, None), |old| (old.sig, old.here));
+                let sig = outcome.sigs.get(&one.path).copied().unwrap_or(old_sig);
+                let here = outcome.here.get(&one.path).cloned().unwrap_or(old_here);
                 let record = Record {
                     row: one.row.clone(),
                     seq: one.seq,
-                    sig,
+                    sig: sig.filter(|_| !one.row.deleted),
                     via: one.via,
                     moved_from: one.moved_from.clone(),
+                    here: here.filter(|_| !one.row.deleted),
                 };
                 w.put(&one.path, &record)?;
             }
-            for step in &steps {
-                w.settle(step.path())?;
+            for path in steps.iter().map(Step::path).chain(&locked) {
+                w.settle(path)?;
             }
             // Directories whose times were set again, and other names of an
             // inode: only what `stat` says has changed.
@@ -391,11 +392,23 @@ impl Keeper {
             }
             Ok(((), Durable::Later))
         })?;
+        self.say_lacks(&outcome);
         Figures::add(&share.figures.rows_applied, applied);
         self.tidy_up(&dirs, &decided, &mut outcome)?;
         self.learn(&dirs, reader, &decided, &outcome)?;
         self.keep_failed(inbound, arrivals, outcome);
         Ok(())
+    }
+
+    /// Says each reason for which something cannot be had here, once.
+    fn say_lacks(&mut self, outcome: &Outcome) {
+        for (path, here) in &outcome.here {
+            for why in here.iter().flat_map(|here| &here.lacks) {
+                if self.said.insert(why.clone()) {
+                    tracing::warn!(share = %self.share.name, "{why}: all else of '{path}' is applied; `omirr status` counts what lacks it");
+                }
+            }
+        }
     }
 
     /// Tells the resolver of directories that are about to go: the next one that
@@ -419,7 +432,7 @@ impl Keeper {
 
     /// Second names of what has kept its first are removed again, and what the
     /// rows say is one inode is joined.
-    fn tidy_up(&self, dirs: &Dirs<'_>, decided: &[Decided], outcome: &mut Outcome) -> anyhow::Result<()> {
+    fn tidy_up(&mut self, dirs: &Dirs<'_>, decided: &[Decided], outcome: &mut Outcome) -> anyhow::Result<()> {
         let reader = self.share.index.read()?;
         let mut steps = outcome.progress.take_back(&reader)?;
         let mut groups: Vec<_> = decided.iter().filter_map(|one| one.row.live()?.link).collect();
@@ -437,11 +450,16 @@ impl Keeper {
         }
         let mut after = Outcome::new(Progress::default(), outcome.since);
         after.sigs.clone_from(&outcome.sigs);
+        let locked = self.unlock(dirs, &reader, &steps, &mut after)?;
         for step in &steps {
             let done = step_once(dirs, &reader, step, &after)?;
-            after.note(step, done);
+            after.note(&reader, step, done)?;
         }
+        lock_again(dirs, &reader, &locked, &[], &mut after)?;
         self.share.index.write(|w| {
+            for path in &locked {
+                w.settle(path)?;
+            }
             for (path, sig) in &after.sigs {
                 w.set_sig(path, *sig)?;
             }
@@ -597,7 +615,11 @@ impl Keeper {
                 look.push((error.path().clone(), Hint::default()));
                 (Some(error.to_string()), RETRY_AFTER, tries.max(1))
             };
-            if let Some(reason) = &reason {
+            let key = (inbound.place, row.path.clone());
+            if let Some(reason) = &reason
+                && self.told.get(&key) != Some(reason)
+            {
+                self.told.insert(key, reason.clone());
                 tracing::warn!(share = %self.share.name, peer = %inbound.peer, "cannot apply yet: {reason}");
             }
             let pending = Pending {
@@ -614,6 +636,7 @@ impl Keeper {
             self.pending
                 .insert((inbound.place, pending.row.path.clone()), pending);
         }
+        self.told.retain(|key, _| self.pending.contains_key(key));
         // Directories that are not as expected, in which something was done.
         look.extend(outcome.errors.into_keys().map(|path| (path, Hint::default())));
         self.share.touch(look);

@@ -12,9 +12,9 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 use super::control::{
-    Answer, ConflictsReport, ConflictsRequest, ControlHandler, Lag, LogReport, LogRequest, MissingReport,
-    PeerReport, PeerState, PendingItem, Percentiles, Progress, ShareFigures, ShareReport, ShareState,
-    StatsReport, StatusReport, WaitReply, WaitRequest,
+    Answer, ConflictsReport, ConflictsRequest, ControlHandler, Lacking, Lag, LogReport, LogRequest,
+    MissingReport, PeerReport, PeerState, PendingItem, Percentiles, Progress, ShareFigures, ShareReport,
+    ShareState, StatsReport, StatusReport, WaitReply, WaitRequest,
 };
 use super::overflow::{self, Losses};
 use super::share::{Input, Link, Share};
@@ -330,6 +330,7 @@ fn share_report(share: &Share) -> ShareReport {
         pending: progress.pending,
         conflicts: meta.conflicts,
         tombstones: meta.tombstones,
+        lacking: lacking(meta.lacks),
         pending_items: progress
             .waiting
             .into_iter()
@@ -345,6 +346,19 @@ fn share_report(share: &Share) -> ShareReport {
         }),
         peers,
     }
+}
+
+/// What this node cannot have, the most frequent first.
+fn lacking(lacks: Vec<(Box<str>, u64)>) -> Vec<Lacking> {
+    let mut lacking: Vec<Lacking> = lacks
+        .into_iter()
+        .map(|(reason, entries)| Lacking {
+            reason: reason.into(),
+            entries,
+        })
+        .collect();
+    lacking.sort_by(|a, b| b.entries.cmp(&a.entries).then_with(|| a.reason.cmp(&b.reason)));
+    lacking
 }
 
 impl ControlHandler for Report {

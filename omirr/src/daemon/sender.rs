@@ -27,7 +27,7 @@ pub const INLINE_MAX: u64 = 128 << 10;
 /// A batch is closed at so many rows or bytes of content.
 const BATCH_ROWS: usize = 1024;
 const BATCH_BYTES: usize = 1 << 20;
-/// What a row takes without its content, about, bytes.
+/// What a row takes without its content, paths and attributes, about, bytes.
 const ROW_BYTES: usize = 200;
 const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
 const RETRY_MIN: Duration = Duration::from_millis(100);
@@ -344,8 +344,8 @@ fn build_batches(
     let mut left = outbound.rows;
     loop {
         let mut bytes = 0;
-        let fits = |(_, record): &(RelPath, Record)| {
-            bytes += inline_size(record).unwrap_or(0) + ROW_BYTES;
+        let fits = |(path, record): &(RelPath, Record)| {
+            bytes += inline_size(record).unwrap_or(0) + row_bytes(path, record);
             bytes <= BATCH_BYTES
         };
         let count = left
@@ -384,6 +384,15 @@ fn build_batches(
         }
         left = rest;
     }
+}
+
+/// About what a row takes without its content: a thousand long paths, or large
+/// attributes, would be more than a message may hold.
+fn row_bytes(path: &RelPath, record: &Record) -> usize {
+    let xattrs = record.row.entry.xattrs.iter();
+    let xattrs: usize = xattrs.map(|xattr| xattr.name.len() + xattr.value.len()).sum();
+    let from = record.moved_from.as_ref().map_or(0, |from| from.as_bytes().len());
+    ROW_BYTES + path.as_bytes().len() + from + xattrs
 }
 
 fn inline_size(record: &Record) -> Option<usize> {
@@ -467,4 +476,52 @@ fn send_content(share: &Share, job: &WantJob, pieces: &mpsc::Sender<Message>) ->
     };
     content::send_content(&file, job.size, job.hash, &job.have, emit)?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Entry, Flags, Kind, ReplicaId, Row, Stamp, Time, Vector, Version, Xattr};
+
+    #[test]
+    fn a_batch_is_closed_for_long_paths_and_large_attributes_too() {
+        let value = vec![0; 60_000].into();
+        let name = (*b"user.large").into();
+        let record = |xattrs| Record {
+            row: Row {
+                entry: Entry {
+                    kind: Kind::Fifo,
+                    mode: 0o644,
+                    uid: 0,
+                    gid: 0,
+                    user: None,
+                    group: None,
+                    mtime: Time { secs: 0, nanos: 0 },
+                    xattrs,
+                    flags: Flags::NONE,
+                    link: None,
+                },
+                deleted: false,
+                version: Version {
+                    vector: Vector::default(),
+                    stamp: Stamp {
+                        wall_ms: 0,
+                        count: 0,
+                        replica: ReplicaId(1),
+                    },
+                },
+                origin: None,
+            },
+            seq: 1,
+            sig: None,
+            via: None,
+            moved_from: None,
+            here: None,
+        };
+        let long = RelPath::new(["d".repeat(250).as_str(); 100].join("/").as_bytes()).unwrap();
+        let plain = row_bytes(&RelPath::root(), &record(Vec::new()));
+        assert!(plain <= BATCH_BYTES / BATCH_ROWS);
+        assert!(row_bytes(&long, &record(Vec::new())) > 25_000);
+        assert!(row_bytes(&RelPath::root(), &record(vec![Xattr { name, value }])) > 60_000);
+    }
 }

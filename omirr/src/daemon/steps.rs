@@ -12,14 +12,17 @@ use super::look::is_dir;
 use super::share::Arrival;
 use crate::apply::{self, Applied, ApplyError, DirRemoval, Dirs, Expect, Ready};
 use crate::engine::{Content, Install, Progress, Step};
-use crate::index::Reader;
-use crate::model::{Entry, Kind, Record, RelPath, StatSig};
+use crate::index::{IndexError, Reader};
+use crate::model::{Entry, Here, Kind, Record, RelPath, StatSig};
 
 /// What has become of steps.
 pub(super) struct Outcome {
     pub(super) progress: Progress,
     /// By path: what `stat` says after the last step; none if it is gone.
     pub(super) sigs: FxHashMap<RelPath, Option<StatSig>>,
+    /// By path that was brought to its row: what this node has of it, where that
+    /// is not the row's.
+    pub(super) here: FxHashMap<RelPath, Option<Box<Here>>>,
     /// Why steps failed, by path.
     pub(super) errors: FxHashMap<RelPath, ApplyError>,
     /// Someone has written to these since.
@@ -89,7 +92,7 @@ fn stage_one(
     let staged = match (content, ready, inline) {
         (_, Some(ready), _) => return Ok(ready),
         (_, None, Some(inline)) => {
-            let mut staged = apply::stage_file(dirs, path)?;
+            let mut staged = apply::stage_file(dirs, path, entry)?;
             staged.append(&inline)?;
             staged
         }
@@ -97,9 +100,9 @@ fn stage_one(
             let Ok(Some(Record { sig: Some(sig), .. })) = reader.get(from) else {
                 return Err(ApplyError::Changed { path: from.clone() });
             };
-            apply::clone_local(dirs, from, &sig, path)?
+            apply::clone_local(dirs, from, &sig, path, entry)?
         }
-        (Content::Transfer, None, None) => apply::stage_file(dirs, path)?,
+        (Content::Transfer, None, None) => apply::stage_file(dirs, path, entry)?,
     };
     staged.finish(entry)
 }
@@ -130,7 +133,7 @@ pub(super) fn execute(
         if run == 0 {
             if outcome.progress.admits(&steps[at]) {
                 let done = step_once(dirs, reader, &steps[at], outcome)?;
-                outcome.note(&steps[at], done);
+                outcome.note(reader, &steps[at], done)?;
             }
             at += 1;
             continue;
@@ -152,7 +155,7 @@ pub(super) fn execute(
             })
             .collect::<anyhow::Result<_>>()?;
         for (step, done) in results {
-            outcome.note(step, done);
+            outcome.note(reader, step, done)?;
         }
         at += run;
     }
@@ -165,6 +168,7 @@ impl Outcome {
         Outcome {
             progress,
             sigs: FxHashMap::default(),
+            here: FxHashMap::default(),
             errors: FxHashMap::default(),
             touched: Vec::new(),
             renamed: Vec::new(),
@@ -173,7 +177,12 @@ impl Outcome {
         }
     }
 
-    pub(super) fn note(&mut self, step: &Step, done: Result<Option<Applied>, ApplyError>) {
+    pub(super) fn note(
+        &mut self,
+        reader: &Reader,
+        step: &Step,
+        done: Result<Option<Applied>, ApplyError>,
+    ) -> Result<(), IndexError> {
         let path = match step {
             Step::Aside { to, .. } => to,
             step => step.path(),
@@ -184,6 +193,22 @@ impl Outcome {
                     self.touched.push(path.clone());
                 }
                 self.sigs.insert(path.clone(), applied.sig());
+                let here = match step {
+                    Step::Times { .. } | Step::Restore { .. } => None,
+                    // The same inode as there.
+                    Step::Aside { path: other, .. }
+                    | Step::Install {
+                        how: Install::Link { existing: other } | Install::Moved { from: other },
+                        ..
+                    } => Some(self.here_of(reader, other)?),
+                    _ => Some(match &applied {
+                        Applied::Short { here, .. } => Some(here.clone()),
+                        _ => None,
+                    }),
+                };
+                if let Some(here) = here {
+                    self.here.insert(path.clone(), here);
+                }
                 // The inode's other name has seen the same; a moved one is gone.
                 match step {
                     Step::Aside { path: other, .. }
@@ -218,6 +243,14 @@ impl Outcome {
             Ok(None) => {}
             Err(error) => self.fail(step, error),
         }
+        Ok(())
+    }
+
+    pub(super) fn here_of(&self, reader: &Reader, path: &RelPath) -> Result<Option<Box<Here>>, IndexError> {
+        Ok(match self.here.get(path) {
+            Some(here) => here.clone(),
+            None => reader.get(path)?.and_then(|record| record.here),
+        })
     }
 
     /// Where something was that its directory has carried along to `path`.

@@ -325,6 +325,7 @@ fn plain_node(node: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::PATH_MAX;
     use crate::model::ReplicaId;
 
     fn stamp() -> Stamp {
@@ -372,7 +373,7 @@ mod tests {
         let kept = named(long.as_bytes(), &"n".repeat(300), 12);
         assert!(kept.name().len() <= 255 && kept.name().ends_with(b"-12.gz"));
         assert!(std::str::from_utf8(kept.name()).is_ok(), "no character is cut");
-        let deep = format!("{}/{}", ["d".repeat(200).as_str(); 20].join("/"), "x".repeat(70));
+        let deep = format!("{}/{}", ["d".repeat(200).as_str(); PATH_MAX / 201].join("/"), "x");
         let kept = named(deep.as_bytes(), "web1", 1);
         assert!(kept.depth() < RelPath::new(deep.as_bytes()).unwrap().depth());
     }

@@ -15,7 +15,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use crate::model::{Entry, Kind, Origin, RelPath, ReplicaId, Row, Time, TreeMove, Version};
+use crate::model::{Entry, Flags, Kind, Origin, RelPath, ReplicaId, Row, Time, TreeMove, Version};
 
 use super::change::{Seen, differs};
 use super::clock::Author;
@@ -380,6 +380,9 @@ fn closed_directory(now_ms: u64) -> Entry {
         gid: 0,
         mtime,
         xattrs: Vec::new(),
+        flags: Flags::NONE,
+        user: None,
+        group: None,
         link: None,
     }
 }

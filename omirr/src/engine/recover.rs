@@ -11,18 +11,19 @@
 //! aside. The `Done` path must be removed and its intent forgotten; else the two
 //! names pass for hard links. (Where something was before, that is gone, and
 //! removing would pass for a user's deletion.)
-//! What was found `Untouched` and is a directory gets its row's times back, and
+//! What was found `Untouched` is locked again if its row says so; a directory gets
+//! its row's times back, and
 //! what is done to directories is done deepest first.
 
-use crate::model::{Entry, Row};
+use crate::model::{Entry, Flags, Row};
 
 use super::change::Seen;
 
 /// What a path with an intent is found to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Found {
-    /// As the index says, but for a directory's times: nothing was done yet. The
-    /// peer sends the row again.
+    /// As the index says, but for a directory's times and for flags that lock
+    /// it: nothing was done yet. The peer sends the row again.
     Untouched,
     /// As the intent says: its row goes into the index as it is.
     Done,
@@ -48,7 +49,12 @@ pub fn recover(base: Option<&Row>, intent: &Row, seen: &Seen) -> Found {
         return Found::Done;
     }
     let base = base.and_then(Row::live);
-    if is(base) {
+    // What locks an inode is cleared before anything is done to it.
+    let unlocked = base.map(|base| Entry {
+        flags: base.flags & !Flags::LOCKS,
+        ..base.clone()
+    });
+    if is(base) || (base.is_some() && is(unlocked.as_ref())) {
         return Found::Untouched;
     }
     match (base, intent.live(), seen) {
@@ -58,6 +64,7 @@ pub fn recover(base: Option<&Row>, intent: &Row, seen: &Seen) -> Found {
             if base.is_dir()
                 && Entry {
                     mtime: base.mtime,
+                    flags: seen.flags | (base.flags & Flags::LOCKS),
                     ..bare(seen)
                 } == bare(base) =>
         {

@@ -87,6 +87,11 @@ pub struct Meta {
     pub tombstones: u64,
     /// Conflict copies among the live rows.
     pub conflicts: u64,
+    /// Live rows of immutable and append-only inodes.
+    pub locked: u64,
+    /// What live rows say and this node's disk cannot have: why, and of how many
+    /// paths.
+    pub lacks: Vec<(Box<str>, u64)>,
     /// The greatest stamp given or witnessed.
     pub stamp: Stamp,
     /// The greatest stamp of a tombstone that was forgotten.
@@ -156,6 +161,8 @@ impl Index {
                     live: 0,
                     tombstones: 0,
                     conflicts: 0,
+                    locked: 0,
+                    lacks: Vec::new(),
                     stamp: Stamp {
                         wall_ms: 0,
                         count: 0,
@@ -260,7 +267,8 @@ pub fn random_u64() -> u64 {
 mod tests {
     use super::*;
     use crate::model::{
-        Entry, Hash, Kind, LinkGroup, Moved, Record, RelPath, Row, StatSig, Time, TreeMove, Vector, Version,
+        Entry, Flags, Hash, Kind, LinkGroup, Moved, Record, RelPath, Row, StatSig, Time, TreeMove, Vector,
+        Version,
     };
 
     fn record(seq: u64, ino: u64, deleted: bool, link: Option<u64>) -> Record {
@@ -274,6 +282,9 @@ mod tests {
                     gid: 0,
                     mtime: time,
                     xattrs: Vec::new(),
+                    flags: Flags::NONE,
+                    user: None,
+                    group: None,
                     link: link.map(LinkGroup),
                 },
                 deleted,
@@ -302,6 +313,7 @@ mod tests {
             }),
             via: None,
             moved_from: None,
+            here: None,
         }
     }
 
@@ -422,7 +434,8 @@ mod tests {
         txn.commit().unwrap();
         drop(db);
         let error = Index::open(&file, "one").err().unwrap().to_string();
-        assert!(error.contains("format 9, this omirr reads format 2"), "{error}");
+        let said = format!("format 9, this omirr reads format {FORMAT}");
+        assert!(error.contains(&said), "{error}");
     }
 
     #[test]

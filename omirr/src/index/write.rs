@@ -10,7 +10,7 @@ use super::{
 };
 use super::{read, storage};
 use crate::engine::is_conflict_path;
-use crate::model::{LinkGroup, Moved, Record, RelPath, ReplicaId, Row, StatSig};
+use crate::model::{Flags, Here, LinkGroup, Moved, Record, RelPath, ReplicaId, Row, StatSig};
 
 /// Whether a commit must survive a crash before `write` returns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,6 +129,9 @@ impl Writer<'_> {
         let fail = |error: redb::StorageError| storage(&index, error);
         let key = path.as_bytes();
         let old = self.get(path)?;
+        for (record, came) in old.iter().map(|old| (old, false)).chain([(record, true)]) {
+            self.count(record, came);
+        }
         if let Some(old) = &old {
             if old.seq != record.seq {
                 self.seqs.remove(old.seq).map_err(fail)?;
@@ -185,6 +188,38 @@ impl Writer<'_> {
         self.meta.stamp = self.meta.stamp.max(record.row.version.stamp);
         self.rows.insert(key, &encode(record)[..]).map_err(fail)?;
         Ok(())
+    }
+
+    /// Counts what is locked and what is lacking.
+    fn count(&mut self, record: &Record, came: bool) {
+        let Some(entry) = record.row.live() else { return };
+        let add = |count: &mut u64| match came {
+            true => *count += 1,
+            false => *count = count.saturating_sub(1),
+        };
+        if !(entry.flags & Flags::LOCKS).is_empty() {
+            add(&mut self.meta.locked);
+        }
+        for why in record.here.iter().flat_map(|here| &here.lacks) {
+            let lacks = &mut self.meta.lacks;
+            let place = lacks.iter().position(|(known, _)| known == why);
+            let place = place.unwrap_or_else(|| {
+                lacks.push((why.clone(), 0));
+                lacks.len() - 1
+            });
+            add(&mut lacks[place].1);
+            if lacks[place].1 == 0 {
+                lacks.remove(place);
+            }
+        }
+    }
+
+    /// Notes what the disk has of a path's row, if that is live.
+    pub fn set_here(&mut self, path: &RelPath, here: Option<Box<Here>>) -> Result<(), IndexError> {
+        match self.get(path)? {
+            Some(old) if !old.row.deleted && old.here != here => self.put(path, &Record { here, ..old }),
+            _ => Ok(()),
+        }
     }
 
     /// Notes what `stat` says of a path now, if it has a live row and says

@@ -1,8 +1,11 @@
 //! What is at a path: kind, attributes, content by hash.
 
 use std::fmt;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+
+use super::Flags;
 
 /// A BLAKE3 content hash, 32 bytes.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -79,9 +82,16 @@ pub struct Entry {
     pub mode: u32,
     pub uid: u32,
     pub gid: u32,
+    /// The owner's name where the owner was last changed, if it has one there
+    /// and the share goes by names; never that of 0.
+    pub user: Option<Arc<str>>,
+    /// The same of the group.
+    pub group: Option<Arc<str>>,
     pub mtime: Time,
     /// Ordered by name.
     pub xattrs: Vec<Xattr>,
+    /// None but for files and directories.
+    pub flags: Flags,
     /// Set while the inode has, or had, more than one name.
     pub link: Option<LinkGroup>,
 }

@@ -4,6 +4,8 @@
 //! sent to a peer is made of these types; `wire/codec.rs` turns them to bytes.
 
 mod entry;
+mod flags;
+mod here;
 mod mode;
 mod origin;
 mod path;
@@ -12,9 +14,11 @@ mod tree;
 mod version;
 
 pub use entry::{Entry, Hash, Kind, LinkGroup, Time, Xattr};
+pub use flags::Flags;
+pub use here::Here;
 pub use mode::Mode;
 pub use origin::{CGROUP_BYTES_MAX, COMMAND_BYTES_MAX, Origin};
-pub use path::{PathError, RelPath, TEMP_PREFIX, is_temp_name};
+pub use path::{PATH_MAX, PathError, RelPath, TEMP_PREFIX, is_temp_name};
 pub use row::{Record, Row, StatSig};
 pub use tree::{Moved, TreeMove};
 pub use version::{Relation, ReplicaId, Stamp, Vector, Version};

@@ -9,8 +9,11 @@ use std::os::unix::ffi::OsStrExt;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// The longest path that is taken, in bytes, as Linux' `PATH_MAX` less its NUL.
-const PATH_MAX: usize = 4095;
+/// The longest path that is taken, in bytes. Linux has no limit on how deep a
+/// tree is, only one (4095 bytes) on what a single system call is given: longer
+/// paths are walked in pieces. This one keeps a peer from sending paths that
+/// cost memory and are no use to anybody.
+pub const PATH_MAX: usize = 32 << 10;
 /// The longest name, in bytes, as Linux' `NAME_MAX`.
 const NAME_MAX: usize = 255;
 /// How names begin that the daemon itself uses while a step is under way. They

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Entry, Origin, RelPath, Time, Version};
+use super::{Entry, Here, Origin, RelPath, Time, Version};
 
 /// A path's state, the same on every node once it has arrived there.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -96,6 +96,8 @@ pub struct Record {
     pub via: Option<u32>,
     /// Where the content was before, if a rename was recognised.
     pub moved_from: Option<RelPath>,
+    /// The attributes on this node's disk, where they are not the row's.
+    pub here: Option<Box<Here>>,
 }
 
 impl Record {

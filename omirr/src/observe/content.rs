@@ -4,7 +4,6 @@
 //! for small files, the bytes. Whether the file kept still meanwhile is for the
 //! caller to find out, except that a long read is given up early.
 
-use std::cell::RefCell;
 use std::os::fd::BorrowedFd;
 
 use bytes::Bytes;
@@ -12,19 +11,14 @@ use rustix::buffer::spare_capacity;
 use rustix::io::{self, Errno};
 
 use super::stat::{sig_of, statx_fd};
+use crate::content;
 use crate::model::{Hash, StatSig};
 
 /// Contents up to this size are handed over with the entry, so that a sender
 /// need not open the file again.
 pub const INLINE_MAX: u64 = 128 << 10;
-/// Fits the second-level cache, so that what was read is hashed from there.
-const BUFFER: usize = 256 << 10;
 /// After so many bytes a long read asks whether it is still worth going on.
 const ASK_EVERY: u64 = 64 << 20;
-
-thread_local! {
-    static BUFFERS: RefCell<Vec<u8>> = RefCell::new(vec![0; BUFFER]);
-}
 
 /// What was read.
 pub(super) struct Read {
@@ -69,43 +63,17 @@ fn read_small(fd: BorrowedFd<'_>, before: &StatSig) -> io::Result<Option<Read>> 
 fn read_large(fd: BorrowedFd<'_>, before: &StatSig) -> io::Result<Option<Read>> {
     let mut ask_at = ASK_EVERY;
     let mut still = true;
-    let (size, hash) = hash_from_start(fd, |done| {
+    let (size, hash) = content::hash_while(fd, |done| {
         if done >= ask_at {
             ask_at = done + ASK_EVERY;
             still = done <= before.size && sig_of(&statx_fd(fd)?).same_as(before);
         }
         Ok(still)
-    })?;
+    })
+    .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
     Ok(still.then_some(Read {
         size,
         hash,
         content: None,
     }))
-}
-
-/// Size and hash of everything in an open file, whatever its offset. `go_on`
-/// is asked after each buffer, with the bytes read so far.
-pub(crate) fn hash_from_start(
-    fd: BorrowedFd<'_>,
-    mut go_on: impl FnMut(u64) -> io::Result<bool>,
-) -> io::Result<(u64, Hash)> {
-    BUFFERS.with_borrow_mut(|buffer| {
-        let mut hasher = blake3::Hasher::new();
-        let mut done = 0;
-        loop {
-            match io::pread(fd, &mut buffer[..], done) {
-                Ok(0) => break,
-                Ok(got) => {
-                    hasher.update(&buffer[..got]);
-                    done += got as u64;
-                }
-                Err(Errno::INTR) => continue,
-                Err(errno) => return Err(errno),
-            }
-            if !go_on(done)? {
-                break;
-            }
-        }
-        Ok((done, Hash(*hasher.finalize().as_bytes())))
-    })
 }

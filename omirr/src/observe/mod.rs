@@ -9,7 +9,8 @@
 //! is reported as such and not as a mixture. Nothing is ever written here.
 //!
 //! `Entry::link` is left empty: which inodes have several names in the share
-//! is known only to whoever has the whole index.
+//! is known only to whoever has the whole index. So are the owners' names, which
+//! the disk does not have.
 
 mod content;
 mod scan;
@@ -22,15 +23,14 @@ use bytes::Bytes;
 use rustix::fs::{FileType, Mode, OFlags, Statx, openat, readlinkat};
 use rustix::io::{self, Errno};
 
-use crate::apply::{ApplyError, DirFd, Dirs};
-use crate::model::{Entry, Kind, RelPath, StatSig};
+use crate::apply::{ApplyError, DirFd, Dirs, flags_of};
+use crate::model::{Entry, Flags, Kind, RelPath, StatSig};
 
 pub use content::INLINE_MAX;
-pub(crate) use content::hash_from_start;
 pub use scan::{Child, Listed, ScanSummary, ScannedDir, Unseen, list, scan};
 pub use stat::{Looked, look, place, stat};
 pub(crate) use stat::{dev_of, file_type, is_foreign, is_racy, sig_of, statx_at, statx_fd};
-pub(crate) use xattrs::{XattrOf, read as read_xattrs};
+pub(crate) use xattrs::{XattrOf, is_kept as is_kept_xattr, is_label, read as read_xattrs};
 
 /// How a path was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -145,7 +145,7 @@ impl Found<'_> {
 fn is_same(known: &Entry, found: &Entry) -> bool {
     found.kind == known.kind
         && (found.mode, found.uid, found.gid) == (known.mode, known.uid, known.gid)
-        && (found.mtime, &found.xattrs) == (known.mtime, &known.xattrs)
+        && (found.mtime, found.flags, &found.xattrs) == (known.mtime, known.flags, &known.xattrs)
 }
 
 struct Place<'a> {
@@ -165,9 +165,9 @@ impl Place<'_> {
         let rdev = || rustix::fs::makedev(stat.stx_rdev_major, stat.stx_rdev_minor);
         let named = XattrOf::Named(self.dir, self.name);
         let mut content = None;
-        let (kind, xattrs, after) = match file_type(stat) {
+        let (kind, xattrs, flags, after) = match file_type(stat) {
             FileType::RegularFile => match known_content(known, &before, reading) {
-                Some(kind) => (kind, read_xattrs(named)?, self.stat_again()?),
+                Some(kind) => (kind, read_xattrs(named)?, self.flags(known)?, self.stat_again()?),
                 None => {
                     let fd = self.open()?;
                     let Some(read) = content::read(fd.as_fd(), &before)? else {
@@ -181,6 +181,7 @@ impl Place<'_> {
                     (
                         kind,
                         read_xattrs(XattrOf::Open(fd.as_fd()))?,
+                        flags_of(fd.as_fd())?,
                         sig_of(&statx_fd(fd.as_fd())?),
                     )
                 }
@@ -189,11 +190,21 @@ impl Place<'_> {
                 let target = readlinkat(self.dir, self.name, Vec::new())?
                     .into_bytes()
                     .into_boxed_slice();
-                (Kind::Symlink { target }, read_xattrs(named)?, self.stat_again()?)
+                (
+                    Kind::Symlink { target },
+                    read_xattrs(named)?,
+                    Flags::NONE,
+                    self.stat_again()?,
+                )
             }
+            FileType::Directory => (
+                Kind::Directory,
+                read_xattrs(named)?,
+                self.flags(known)?,
+                self.stat_again()?,
+            ),
             other => {
                 let kind = match other {
-                    FileType::Directory => Kind::Directory,
                     FileType::Fifo => Kind::Fifo,
                     FileType::Socket => Kind::Socket,
                     FileType::CharacterDevice => Kind::CharDevice { rdev: rdev() },
@@ -201,7 +212,7 @@ impl Place<'_> {
                     // `stat` gives no other kind on Linux.
                     _ => return Err(Errno::INVAL),
                 };
-                (kind, read_xattrs(named)?, self.stat_again()?)
+                (kind, read_xattrs(named)?, Flags::NONE, self.stat_again()?)
             }
         };
         if !after.same_as(&before) {
@@ -213,8 +224,11 @@ impl Place<'_> {
             mode: if is_symlink { 0o777 } else { after.mode & 0o7777 },
             uid: after.uid,
             gid: after.gid,
+            user: None,
+            group: None,
             mtime: after.mtime,
             xattrs,
+            flags,
             link: None,
         };
         let racy = is_racy(&[after.mtime, after.ctime]);
@@ -233,6 +247,18 @@ impl Place<'_> {
         match openat(self.dir, self.name, flags | OFlags::NOATIME, Mode::empty()) {
             Err(Errno::PERM) => openat(self.dir, self.name, flags, Mode::empty()),
             other => other,
+        }
+    }
+
+    /// The flags of a file or directory that is not open, and need not be for
+    /// anything else. Who may not open it sees none but what is known.
+    fn flags(&self, known: Option<(&Entry, &StatSig)>) -> io::Result<Flags> {
+        let name: &[u8] = if self.name.is_empty() { b"." } else { self.name };
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        match openat(self.dir, name, flags, Mode::empty()) {
+            Ok(fd) => flags_of(fd.as_fd()),
+            Err(Errno::ACCESS | Errno::PERM) => Ok(known.map_or(Flags::NONE, |(entry, _)| entry.flags)),
+            Err(errno) => Err(errno),
         }
     }
 
@@ -260,7 +286,6 @@ mod tests {
 
     use super::*;
     use crate::apply::ShareRoot;
-    use crate::model::Hash;
 
     /// Does `meanwhile` between the first `stat` and the reading.
     fn observe_while(folder: &Path, meanwhile: impl FnOnce(&Path)) -> Observed {
@@ -319,7 +344,7 @@ mod tests {
             else {
                 panic!("it held still")
             };
-            let hash = Hash(*blake3::hash(&content).as_bytes());
+            let hash = crate::content::hash_bytes(&content);
             assert_eq!(entry.content(), Some((size, hash)));
             assert_eq!(read.as_deref(), (size <= INLINE_MAX).then_some(&content[..]));
         }

@@ -42,19 +42,25 @@ impl XattrOf<'_> {
     }
 }
 
-/// Whether an attribute is part of the entry. Left out: labels that a security
-/// module of this host computes or signs, overlayfs' own notes, XFS' second
+/// Whether an attribute is part of the entry. Left out: what this host computes
+/// or signs for its own files (IMA, EVM), overlayfs' own notes, XFS' second
 /// spelling of access control lists, and virtual ones.
-fn is_kept(name: &[u8]) -> bool {
+pub(crate) fn is_kept(name: &[u8]) -> bool {
     if name.starts_with(b"user.") {
         return true;
     }
     if name.starts_with(b"trusted.") {
         return !name.starts_with(b"trusted.overlay.") && !name.starts_with(b"trusted.SGI_ACL_");
     }
-    name == b"security.capability"
-        || name == b"system.posix_acl_access"
-        || name == b"system.posix_acl_default"
+    if name.starts_with(b"security.") {
+        return name != b"security.ima" && name != b"security.evm";
+    }
+    name == b"system.posix_acl_access" || name == b"system.posix_acl_default"
+}
+
+/// Whether it is a label that a security module may put on whatever is made.
+pub(crate) fn is_label(name: &[u8]) -> bool {
+    name == b"security.selinux" || name.starts_with(b"security.SMACK64")
 }
 
 /// The attributes that belong to the entry, ordered by name.
@@ -105,8 +111,10 @@ pub(crate) fn read(of: XattrOf<'_>) -> io::Result<Vec<Xattr>> {
                 name: name.into(),
                 value: value[..len].into(),
             }),
-            // Removed since it was listed; the change has its own event.
+            // Removed since it was listed; the change has its own event. Or a
+            // security module hides the value from everyone without a right.
             Err(Errno::NODATA) => {}
+            Err(Errno::PERM | Errno::ACCESS | Errno::OPNOTSUPP) if name.starts_with(b"security.") => {}
             Err(errno) => return Err(errno),
         }
     }

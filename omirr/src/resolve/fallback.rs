@@ -13,7 +13,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, fstat, fstatfs, openat, readlinkat, statat};
 
 use super::{Resolver, Unknown};
-use crate::model::RelPath;
+use crate::model::{PATH_MAX, RelPath};
 use crate::source::fanotify::handle::{Handle, Id, Layout};
 use crate::source::fanotify::sys;
 use crate::source::{Dirent, Watch};
@@ -21,8 +21,9 @@ use crate::source::{Dirent, Watch};
 /// A path and its inode are read in two steps; when something moves in between
 /// they are read again, this often.
 const ATTEMPTS: usize = 3;
-/// Names on the way up, before the climb is given up; `PATH_MAX` allows half.
-const DEPTH_LIMIT: usize = 4096;
+/// Names on the way up, before the climb is given up; the longest path allows
+/// half.
+const DEPTH_LIMIT: usize = PATH_MAX;
 /// `f_type` of ext4 (and ext2, ext3): a generation of zero opens any.
 const EXT4_MAGIC: u64 = 0xef53;
 
@@ -148,10 +149,13 @@ impl Locator {
         }
         let is_dir = stat.st_mode & libc::S_IFMT == libc::S_IFDIR;
         for _ in 0..ATTEMPTS {
-            let Some(absolute) = self.name_of(fd) else {
-                return Located::Nameless;
+            let absolute = match self.name_of(fd) {
+                Ok(Some(absolute)) => absolute,
+                Ok(None) => return Located::Nameless,
+                // Deeper than the kernel tells.
+                Err(_) => break,
             };
-            let Some(root) = self.name_of(&self.root) else {
+            let Ok(Some(root)) = self.name_of(&self.root) else {
                 break;
             };
             // A name that is gone, of an inode that lives (it has links): made by
@@ -182,11 +186,16 @@ impl Locator {
         Located::Rescan(self.nearest_known(fd, is_dir, resolver))
     }
 
-    /// The absolute path of a descriptor; none if the kernel knows none.
-    fn name_of(&self, fd: &OwnedFd) -> Option<Vec<u8>> {
+    /// The absolute path of a descriptor; none if the kernel knows none, an error
+    /// if it is too long to be told.
+    fn name_of(&self, fd: &OwnedFd) -> io::Result<Option<Vec<u8>>> {
         let link = format!("/proc/self/fd/{}", fd.as_raw_fd());
-        let path = readlinkat(CWD, link, Vec::new()).ok()?.into_bytes();
-        (path.first() == Some(&b'/') && path != b"/").then_some(path)
+        let path = match readlinkat(CWD, link, Vec::new()) {
+            Ok(path) => path.into_bytes(),
+            Err(error @ rustix::io::Errno::NAMETOOLONG) => return Err(error.into()),
+            Err(_) => return Ok(None),
+        };
+        Ok((path.first() == Some(&b'/') && path != b"/").then_some(path))
     }
 
     /// Tells the resolver every directory on the way down to `dir`.

@@ -260,6 +260,20 @@ fn check_entry(entry: &Entry) -> Result<(), String> {
             entry.mtime.nanos
         ));
     }
+    for (what, name) in [("owner", &entry.user), ("group", &entry.group)] {
+        if let Some(name) = name {
+            check_name(&format!("the {what}'s name"), name)?;
+        }
+    }
+    if !entry.flags.is_kept() {
+        return Err(format!(
+            "its flags {:#x} have bits that omirr does not know",
+            entry.flags.bits()
+        ));
+    }
+    if !entry.flags.is_empty() && !matches!(entry.kind, Kind::File { .. } | Kind::Directory) {
+        return Err(format!("a {} has no flags", entry.kind_name()));
+    }
     check_xattrs(&entry.xattrs)
 }
 

@@ -3,7 +3,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::*;
-use crate::model::{Hash, Row, Stamp, Time, Vector};
+use crate::model::{Flags, Hash, Row, Stamp, Time, Vector};
 
 fn row(path: &str, seq: u64) -> WireRow {
     let replica = ReplicaId(7);
@@ -24,6 +24,9 @@ fn row(path: &str, seq: u64) -> WireRow {
                     nanos: 999_999_999,
                 },
                 xattrs: vec![xattr("security.a", 3), xattr("user.b", 65_536)],
+                flags: Flags::NONE,
+                user: None,
+                group: None,
                 link: None,
             },
             deleted: false,

@@ -5,8 +5,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::model::{
-    Entry, Hash, Kind, LinkGroup, Origin, Record, RelPath, ReplicaId, Row, Stamp, StatSig, Time, TreeMove,
-    Vector, Version, Xattr,
+    Entry, Flags, Hash, Here, Kind, LinkGroup, Origin, Record, RelPath, ReplicaId, Row, Stamp, StatSig, Time,
+    TreeMove, Vector, Version, Xattr,
 };
 use crate::wire::{Part, WireRow};
 
@@ -32,15 +32,24 @@ fn entry() -> impl Strategy<Value = Entry> {
     let owner = 0..u32::MAX;
     let time = (any::<i64>(), 0..1_000_000_000u32).prop_map(|(secs, nanos)| Time { secs, nanos });
     let link = prop::option::of(any::<u64>().prop_map(LinkGroup));
-    (kind, 0..0o10000u32, owner.clone(), owner, time, xattrs, link).prop_map(
-        |(kind, mode, uid, gid, mtime, xattrs, link)| Entry {
-            kind,
-            mode,
-            uid,
-            gid,
-            mtime,
-            xattrs,
-            link,
+    let name = prop::option::of("[a-z_][a-z0-9-]{0,9}".prop_map(Arc::<str>::from));
+    let flags = any::<u32>().prop_map(Flags::from_bits);
+    let owners = (owner.clone(), owner, name.clone(), name);
+    (kind, 0..0o10000u32, owners, time, xattrs, flags, link).prop_map(
+        |(kind, mode, (uid, gid, user, group), mtime, xattrs, flags, link)| {
+            let has_flags = matches!(kind, Kind::File { .. } | Kind::Directory);
+            Entry {
+                kind,
+                mode,
+                uid,
+                gid,
+                user,
+                group,
+                mtime,
+                xattrs,
+                flags: if has_flags { flags } else { Flags::NONE },
+                link,
+            }
         },
     )
 }
@@ -229,7 +238,8 @@ proptest! {
         let sig = StatSig {
             ino: seq, btime: time, mtime: time, ctime: time, size: 5, mode: 6, uid: 7, gid: 8, nlink: 9, racy: true,
         };
-        let record = Record { row, seq, sig: Some(sig), via: Some(3), moved_from };
+        let here = Here::of(&Entry { mode: 1, ..row.entry.clone() }, &row.entry, &["why".into()]);
+        let record = Record { row, seq, sig: Some(sig), via: Some(3), moved_from, here };
         prop_assert_eq!(from_bytes::<Record>(&to_bytes(&record).unwrap()).unwrap(), record);
     }
 
@@ -389,6 +399,9 @@ fn who_made_the_rows_of_a_batch_is_written_once() {
                         gid: 0,
                         mtime: Time { secs: 0, nanos: 0 },
                         xattrs: Vec::new(),
+                        flags: Flags::NONE,
+                        user: None,
+                        group: None,
                         link: None,
                     },
                     deleted: false,
@@ -465,6 +478,9 @@ fn full_messages_pass() {
                 nanos: 5,
             },
             xattrs: Vec::new(),
+            flags: Flags::NONE,
+            user: None,
+            group: None,
             link: Some(LinkGroup(1)),
         },
         deleted: false,

@@ -763,6 +763,7 @@ impl Node {
                 sig,
                 via,
                 moved_from,
+                here: None,
             },
         );
     }

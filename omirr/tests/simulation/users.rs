@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use omirr::model::{Entry, Hash, Kind, RelPath, Time};
+use omirr::model::{Entry, Flags, Hash, Kind, RelPath, Time};
 
 use crate::disk::{Disk, Refused};
 use crate::random::Rng;
@@ -216,6 +216,9 @@ impl Users {
             gid: 0,
             mtime,
             xattrs: Vec::new(),
+            flags: Flags::NONE,
+            user: None,
+            group: None,
             link: None,
         }
     }
@@ -256,6 +259,9 @@ fn directory(rng: &mut Rng, mtime: Time) -> Entry {
         gid: 0,
         mtime,
         xattrs: Vec::new(),
+        flags: Flags::NONE,
+        user: None,
+        group: None,
         link: None,
     }
 }

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use omirr::engine::{Outgoing, Policy, Rows};
-use omirr::model::{Entry, Kind, Record, RelPath};
+use omirr::model::{Entry, Flags, Kind, Record, RelPath};
 
 use crate::disk::Disk;
 use crate::node::{Crashed, Event, Node, Sent, Want, shown, sure};
@@ -91,6 +91,9 @@ fn root_entry(users: &mut Users) -> Entry {
         gid: 0,
         mtime,
         xattrs: Vec::new(),
+        flags: Flags::NONE,
+        user: None,
+        group: None,
         link: None,
     }
 }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use omirr::model::{Entry, Hash, Kind, RelPath, ReplicaId, Row, Stamp, Time, Vector, Version};
+use omirr::model::{Entry, Flags, Hash, Kind, RelPath, ReplicaId, Row, Stamp, Time, Vector, Version};
 use omirr::net::PublicKey;
 use omirr::wire::frame::{self, Progress};
 use omirr::wire::{Decoder, MAGIC, Message, PROTOCOL, WireRow};
@@ -209,6 +209,9 @@ fn row(path: &str, seq: u64, kind: Kind, inline: Option<&str>) -> WireRow {
                 gid: 0,
                 mtime: time,
                 xattrs: Vec::new(),
+                flags: Flags::NONE,
+                user: None,
+                group: None,
                 link: None,
             },
             deleted: false,

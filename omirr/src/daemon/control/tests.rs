@@ -47,6 +47,7 @@ fn share(name: &str, peers: &[&str]) -> ShareReport {
         pending: 0,
         conflicts: 0,
         tombstones: 0,
+        lacking: Vec::new(),
         pending_items: Vec::new(),
         progress: None,
         peers: peers.iter().map(peer).collect(),

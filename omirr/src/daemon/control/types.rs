@@ -266,6 +266,9 @@ pub struct ShareReport {
     /// Deleted paths that are remembered, until every peer knows of them.
     #[serde(default)]
     pub tombstones: u64,
+    /// What this node cannot have of the entries, and why.
+    #[serde(default)]
+    pub lacking: Vec<Lacking>,
     /// The first of what is pending.
     pub pending_items: Vec<PendingItem>,
     /// How far a scan is, if one runs.
@@ -275,6 +278,17 @@ pub struct ShareReport {
 
 /// How many pending items a report names.
 pub const PENDING_ITEMS_MAX: usize = 20;
+
+/// Something that entries have on other nodes and this one cannot have: its
+/// filesystem does not keep it, or the daemon may not set it. All else of these
+/// entries is there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lacking {
+    /// In a sentence, the same for all of them.
+    pub reason: String,
+    /// How many entries lack it.
+    pub entries: u64,
+}
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PendingItem {

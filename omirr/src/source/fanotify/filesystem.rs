@@ -23,8 +23,9 @@ use crate::source::Watch;
 /// Judgements that are remembered, about 5 MiB. When there are more, all are
 /// forgotten and made anew as they are needed.
 const KNOWN_LIMIT: usize = 1 << 18;
-/// Names on the way up, before the walk is given up; `PATH_MAX` allows half.
-const DEPTH_LIMIT: usize = 4096;
+/// Names on the way up, before the walk is given up; the longest path allows
+/// half.
+const DEPTH_LIMIT: usize = crate::model::PATH_MAX;
 /// How often an inode's path is read again because it was moved meanwhile.
 const ATTEMPTS: usize = 3;
 

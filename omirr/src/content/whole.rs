@@ -1,0 +1,236 @@
+//! The hash that names a whole content.
+//!
+//! In: bytes and runs of zeros, in order. Out: the same hash however they were
+//! divided, and whether zeros came as a hole or as bytes. Up to [`LEAF_BYTES`]
+//! it is the content's BLAKE3 hash. Longer contents are cut into leaves of that
+//! size, the last one shorter, whose BLAKE3 hashes are joined by a binary tree
+//! of the shape of BLAKE3's own: the left half of a node is the greatest power
+//! of two of leaves that leaves something for the right.
+//!
+//! BLAKE3 itself would not do for a file of a terabyte with a few bytes in it:
+//! it numbers its chunks, so that no two of them hash alike and every zero of a
+//! hole must be hashed. Here like leaves hash alike: a hole of any size costs a
+//! node per level.
+
+use std::sync::LazyLock;
+
+use crate::model::Hash;
+
+/// Large enough that the tree costs nothing beside the leaves.
+pub const LEAF_BYTES: u64 = 1 << 20;
+/// More than a file has levels.
+const LEVELS: usize = 44;
+/// Inner nodes and roots are hashed with keys, so that no content's own bytes
+/// have their hashes.
+const NODE_KEY: &[u8; 32] = b"omirr: content tree: inner node.";
+const ROOT_KEY: &[u8; 32] = b"omirr: content tree: root, size.";
+
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+
+/// By level: the hash of a subtree of nothing but zeros.
+static ZERO_TREES: LazyLock<[[u8; 32]; LEVELS]> = LazyLock::new(|| {
+    let mut hasher = blake3::Hasher::new();
+    feed_zeros(&mut hasher, LEAF_BYTES);
+    let mut trees = [hasher.finalize().into(); LEVELS];
+    for level in 1..LEVELS {
+        trees[level] = join(&trees[level - 1], &trees[level - 1]);
+    }
+    trees
+});
+
+fn join(left: &[u8; 32], right: &[u8; 32]) -> [u8; 32] {
+    blake3::keyed_hash(NODE_KEY, &[*left, *right].concat()).into()
+}
+
+fn feed_zeros(hasher: &mut blake3::Hasher, mut count: u64) {
+    while count > 0 {
+        let step = count.min(ZEROS.len() as u64);
+        hasher.update(&ZEROS[..usize::try_from(step).unwrap_or(ZEROS.len())]);
+        count -= step;
+    }
+}
+
+/// Hashes a content piece by piece.
+#[derive(Clone, Debug)]
+pub struct Hasher {
+    /// Of the leaf that is not closed; it is when more comes than it can take.
+    leaf: blake3::Hasher,
+    leaf_bytes: u64,
+    /// Closed leaves.
+    leaves: u64,
+    /// Their subtrees that wait for a right half, the largest first.
+    stack: Vec<[u8; 32]>,
+}
+
+impl Default for Hasher {
+    fn default() -> Hasher {
+        Hasher::new()
+    }
+}
+
+impl Hasher {
+    pub fn new() -> Hasher {
+        Hasher {
+            leaf: blake3::Hasher::new(),
+            leaf_bytes: 0,
+            leaves: 0,
+            stack: Vec::new(),
+        }
+    }
+
+    /// Takes the next bytes.
+    pub fn update(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            if self.leaf_bytes == LEAF_BYTES {
+                self.close_leaf();
+            }
+            let room = usize::try_from(LEAF_BYTES - self.leaf_bytes).unwrap_or(usize::MAX);
+            let (now, later) = bytes.split_at(bytes.len().min(room));
+            self.leaf.update(now);
+            self.leaf_bytes += now.len() as u64;
+            bytes = later;
+        }
+    }
+
+    /// Takes `count` zero bytes.
+    pub fn zeros(&mut self, mut count: u64) {
+        let now = count.min(LEAF_BYTES - self.leaf_bytes);
+        feed_zeros(&mut self.leaf, now);
+        self.leaf_bytes += now;
+        count -= now;
+        if count == 0 {
+            return;
+        }
+        self.close_leaf();
+        // The last leaf stays open, though it may be full.
+        while count > LEAF_BYTES {
+            let level = self
+                .leaves
+                .trailing_zeros()
+                .min(((count - 1) / LEAF_BYTES).ilog2());
+            let level = level.min(LEVELS as u32 - 1);
+            self.push(ZERO_TREES[level as usize], level);
+            count -= LEAF_BYTES << level;
+        }
+        feed_zeros(&mut self.leaf, count);
+        self.leaf_bytes = count;
+    }
+
+    /// The hash of all that came.
+    pub fn finish(&self) -> Hash {
+        let last: [u8; 32] = self.leaf.finalize().into();
+        if self.leaves == 0 {
+            return Hash(last);
+        }
+        let tree = self.stack.iter().rfold(last, |right, left| join(left, &right));
+        let bytes = self.leaves * LEAF_BYTES + self.leaf_bytes;
+        let mut root = blake3::Hasher::new_keyed(ROOT_KEY);
+        root.update(&tree).update(&bytes.to_le_bytes());
+        Hash(root.finalize().into())
+    }
+
+    fn close_leaf(&mut self) {
+        let leaf = self.leaf.finalize().into();
+        self.leaf.reset();
+        self.leaf_bytes = 0;
+        self.push(leaf, 0);
+    }
+
+    /// Adds a subtree of 2^`level` leaves, which begins at a multiple of that.
+    fn push(&mut self, mut tree: [u8; 32], level: u32) {
+        self.leaves += 1 << level;
+        let mut pairs = self.leaves >> level;
+        while pairs & 1 == 0 {
+            let Some(left) = self.stack.pop() else { break };
+            tree = join(&left, &tree);
+            pairs >>= 1;
+        }
+        self.stack.push(tree);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// The tree by its definition, of bytes in memory.
+    fn plain(bytes: &[u8]) -> Hash {
+        fn tree(leaves: &[[u8; 32]]) -> [u8; 32] {
+            match leaves {
+                [leaf] => *leaf,
+                _ => {
+                    let half = leaves.len().next_power_of_two() / 2;
+                    join(&tree(&leaves[..half]), &tree(&leaves[half..]))
+                }
+            }
+        }
+        let leaves: Vec<[u8; 32]> = bytes
+            .chunks(LEAF_BYTES as usize)
+            .map(|leaf| blake3::hash(leaf).into())
+            .collect();
+        if leaves.len() < 2 {
+            return Hash(blake3::hash(bytes).into());
+        }
+        let mut root = blake3::Hasher::new_keyed(ROOT_KEY);
+        root.update(&tree(&leaves))
+            .update(&(bytes.len() as u64).to_le_bytes());
+        Hash(root.finalize().into())
+    }
+
+    #[test]
+    fn what_fits_into_a_leaf_has_its_blake3_hash() {
+        for size in [0, 1, 1024, LEAF_BYTES as usize] {
+            let bytes = vec![7; size];
+            let mut hasher = Hasher::new();
+            hasher.update(&bytes);
+            assert_eq!(hasher.finish(), Hash(blake3::hash(&bytes).into()), "{size}");
+        }
+    }
+
+    #[test]
+    fn a_hole_of_a_terabyte_costs_no_time_and_counts_every_byte() {
+        let of = |bytes: u64| {
+            let mut hasher = Hasher::new();
+            hasher.zeros(bytes);
+            hasher.finish()
+        };
+        let started = std::time::Instant::now();
+        let hashes: std::collections::BTreeSet<Hash> =
+            [(1 << 40) - 1, 1 << 40, (1 << 40) + 1, i64::MAX as u64]
+                .map(of)
+                .into();
+        assert_eq!(hashes.len(), 4);
+        // Hashing them would take minutes.
+        assert!(started.elapsed() < std::time::Duration::from_secs(20));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 40, ..ProptestConfig::default() })]
+
+        #[test]
+        fn however_a_content_comes_it_has_one_hash(
+            runs in prop::collection::vec((any::<bool>(), 0..3 * LEAF_BYTES), 0..6),
+            cut in 1..3 * LEAF_BYTES as usize,
+        ) {
+            let mut bytes = Vec::new();
+            let mut hasher = Hasher::new();
+            for (is_hole, len) in runs {
+                // Whole leaves are where mistakes would be.
+                let len = if len % 3 == 0 { len / LEAF_BYTES * LEAF_BYTES } else { len };
+                let byte = if is_hole { 0 } else { (bytes.len() % 250) as u8 };
+                bytes.resize(bytes.len() + len as usize, byte);
+                if is_hole {
+                    hasher.zeros(len);
+                } else {
+                    hasher.update(&vec![byte; len as usize]);
+                }
+            }
+            prop_assert_eq!(hasher.finish(), plain(&bytes));
+            let mut pieces = Hasher::new();
+            bytes.chunks(cut).for_each(|piece| pieces.update(piece));
+            prop_assert_eq!(pieces.finish(), plain(&bytes));
+        }
+    }
+}
