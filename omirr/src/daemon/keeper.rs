@@ -34,6 +34,8 @@ const IDLE_AFTER: Duration = Duration::from_secs(2);
 /// So many nodes' names are kept, for the names of conflict copies: they are
 /// written with every commit, and a peer could tell any number.
 const NAMES_MAX: usize = 1024;
+/// From so many files on that went back in time, a restored tree is suspected.
+const WENT_BACK_MIN: u64 = 3;
 /// How many waiting rows `status` names.
 const WAITING_SHOWN: usize = 20;
 
@@ -54,6 +56,10 @@ pub struct Keeper {
     pub(super) pending: FxHashMap<(u32, RelPath), Pending>,
     /// Who waits for everything dirty to be looked at.
     barriers: VecDeque<oneshot::Sender<u64>>,
+    /// Everything in the tree was looked at once.
+    pub(super) compared: bool,
+    /// Files that the first comparison found with an older content than before.
+    pub(super) went_back: u64,
     idle_since: Instant,
     trimmed: bool,
 }
@@ -88,6 +94,8 @@ impl Keeper {
             inbounds: Vec::new(),
             pending: FxHashMap::default(),
             barriers: VecDeque::new(),
+            compared: false,
+            went_back: 0,
             idle_since: Instant::now(),
             trimmed: false,
         }
@@ -115,6 +123,10 @@ impl Keeper {
     fn step(&mut self) -> anyhow::Result<bool> {
         let force = !self.barriers.is_empty();
         let mut busy = self.local_pass(force)?;
+        if !self.compared && self.share.has_compared() && self.share.dirty().is_empty() {
+            self.compared = true;
+            self.say_what_went_back();
+        }
         if force && self.share.dirty().is_empty() && self.share.has_compared() {
             // Conflict copies of what was applied are rows of this node's own.
             self.flush()?;
@@ -148,6 +160,18 @@ impl Keeper {
             return Ok(!*self.stop.borrow());
         }
         self.wait()
+    }
+
+    /// Tells the operator of a tree that was restored beneath its index.
+    fn say_what_went_back(&self) {
+        if self.went_back >= WENT_BACK_MIN {
+            tracing::warn!(
+                share = %self.share.name,
+                "{} files have older contents than when omirr last saw them: if the tree was restored from a backup, \
+                 this counts as a change made here, and the peers get the older contents, too",
+                self.went_back
+            );
+        }
     }
 
     fn next_input(&mut self) -> Option<Input> {

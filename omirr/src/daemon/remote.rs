@@ -24,9 +24,9 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use super::dirty::Hint;
 use super::keeper::{Keeper, RETRY_AFTER};
 use super::look::is_dir;
-use super::share::{Arrival, Command, Figures, Inbound};
+use super::share::{Arrival, Command, Fetched, Figures, Inbound};
 use super::steps::{Outcome, execute, stage, step_once};
-use crate::apply::{self, ApplyError, Dirs, Ready};
+use crate::apply::{self, ApplyError, Dirs};
 use crate::engine::{self, Arrived, Content, Context, Decided, Install, Progress, Step, Work};
 use crate::index::{Durable, Reader};
 use crate::model::{Record, RelPath};
@@ -107,7 +107,7 @@ impl Keeper {
         group: &mut Group,
         path: &RelPath,
         seq: u64,
-        outcome: Result<Ready, String>,
+        outcome: Result<Fetched, String>,
     ) {
         let key = (group.inbound.place, path.clone());
         let current =
@@ -116,13 +116,16 @@ impl Keeper {
             return;
         };
         match outcome {
-            Ok(ready) => {
-                if let Some(Pending { row, tries, .. }) = self.pending.remove(&key) {
-                    group.add(Arrival {
-                        row,
-                        ready: Some(ready),
-                        tries,
-                    });
+            Ok(fetched) => {
+                if let Some(Pending { mut row, tries, .. }) = self.pending.remove(&key) {
+                    let ready = match fetched {
+                        Fetched::Staged(ready) => Some(ready),
+                        Fetched::Whole(content) => {
+                            row.inline = Some(content);
+                            None
+                        }
+                    };
+                    group.add(Arrival { row, ready, tries });
                 }
             }
             Err(reason) => {
@@ -146,6 +149,9 @@ impl Keeper {
             self.delivered(&inbound).upto = upto;
         } else if arrivals.is_empty() {
             return Ok(());
+        }
+        if !self.compared {
+            self.look_first(arrivals.iter().map(|arrival| arrival.row.path.clone()))?;
         }
         self.apply(&inbound, arrivals)?;
         self.unflushed.get_or_insert_with(Instant::now);

@@ -96,16 +96,17 @@ async fn session(share: &Arc<Share>, link: &Arc<Link>, identity: &Identity) -> a
     let answer = tokio::time::timeout(DIAL_TIMEOUT, reader.recv())
         .await
         .context("the peer does not answer")??;
-    let cursor = match answer {
+    let (cursor, bare) = match answer {
         Message::Welcome {
             protocol,
             cursor,
+            bare,
             names,
             ..
         } => {
             net::check_protocol(&link.peer, protocol)?;
             let _ = share.inputs.send(Input::Names(names)).await;
-            cursor
+            (cursor, bare)
         }
         Message::Refuse { reason } => bail!("{} refuses: {reason}", link.peer),
         other => bail!(
@@ -149,8 +150,10 @@ async fn session(share: &Arc<Share>, link: &Arc<Link>, identity: &Identity) -> a
     // Of what is already here the peer gets its own rows, too: it lacks them if
     // it has lost its index, or if that was restored from a copy.
     let outgoing = Outgoing::new(link.place, cursor, durable);
+    // What changes from now on the peer cannot have.
+    let bare_upto = if bare { durable } else { 0 };
     let _tasks = Tasks(vec![
-        tokio::spawn(prepare_batches(Arc::clone(share), outgoing, cursor, batches)),
+        tokio::spawn(prepare_batches(Arc::clone(share), outgoing, cursor, bare_upto, batches)),
         tokio::spawn(prepare_contents(Arc::clone(share), wanted, pieces)),
         tokio::spawn(async move {
             loop {
@@ -248,6 +251,7 @@ async fn prepare_batches(
     share: Arc<Share>,
     mut outgoing: Outgoing,
     mut sent: u64,
+    bare_upto: u64,
     batches: mpsc::Sender<Message>,
 ) {
     let mut head = share.head.subscribe();
@@ -263,7 +267,7 @@ async fn prepare_batches(
         };
         let task_share = Arc::clone(&share);
         let built = tokio::task::spawn_blocking(move || {
-            let built = build_batches(&task_share, &mut outgoing, told, durable);
+            let built = build_batches(&task_share, &mut outgoing, told, durable, bare_upto);
             (outgoing, built)
         });
         let Ok((returned, built)) = built.await else {
@@ -297,6 +301,7 @@ fn build_batches(
     outgoing: &mut Outgoing,
     sent: u64,
     durable: u64,
+    bare_upto: u64,
 ) -> anyhow::Result<Option<(u64, Vec<Message>)>> {
     let reader = share.index.read_upto(durable)?;
     let Some(outbound) = outgoing.next_batch(&reader, BATCH_ROWS)? else {
@@ -309,7 +314,7 @@ fn build_batches(
     loop {
         let mut bytes = 0;
         let fits = |(_, record): &(RelPath, Record)| {
-            bytes += inline_size(record).unwrap_or(0) + ROW_BYTES;
+            bytes += inline_size(record, bare_upto).unwrap_or(0) + ROW_BYTES;
             bytes <= BATCH_BYTES
         };
         let count = left
@@ -324,7 +329,7 @@ fn build_batches(
             .into_par_iter()
             .with_min_len(16)
             .map(|(path, record)| {
-                let inline = inline_content(share, &dirs, &path, &record);
+                let inline = inline_content(share, &dirs, &path, &record, bare_upto);
                 WireRow {
                     seq: record.seq,
                     path,
@@ -349,15 +354,23 @@ fn build_batches(
     }
 }
 
-fn inline_size(record: &Record) -> Option<usize> {
+/// How many bytes of content go with a row. The peer has asked for rows alone up
+/// to `bare_upto`.
+fn inline_size(record: &Record, bare_upto: u64) -> Option<usize> {
     let (size, _) = record.row.live()?.content()?;
-    (size <= INLINE_MAX && record.moved_from.is_none()).then_some(usize::try_from(size).ok()?)
+    (size <= INLINE_MAX && record.moved_from.is_none() && record.seq > bare_upto).then_some(usize::try_from(size).ok()?)
 }
 
 /// The content to send with a row: none if it is big, or most likely there
 /// already, or no longer what the row says. The peer asks for what it lacks.
-fn inline_content(share: &Share, dirs: &Dirs<'_>, path: &RelPath, record: &Record) -> Option<Bytes> {
-    let size = inline_size(record)?;
+fn inline_content(
+    share: &Share,
+    dirs: &Dirs<'_>,
+    path: &RelPath,
+    record: &Record,
+    bare_upto: u64,
+) -> Option<Bytes> {
+    let size = inline_size(record, bare_upto)?;
     let (_, hash) = record.row.entry.content()?;
     if size == 0 {
         return Some(Bytes::new());

@@ -8,10 +8,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Instant;
 
+use bytes::Bytes;
 use parking_lot::Mutex;
 use rustc_hash::FxHashSet;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
+use super::claim::Claims;
 use super::dirty::{DirtySet, Hint};
 use super::journal::Journal;
 use super::recent::Recent;
@@ -39,7 +41,7 @@ pub enum Input {
         inbound: Arc<Inbound>,
         path: RelPath,
         seq: u64,
-        outcome: Result<Ready, String>,
+        outcome: Result<Fetched, String>,
     },
     /// A connection has ended: what waited for it is forgotten, the peer sends
     /// it again.
@@ -62,6 +64,14 @@ pub struct Arrival {
     pub ready: Option<Ready>,
     /// How often it was found that the disk is not what the index says.
     pub tries: u32,
+}
+
+/// Content that was asked for.
+pub enum Fetched {
+    /// In a file without a name, with the row's attributes.
+    Staged(Ready),
+    /// Little enough to be handed over as if it had come with its row.
+    Whole(Bytes),
 }
 
 /// A connection over which a peer sends its rows.
@@ -105,6 +115,8 @@ pub struct Link {
     pub clock: Mutex<Option<Offset>>,
     /// The peer has just been heard of: no reason to wait before dialling it.
     pub alive: Notify,
+    /// Who sends its rows here in the peer's name.
+    pub claims: Arc<Claims>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -154,6 +166,9 @@ pub struct Share {
     pub excludes: Excludes,
     pub policy: Policy,
     pub links: Vec<Arc<Link>>,
+    /// The index knew nothing of the tree when it was opened, or little that
+    /// could be believed: what is found first is dated by its content.
+    pub first_contact: bool,
     dirty: Mutex<DirtySet>,
     /// Wakes the keeper after `dirty` has got its first path.
     pub wake: Notify,
@@ -257,6 +272,7 @@ pub struct Parts {
     pub excludes: Excludes,
     pub policy: Policy,
     pub links: Vec<Arc<Link>>,
+    pub first_contact: bool,
 }
 
 impl Share {
@@ -276,6 +292,7 @@ impl Share {
             excludes: parts.excludes,
             policy: parts.policy,
             links: parts.links,
+            first_contact: parts.first_contact,
             dirty: Mutex::default(),
             wake: Notify::new(),
             resolver,

@@ -28,6 +28,7 @@ mod plan;
 mod progress;
 mod recover;
 mod rows;
+mod start;
 
 pub use change::{Seen, differs, local_change};
 pub use clock::{Author, Clock, Reserve};
@@ -42,3 +43,4 @@ pub use plan::{Content, Install, Step, plan};
 pub use progress::Progress;
 pub use recover::{Found, recover};
 pub use rows::{Decided, Rows, Work};
+pub use start::{AtStart, Start, bears_out, start};

@@ -196,6 +196,7 @@ fn names_cannot_leave_a_folder_or_paint_a_terminal() {
             node: "web1".into(),
             replica: ReplicaId(1),
             cursor: 0,
+            bare: false,
             names: vec![(ReplicaId(2), bad.to_owned())],
         };
         assert!(check(&mut welcome).is_err(), "{bad:?}");

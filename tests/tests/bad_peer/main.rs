@@ -774,6 +774,7 @@ fn welcome_from(cursor: u64) -> Message {
         node: "mallory".to_owned(),
         replica: hostile::REPLICA,
         cursor,
+        bare: false,
         names: Vec::new(),
     }
 }
@@ -874,6 +875,7 @@ fn a_peer_that_answers_wrong_is_named_and_tried_again() {
                     node,
                     replica,
                     cursor,
+                    bare,
                     names,
                     ..
                 } = welcome()
@@ -886,6 +888,7 @@ fn a_peer_that_answers_wrong_is_named_and_tried_again() {
                     node,
                     replica,
                     cursor,
+                    bare,
                     names,
                 };
                 writer.send(&newer).await.unwrap();
