@@ -124,9 +124,7 @@ impl ShareRoot {
         let Ok(mut names) = rustix::fs::Dir::read_from(&self.fd) else {
             return false;
         };
-        names.any(|entry| {
-            entry.is_ok_and(|entry| !matches!(entry.file_name().to_bytes(), b"." | b".."))
-        })
+        names.any(|entry| entry.is_ok_and(|entry| !matches!(entry.file_name().to_bytes(), b"." | b"..")))
     }
 
     pub fn fd(&self) -> BorrowedFd<'_> {

@@ -83,7 +83,12 @@ impl Keeper {
     ) -> Keeper {
         let meta = share.index.meta();
         Keeper {
-            author: Author::new(meta.replica, meta.head, Some(meta.stamp), None),
+            author: Author::new(
+                meta.replica,
+                meta.head.max(share.began_at),
+                Some(meta.stamp),
+                None,
+            ),
             origins: Origins::new(),
             share,
             inputs,
@@ -125,6 +130,8 @@ impl Keeper {
         let mut busy = self.local_pass(force)?;
         if !self.compared && self.share.has_compared() && self.share.dirty().is_empty() {
             self.compared = true;
+            let head = self.share.index.meta().head;
+            self.share.compared_at.store(head, Ordering::Release);
             self.say_what_went_back();
         }
         if force && self.share.dirty().is_empty() && self.share.has_compared() {
@@ -243,7 +250,7 @@ impl Keeper {
                     Ok(((), Durable::Yes))
                 })?;
                 let meta = self.share.index.meta();
-                self.author = Author::new(replica, meta.head, Some(meta.stamp), None);
+                self.author = Author::new(replica, self.author.seq(), Some(meta.stamp), None);
             }
             Input::Names(names) => {
                 let known = self.share.index.meta().names;

@@ -327,11 +327,22 @@ fn open_share(
         policy: settings.conflicts,
         links,
         first_contact,
+        opened_head: meta.head,
+        began_at: first_number(meta.head),
     });
     if let Some(reason) = stopped {
         share.stop(reason);
     }
     Ok((share, inputs))
+}
+
+/// The number before the first one that a run gives: by the clock, since an index
+/// that was set back, with its filesystem say, must not number its rows as it
+/// did before. The numbers between tell that it was, see `sender`.
+fn first_number(head: u64) -> u64 {
+    /// More rows than are ever made in a second, for long: 2^12.
+    const PER_SECOND: u64 = 12;
+    head.max((now_ms() / 1000) << PER_SECOND)
 }
 
 fn index_path(state_dir: &Path, share: &str) -> PathBuf {

@@ -199,7 +199,7 @@ async fn session(connection: Connection, key: PublicKey, shares: &[Arc<Share>]) 
                 Command::Ack { durable, pending, reason } => {
                     drop(say.send(Message::Ack { durable, pending, reason }));
                 }
-                Command::Want { path, seq, entry } => fetches.add(Wanted { path, seq, entry }),
+                Command::Want { path, seq, entry, bases } => fetches.add(Wanted { path, seq, entry, bases }),
             },
             else => bail!("the share is stopped here"),
         }
@@ -294,6 +294,7 @@ struct Wanted {
     path: RelPath,
     seq: u64,
     entry: Entry,
+    bases: Vec<RelPath>,
 }
 
 impl Wanted {
@@ -356,7 +357,9 @@ impl Fetches {
     /// Begins fetching what is queued, as far as the limits allow.
     fn start(&mut self, asked: &mpsc::UnboundedSender<Message>) {
         while self.open_small.len() < SMALL_MAX && self.small_bytes < SMALL_BYTES_MAX {
-            let Some(wanted) = self.small.pop_front() else { break };
+            let Some(wanted) = self.small.pop_front() else {
+                break;
+            };
             let Some((size, hash)) = wanted.entry.content() else {
                 continue;
             };
@@ -472,11 +475,19 @@ fn put_together(wanted: &Wanted, content: &mut Vec<u8>, parts: &[Part], last: bo
             Part::Hole(bytes) if *bytes <= left => {
                 content.resize(content.len() + usize::try_from(*bytes).unwrap_or(0), 0);
             }
-            _ => return Err(format!("{} was sent with other content than announced", wanted.path)),
+            _ => {
+                return Err(format!(
+                    "{} was sent with other content than announced",
+                    wanted.path
+                ));
+            }
         }
     }
     if last && (content.len() as u64 != size || content::hash_bytes(content) != hash) {
-        return Err(format!("{} was sent with other content than announced", wanted.path));
+        return Err(format!(
+            "{} was sent with other content than announced",
+            wanted.path
+        ));
     }
     Ok(())
 }
@@ -497,7 +508,10 @@ fn fetch(
     let staged = apply::stage_file(&dirs, &wanted.path)?;
     let mut own = None;
     if size >= DELTA_MIN
-        && let Ok(base) = apply::open_file(&dirs, &wanted.path)
+        && let Some(base) = wanted
+            .bases
+            .iter()
+            .find_map(|base| apply::open_file(&dirs, base).ok())
     {
         let chunks = content::chunk_list(&base, ChunkSize::for_file(size), HAVE_MAX)?;
         own = Some(OwnChunks::new(base, chunks));

@@ -419,6 +419,12 @@ impl Keeper {
                 path: row.path.clone(),
                 seq: row.seq,
                 entry: row.row.entry.clone(),
+                // A conflict copy is most like what it was kept from.
+                bases: [Some(&row.path), row.moved_from.as_ref()]
+                    .into_iter()
+                    .flatten()
+                    .cloned()
+                    .collect(),
             };
             // A closed connection's rows come again with the next one.
             let _ = inbound.commands.send(want);

@@ -7,6 +7,7 @@
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
@@ -29,6 +30,8 @@ const BATCH_ROWS: usize = 1024;
 const BATCH_BYTES: usize = 1 << 20;
 /// What a row takes without its content, about, bytes.
 const ROW_BYTES: usize = 200;
+/// Rows to be sent are counted up to this.
+const COUNTED_MAX: usize = 1_000_000;
 const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
 const RETRY_MIN: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(5);
@@ -115,7 +118,8 @@ async fn session(share: &Arc<Share>, link: &Arc<Link>, identity: &Identity) -> a
             other.name()
         ),
     };
-    if cursor > durable {
+    let unknown = share.opened_head < cursor && cursor < share.began_at;
+    if cursor > durable || unknown {
         if meta.replica != share.first_replica {
             bail!(
                 "{} claims rows up to {cursor} of an index that this node has begun since it started and that ends at \
@@ -125,14 +129,16 @@ async fn session(share: &Arc<Share>, link: &Arc<Link>, identity: &Identity) -> a
         }
         let _ = share.inputs.send(Input::Renew).await;
         bail!(
-            "{} has rows up to {cursor} of this node's index, which ends at {durable}: the index was restored from a \
-             copy; it gets a new identity and everything is compared again",
-            link.peer
+            "{} has rows up to {cursor} of this node's index, which ended at {}: the index was restored from a copy; it \
+             gets a new identity and everything is compared again",
+            link.peer,
+            share.opened_head
         );
     }
     {
         let mut state = link.state.lock();
-        tracing::info!(share = %share.name, peer = %link.peer, "connected; {} to send", durable - cursor);
+        let to_send = share.index.read_upto(durable)?.count_after(cursor, COUNTED_MAX)?;
+        tracing::info!(share = %share.name, peer = %link.peer, "connected; {to_send} to send");
         *state = super::share::LinkState {
             connected: true,
             ..Default::default()
@@ -150,10 +156,17 @@ async fn session(share: &Arc<Share>, link: &Arc<Link>, identity: &Identity) -> a
     // Of what is already here the peer gets its own rows, too: it lacks them if
     // it has lost its index, or if that was restored from a copy.
     let outgoing = Outgoing::new(link.place, cursor, durable);
-    // What changes from now on the peer cannot have.
-    let bare_upto = if bare { durable } else { 0 };
+    // What changes from now on the peer cannot have; what is found by comparing
+    // it may.
+    let bare_upto = bare.then_some(durable);
     let _tasks = Tasks(vec![
-        tokio::spawn(prepare_batches(Arc::clone(share), outgoing, cursor, bare_upto, batches)),
+        tokio::spawn(prepare_batches(
+            Arc::clone(share),
+            outgoing,
+            cursor,
+            bare_upto,
+            batches,
+        )),
         tokio::spawn(prepare_contents(Arc::clone(share), wanted, pieces)),
         tokio::spawn(async move {
             loop {
@@ -251,7 +264,7 @@ async fn prepare_batches(
     share: Arc<Share>,
     mut outgoing: Outgoing,
     mut sent: u64,
-    bare_upto: u64,
+    bare: Option<u64>,
     batches: mpsc::Sender<Message>,
 ) {
     let mut head = share.head.subscribe();
@@ -266,6 +279,7 @@ async fn prepare_batches(
             return;
         };
         let task_share = Arc::clone(&share);
+        let bare_upto = bare.map_or(0, |upto| upto.max(share.compared_at.load(Ordering::Acquire)));
         let built = tokio::task::spawn_blocking(move || {
             let built = build_batches(&task_share, &mut outgoing, told, durable, bare_upto);
             (outgoing, built)
@@ -358,7 +372,8 @@ fn build_batches(
 /// to `bare_upto`.
 fn inline_size(record: &Record, bare_upto: u64) -> Option<usize> {
     let (size, _) = record.row.live()?.content()?;
-    (size <= INLINE_MAX && record.moved_from.is_none() && record.seq > bare_upto).then_some(usize::try_from(size).ok()?)
+    (size <= INLINE_MAX && record.moved_from.is_none() && record.seq > bare_upto)
+        .then_some(usize::try_from(size).ok()?)
 }
 
 /// The content to send with a row: none if it is big, or most likely there

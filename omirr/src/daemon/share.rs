@@ -93,6 +93,8 @@ pub enum Command {
         seq: u64,
         /// A file's.
         entry: Entry,
+        /// Where this node may have most of the content, best first.
+        bases: Vec<RelPath>,
     },
     Ack {
         durable: u64,
@@ -169,6 +171,13 @@ pub struct Share {
     /// The index knew nothing of the tree when it was opened, or little that
     /// could be believed: what is found first is dated by its content.
     pub first_contact: bool,
+    /// The head when everything in the tree had been looked at once since the
+    /// start; `u64::MAX` before.
+    pub compared_at: AtomicU64,
+    /// The head when the index was opened, and the number before the first one
+    /// that this run gives.
+    pub opened_head: u64,
+    pub began_at: u64,
     dirty: Mutex<DirtySet>,
     /// Wakes the keeper after `dirty` has got its first path.
     pub wake: Notify,
@@ -273,6 +282,8 @@ pub struct Parts {
     pub policy: Policy,
     pub links: Vec<Arc<Link>>,
     pub first_contact: bool,
+    pub opened_head: u64,
+    pub began_at: u64,
 }
 
 impl Share {
@@ -293,6 +304,9 @@ impl Share {
             policy: parts.policy,
             links: parts.links,
             first_contact: parts.first_contact,
+            compared_at: AtomicU64::new(u64::MAX),
+            opened_head: parts.opened_head,
+            began_at: parts.began_at,
             dirty: Mutex::default(),
             wake: Notify::new(),
             resolver,

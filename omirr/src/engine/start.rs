@@ -93,14 +93,69 @@ mod tests {
         };
         let cases = [
             (same, Start::GoOn),
-            (AtStart { other_root: true, ..same }, Start::OtherRoot),
-            (AtStart { other_root: true, live: 1, ..same }, Start::GoOn),
-            (AtStart { root_is_empty: true, ..same }, Start::Emptied),
-            (AtStart { root_is_empty: true, live: 5, ..same }, Start::GoOn),
-            (AtStart { index_is_copy: true, ..same }, Start::Doubt),
-            (AtStart { index_is_copy: true, other_root: true, ..same }, Start::Doubt),
-            (AtStart { index_is_copy: true, root_is_empty: true, live: 5, ..same }, Start::Emptied),
-            (AtStart { index_is_copy: true, root_is_empty: true, live: 1, ..same }, Start::Doubt),
+            (
+                AtStart {
+                    other_root: true,
+                    ..same
+                },
+                Start::OtherRoot,
+            ),
+            (
+                AtStart {
+                    other_root: true,
+                    live: 1,
+                    ..same
+                },
+                Start::GoOn,
+            ),
+            (
+                AtStart {
+                    root_is_empty: true,
+                    ..same
+                },
+                Start::Emptied,
+            ),
+            (
+                AtStart {
+                    root_is_empty: true,
+                    live: 5,
+                    ..same
+                },
+                Start::GoOn,
+            ),
+            (
+                AtStart {
+                    index_is_copy: true,
+                    ..same
+                },
+                Start::Doubt,
+            ),
+            (
+                AtStart {
+                    index_is_copy: true,
+                    other_root: true,
+                    ..same
+                },
+                Start::Doubt,
+            ),
+            (
+                AtStart {
+                    index_is_copy: true,
+                    root_is_empty: true,
+                    live: 5,
+                    ..same
+                },
+                Start::Emptied,
+            ),
+            (
+                AtStart {
+                    index_is_copy: true,
+                    root_is_empty: true,
+                    live: 1,
+                    ..same
+                },
+                Start::Doubt,
+            ),
         ];
         for (found, expected) in cases {
             assert_eq!(start(found), expected, "{found:?}");

@@ -73,7 +73,10 @@ mod tests {
         assert_eq!(Home::of(&file, [1; 32]).unwrap().differs_from(&home), None);
         std::fs::copy(&file, &copy).unwrap();
         let copied = Home::of(&copy, [1; 32]).unwrap();
-        assert_eq!(copied.differs_from(&home), Some("it was last used in another file"));
+        assert_eq!(
+            copied.differs_from(&home),
+            Some("it was last used in another file")
+        );
         let other = Home {
             machine: "another".to_owned(),
             ..home.clone()
@@ -82,8 +85,14 @@ mod tests {
             machine: "this".to_owned(),
             ..home.clone()
         };
-        assert_eq!(of_other.differs_from(&other), Some("it was last used on another machine"));
+        assert_eq!(
+            of_other.differs_from(&other),
+            Some("it was last used on another machine")
+        );
         let new_key = Home::of(&file, [2; 32]).unwrap();
-        assert_eq!(new_key.differs_from(&home), Some("it was last used with another key"));
+        assert_eq!(
+            new_key.differs_from(&home),
+            Some("it was last used with another key")
+        );
     }
 }

@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use redb::{Database, MultimapTable, ReadableTable, Table};
 use serde::Serialize;
 
-use super::{FORMAT, GROUPS, HOME, Home, INODES, INTENTS, IndexError, META, Meta, NAMES, PeerState, ROWS, SEQS};
+use super::{
+    FORMAT, GROUPS, HOME, Home, INODES, INTENTS, IndexError, META, Meta, NAMES, PeerState, ROWS, SEQS,
+};
 use super::{read, storage};
 use crate::engine::is_conflict_path;
 use crate::model::{LinkGroup, Record, RelPath, ReplicaId, Row, StatSig};
@@ -207,7 +209,9 @@ impl Writer<'_> {
 
     /// Forgets a path altogether, as if nothing had ever been known of it.
     pub fn disown(&mut self, path: &RelPath) -> Result<(), IndexError> {
-        let Some(mut old) = self.get(path)? else { return Ok(()) };
+        let Some(mut old) = self.get(path)? else {
+            return Ok(());
+        };
         // By way of a tombstone, which takes it out of all other tables.
         old.row.deleted = true;
         old.sig = None;
