@@ -46,6 +46,30 @@ pub fn refused(config: &Path) -> String {
     said
 }
 
+/// Copies a file or a folder with everything that is in it, attributes, holes
+/// and links included.
+pub fn copy_all(from: &Path, to: &Path) {
+    let copied = Command::new("cp")
+        .args(["-a", "--reflink=auto"])
+        .args([from, to])
+        .output()
+        .expect("cp can be started");
+    assert!(
+        copied.status.success(),
+        "{}",
+        String::from_utf8_lossy(&copied.stderr)
+    );
+}
+
+/// Makes a private key; returns the public one.
+fn generate_key(file: &Path) -> String {
+    let made = omirr(&["key", "generate", file.to_str().expect("test paths are UTF-8")]);
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let printed = String::from_utf8(made.stdout).expect("omirr prints UTF-8");
+    let key = printed.split_whitespace().last();
+    key.expect("the key is the last word").to_owned()
+}
+
 /// A port that was free a moment ago.
 pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0")
@@ -96,19 +120,7 @@ impl Node {
         let folder = base.join(name);
         let share = folder.join("share");
         std::fs::create_dir_all(&share).expect("the test's folder can be made");
-        let key_file = folder.join("node.key");
-        let made = omirr(&[
-            "key",
-            "generate",
-            key_file.to_str().expect("test paths are UTF-8"),
-        ]);
-        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-        let printed = String::from_utf8(made.stdout).expect("omirr prints UTF-8");
-        let key = printed
-            .split_whitespace()
-            .last()
-            .expect("the key is the last word")
-            .to_owned();
+        let key = generate_key(&folder.join("node.key"));
         Node {
             name: name.to_owned(),
             folder,
@@ -123,6 +135,27 @@ impl Node {
             launcher: None,
             child: None,
         }
+    }
+
+    /// A copy of everything that a node is: key, state and tree, as a backup or a
+    /// cloned machine has them. It has a port of its own, for want of a machine.
+    pub fn cloned(&self, base: &Path, folder: &str) -> Node {
+        let mut node = Node::new(base, folder);
+        std::fs::remove_dir_all(&node.folder).expect("the fresh folder can go again");
+        copy_all(&self.folder, &node.folder);
+        node.name.clone_from(&self.name);
+        node.key.clone_from(&self.key);
+        node.peers.clone_from(&self.peers);
+        node.tracer.clone_from(&self.tracer);
+        node.share_options.clone_from(&self.share_options);
+        node
+    }
+
+    /// Gives the node a new key, of which its peers know nothing yet.
+    pub fn renew_key(&mut self) {
+        let file = self.folder.join("node.key");
+        std::fs::remove_file(&file).expect("the node has a key");
+        self.key = generate_key(&file);
     }
 
     pub fn knows(&mut self, other: &Node) {

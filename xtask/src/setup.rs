@@ -129,7 +129,7 @@ const GUEST_TOOLS: [(&str, &str); 8] = [
 
 /// What the tests of nodes on this machine take: the program or file that shows
 /// it, its package, and what for.
-const TEST_TOOLS: [(&str, &str); 8] = [
+const TEST_TOOLS: [(&str, &str); 10] = [
     ("/usr/src/linux-source-6.1.tar.xz", "linux-source-6.1"),
     ("setfattr", "attr"),
     ("setfacl", "acl"),
@@ -137,6 +137,8 @@ const TEST_TOOLS: [(&str, &str); 8] = [
     ("xz", "xz-utils"),
     ("ip", "iproute2"),
     ("rsync", "rsync"),
+    ("sqlite3", "sqlite3"),
+    ("mkfs.ext4", "e2fsprogs"),
     (
         "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1",
         "libfaketime",

@@ -135,6 +135,15 @@ impl ShareRoot {
         ))
     }
 
+    /// Whether there is anything in the root directory; if it cannot be read it
+    /// counts as empty.
+    pub fn has_entries(&self) -> bool {
+        let Ok(mut names) = rustix::fs::Dir::read_from(&self.fd) else {
+            return false;
+        };
+        names.any(|entry| entry.is_ok_and(|entry| !matches!(entry.file_name().to_bytes(), b"." | b"..")))
+    }
+
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }

@@ -35,6 +35,8 @@ const IDLE_AFTER: Duration = Duration::from_secs(2);
 /// So many nodes' names are kept, for the names of conflict copies: they are
 /// written with every commit, and a peer could tell any number.
 const NAMES_MAX: usize = 1024;
+/// From so many files on that went back in time, a restored tree is suspected.
+const WENT_BACK_MIN: u64 = 3;
 /// How many waiting rows `status` names.
 const WAITING_SHOWN: usize = 20;
 
@@ -57,6 +59,10 @@ pub struct Keeper {
     pub(super) renamed: Renamed,
     /// Who waits for everything dirty to be looked at.
     barriers: VecDeque<oneshot::Sender<u64>>,
+    /// Everything in the tree was looked at once.
+    pub(super) compared: bool,
+    /// Files that the first comparison found with an older content than before.
+    pub(super) went_back: u64,
     idle_since: Instant,
     trimmed: bool,
     /// Why a waiting row waits, as it was last said in the log.
@@ -65,9 +71,9 @@ pub struct Keeper {
     pub(super) said: FxHashSet<Box<str>>,
 }
 
-/// Goes on where the index ends.
-fn author_of(meta: &Meta) -> Author {
-    let mut author = Author::new(meta.replica, meta.head, Some(meta.stamp), None);
+/// Goes on where the index ends, or after the number `at_least`.
+fn author_of(meta: &Meta, at_least: u64) -> Author {
+    let mut author = Author::new(meta.replica, meta.head.max(at_least), Some(meta.stamp), None);
     if let Some(stamp) = meta.forgotten {
         author.forgets(stamp);
     }
@@ -94,7 +100,7 @@ impl Keeper {
         runtime: tokio::runtime::Handle,
     ) -> Keeper {
         Keeper {
-            author: author_of(&share.index.meta()),
+            author: author_of(&share.index.meta(), share.began_at),
             origins: Origins::new(),
             share,
             inputs,
@@ -106,6 +112,8 @@ impl Keeper {
             pending: FxHashMap::default(),
             renamed: Renamed::default(),
             barriers: VecDeque::new(),
+            compared: false,
+            went_back: 0,
             idle_since: Instant::now(),
             trimmed: false,
             told: FxHashMap::default(),
@@ -135,6 +143,12 @@ impl Keeper {
     fn step(&mut self) -> anyhow::Result<bool> {
         let force = !self.barriers.is_empty();
         let mut busy = self.local_pass(force)?;
+        if !self.compared && self.share.has_compared() && self.share.dirty().is_empty() {
+            self.compared = true;
+            let head = self.share.index.meta().head;
+            self.share.compared_at.store(head, Ordering::Release);
+            self.say_what_went_back();
+        }
         if force && self.share.dirty().is_empty() && self.share.has_compared() {
             // Conflict copies of what was applied are rows of this node's own.
             self.flush()?;
@@ -168,6 +182,18 @@ impl Keeper {
             return Ok(!*self.stop.borrow());
         }
         self.wait()
+    }
+
+    /// Tells the operator of a tree that was restored beneath its index.
+    fn say_what_went_back(&self) {
+        if self.went_back >= WENT_BACK_MIN {
+            tracing::warn!(
+                share = %self.share.name,
+                "{} files have older contents than when omirr last saw them: if the tree was restored from a backup, \
+                 this counts as a change made here, and the peers get the older contents, too",
+                self.went_back
+            );
+        }
     }
 
     fn next_input(&mut self) -> Option<Input> {
@@ -244,7 +270,7 @@ impl Keeper {
                     meta.names.push((replica, node));
                     Ok(((), Durable::Yes))
                 })?;
-                self.author = author_of(&self.share.index.meta());
+                self.author = author_of(&self.share.index.meta(), self.author.seq());
             }
             Input::Names(names) => {
                 let known = self.share.index.meta().names;

@@ -18,7 +18,7 @@ use super::share::Figures;
 use crate::apply::{self, Dirs};
 use crate::engine::{self, Name, Rows, Seen};
 use crate::index::{Durable, IndexError, Reader};
-use crate::model::{Here, LinkGroup, Record, RelPath, StatSig};
+use crate::model::{Entry, Here, LinkGroup, Record, RelPath, StatSig};
 use crate::observe;
 
 /// So many paths are looked at before their rows are written.
@@ -72,6 +72,30 @@ impl Keeper {
         if taken.is_empty() {
             return Ok(false);
         }
+        self.look_and_write(taken)?;
+        Ok(true)
+    }
+
+    /// Looks at paths of which peers have rows, before those are decided: until
+    /// the tree has been compared, the index cannot say what is there.
+    pub(super) fn look_first(&mut self, paths: impl Iterator<Item = RelPath>) -> anyhow::Result<()> {
+        let now = Instant::now();
+        let hint = Hint {
+            content: true,
+            ..Hint::default()
+        };
+        let mut taken = Vec::new();
+        {
+            let mut dirty = self.share.dirty();
+            for path in paths {
+                dirty.add(path.clone(), hint, now);
+                taken.extend(dirty.remove(&path).map(|dirt| (path, dirt)));
+            }
+        }
+        self.look_and_write(taken)
+    }
+
+    fn look_and_write(&mut self, taken: Vec<(RelPath, Dirt)>) -> anyhow::Result<()> {
         let reader = self.share.index.read()?;
         let mut looks = self.look_at_all(&reader, taken)?;
         // After looking: what a directory lost after it was moved away from the
@@ -81,8 +105,7 @@ impl Keeper {
         }
         self.put_back_incoherent(&reader, &mut looks)?;
         link(&reader, &mut looks)?;
-        self.write_rows(&reader, looks)?;
-        Ok(true)
+        self.write_rows(&reader, looks)
     }
 
     /// Looks at the paths, at what lies beneath those that turn out to be new
@@ -244,7 +267,17 @@ impl Keeper {
             // When the change was made, not when it was seen: what a scan finds
             // after a long absence must not win over what peers did since.
             let when_ms = match seen {
-                Seen::Present(_) => look.sig.map(|sig| sig.ctime.millis()),
+                Seen::Present(entry) => look.sig.map(|sig| {
+                    let known = look.record.as_ref().and_then(|record| record.row.live());
+                    self.went_back +=
+                        u64::from(!self.compared && known.is_some_and(|known| has_gone_back(known, entry)));
+                    match self.share.first_contact && !self.compared && look.record.is_none() {
+                        // A restored tree has new change times, and old contents
+                        // that must not win over what peers did since.
+                        true => sig.ctime.millis().min(sig.mtime.millis()),
+                        false => sig.ctime.millis(),
+                    }
+                }),
                 Seen::Absent => gone_since(&dirs, path, &mut parents),
             };
             observed.push(engine::Observed {
@@ -300,6 +333,11 @@ impl Keeper {
         }
         Ok(())
     }
+}
+
+/// Whether a file has another content than before and is older than that.
+fn has_gone_back(known: &Entry, now: &Entry) -> bool {
+    known.content().is_some() && now.content().is_some() && known.kind != now.kind && now.mtime < known.mtime
 }
 
 /// Gives the files that were found their hard-link groups.

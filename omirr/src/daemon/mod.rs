@@ -7,9 +7,11 @@
 //! receiver (`receiver`). One event source serves all shares (`events`).
 //! Decisions are the engine's; here is only who talks to whom, and when to end.
 
+mod claim;
 mod conflicts;
 pub mod control;
 mod dirty;
+mod doubt;
 mod events;
 mod journal;
 mod keeper;
@@ -47,8 +49,9 @@ use tokio::sync::watch;
 
 use crate::apply::ShareRoot;
 use crate::config::Config;
-use crate::index::{Durable, Index};
-use crate::net::{Identity, Listener};
+use crate::engine::{self, AtStart, Start};
+use crate::index::{Durable, Home, Index};
+use crate::net::{Identity, Listener, PublicKey};
 use crate::source::ebpf::pins;
 use keeper::Keeper;
 use share::{Link, Parts, Share};
@@ -115,7 +118,7 @@ async fn run_once(config: &Config, config_path: &Path, state: &StateDir) -> anyh
     let mut shares = Vec::new();
     let mut keepers = BTreeMap::new();
     for (name, settings) in &config.shares {
-        let (share, inputs) = open_share(config, name, settings, state.path())
+        let (share, inputs) = open_share(config, identity.public_key(), name, settings, state.path())
             .with_context(|| format!("share {name} cannot be served"))?;
         if share.stopped().is_none() {
             let path = index_path(state.path(), name);
@@ -226,6 +229,7 @@ async fn wait_for_end(config_path: &Path) -> anyhow::Result<End> {
 
 fn open_share(
     config: &Config,
+    key: PublicKey,
     name: &str,
     settings: &crate::config::Share,
     state_dir: &Path,
@@ -244,7 +248,60 @@ fn open_share(
         }
         Ok(((), Durable::Yes))
     })?;
+    let path = index_path(state_dir, name);
+    let home = Home::of(&path, *key.as_bytes())?;
+    let copied = index.home().and_then(|known| home.differs_from(known));
     let meta = index.meta();
+    let first_contact = meta.head == 0 || copied.is_some();
+    let start = engine::start(AtStart {
+        live: meta.live,
+        index_is_copy: copied.is_some(),
+        other_root: meta.root.is_some_and(|known| known != identity),
+        root_is_empty: !root.has_entries(),
+    });
+    let mut stopped = None;
+    match start {
+        Start::GoOn => index.write(|w| {
+            w.meta().root = Some(identity);
+            if index.home() != Some(&home) {
+                w.set_home(home);
+            }
+            Ok(((), Durable::Yes))
+        })?,
+        Start::Doubt => {
+            let doubted = doubt::doubt(&index, &root, &settings.excludes, home, &config.node.name)?;
+            tracing::warn!(
+                share = %name,
+                "{} is a copy of an index: {}; it takes a new identity, and {} of its {} entries, which are not on \
+                 disk as it has them, are compared with the peers as if they were new; nothing counts as deleted",
+                path.display(),
+                copied.unwrap_or_default(),
+                doubted.forgotten,
+                doubted.rows,
+            );
+        }
+        // Another inode, or the same number on another filesystem: most likely
+        // the share's filesystem is not mounted. Were it taken for the share,
+        // everything in it would count as deleted.
+        Start::OtherRoot => {
+            stopped = Some(format!(
+                "{} is not the directory that was mirrored before (is its filesystem mounted?); if it was replaced \
+                 on purpose, stop omirr, remove {} and start it again: it will be compared anew and nothing is deleted",
+                settings.path.display(),
+                path.display()
+            ));
+        }
+        Start::Emptied => {
+            stopped = Some(format!(
+                "{} is empty, and had {} entries when it was last mirrored (is its filesystem mounted?); to have it \
+                 filled from the peers, stop omirr, remove {} and start it again; if it was emptied on purpose, make \
+                 a file in it and start omirr again",
+                settings.path.display(),
+                meta.live - 1,
+                path.display()
+            ));
+        }
+    }
     let links = settings
         .peers
         .iter()
@@ -261,6 +318,7 @@ fn open_share(
                 acked: watch::Sender::new(0),
                 marks: Default::default(),
                 alive: tokio::sync::Notify::new(),
+                claims: Default::default(),
                 state: Default::default(),
                 clock: Default::default(),
             })
@@ -274,26 +332,23 @@ fn open_share(
         excludes: settings.excludes.clone(),
         policy: settings.conflicts,
         links,
+        first_contact,
+        opened_head: meta.head,
+        began_at: first_number(meta.head),
     });
-    match meta.root {
-        // Another inode, or the same number on another filesystem: most likely
-        // the share's filesystem is not mounted. Were it taken for the share,
-        // everything in it would count as deleted.
-        Some(known) if known != identity && meta.live > 1 => share.stop(format!(
-            "{} is not the directory that was mirrored before (is its filesystem mounted?); if it was replaced on \
-             purpose, stop omirr, remove {} and start it again: it will be compared anew and nothing is deleted",
-            settings.path.display(),
-            index_path(state_dir, name).display()
-        )),
-        Some(known) if known == identity => {}
-        _ => {
-            share.index.write(|w| {
-                w.meta().root = Some(identity);
-                Ok(((), Durable::Yes))
-            })?;
-        }
+    if let Some(reason) = stopped {
+        share.stop(reason);
     }
     Ok((share, inputs))
+}
+
+/// The number before the first one that a run gives: by the clock, since an index
+/// that was set back, with its filesystem say, must not number its rows as it
+/// did before. The numbers between tell that it was, see `sender`.
+fn first_number(head: u64) -> u64 {
+    /// More rows than are ever made in a second, for long: 2^12.
+    const PER_SECOND: u64 = 12;
+    head.max((now_ms() / 1000) << PER_SECOND)
 }
 
 fn index_path(state_dir: &Path, share: &str) -> PathBuf {

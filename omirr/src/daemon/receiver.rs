@@ -11,11 +11,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::bail;
+use bytes::Bytes;
 use rayon::prelude::*;
 use rustc_hash::FxHashMap;
 use tokio::sync::{mpsc, watch};
 
-use super::share::{Arrival, Command, Figures, Inbound, Input, Link, Share};
+use super::sender::INLINE_MAX;
+use super::share::{Arrival, Command, Fetched, Figures, Inbound, Input, Link, Share};
 use crate::apply::{self, Ahead, ApplyError, DirFd, Ready, Staged};
 use crate::content::{self, Assembler, ChunkSize, OwnChunks};
 use crate::engine::{self, Verdict};
@@ -26,6 +28,10 @@ use crate::wire::{Message, PROTOCOL, Part, WireRow};
 
 /// Files that are asked for and not complete.
 const FETCHES_MAX: usize = 16;
+/// As many that are small: together they take 16 MiB of memory at most, and a
+/// sender takes twice as many requests at once.
+const SMALL_MAX: usize = 512;
+const SMALL_BYTES_MAX: u64 = 16 << 20;
 /// From this size on a file that is here in an older version is asked for by
 /// the chunks that it lacks, bytes.
 const DELTA_MIN: u64 = 256 << 10;
@@ -112,9 +118,23 @@ async fn session(connection: Connection, key: PublicKey, shares: &[Arc<Share>]) 
             .await?;
         return Ok(());
     }
+    let held = match link.claims.take(address.to_string()).await {
+        Ok(held) => held,
+        Err(other) => {
+            let reason = format!(
+                "{} is connected already, from {other}, and this is another node with its key: was it cloned? Give one \
+                 of them a key of its own (omirr key generate) and add it to its peers' configurations",
+                link.peer
+            );
+            writer.send(&refuse(reason.clone())).await?;
+            bail!("{node} ({address}): {reason}");
+        }
+    };
     let meta = share.index.meta();
     let known = &meta.peers[link.place as usize];
     let cursor = if known.replica == replica { known.cursor } else { 0 };
+    // Of two trees that meet for the first time most is the same, or all.
+    let bare = cursor == 0 && (meta.live > 1 || share.root.has_entries());
     let _ = share.inputs.send(Input::Names(names)).await;
     writer
         .send(&Message::Welcome {
@@ -123,6 +143,7 @@ async fn session(connection: Connection, key: PublicKey, shares: &[Arc<Share>]) 
             node: share.node.clone(),
             replica: meta.replica,
             cursor,
+            bare,
             names: meta.names,
             head: meta.head,
         })
@@ -192,10 +213,14 @@ async fn session(connection: Connection, key: PublicKey, shares: &[Arc<Share>]) 
                             bail!("the share is stopped here");
                         }
                     }
+                    // Only asked for on a second node's account.
+                    Message::Pong { .. } => held.is_alive(),
                     Message::Ping => drop(say.send(Message::Pong { clock_ms: super::now_ms() })),
                     other => bail!("{} sends a message of kind {}, which is not for this node to receive", link.peer, other.name()),
                 }
             }
+            () = held.asked() => drop(say.send(Message::Ping)),
+            () = held.given_up() => bail!("{} has connected anew, and does not answer here", link.peer),
             Some(order) = orders.recv() => match order {
                 Command::Ack { durable, pending, reason, head } => {
                     drop(say.send(Message::Ack { durable, pending, reason, head }));
@@ -204,7 +229,7 @@ async fn session(connection: Connection, key: PublicKey, shares: &[Arc<Share>]) 
                     plains += 1;
                     drop(say.send(Message::Plain { after, upto }));
                 }
-                Command::Want { path, seq, entry } => fetches.queue.push_back(Wanted { path, seq, entry }),
+                Command::Want { path, seq, entry, bases } => fetches.add(Wanted { path, seq, entry, bases }),
             },
             else => bail!("the share is stopped here"),
         }
@@ -301,6 +326,14 @@ struct Wanted {
     path: RelPath,
     seq: u64,
     entry: Entry,
+    bases: Vec<RelPath>,
+}
+
+impl Wanted {
+    /// Bytes of content.
+    fn size(&self) -> u64 {
+        self.entry.content().map_or(0, |(size, _)| size)
+    }
 }
 
 /// What the sender answers to a request, in order.
@@ -310,13 +343,21 @@ enum Piece {
 }
 
 /// The contents that are on their way.
+///
+/// What a batch could have carried is put together in memory, since a tree of
+/// small files that is asked for must not cost a thread and a round trip each;
+/// what is bigger goes to a file as it comes.
 struct Fetches {
     share: Arc<Share>,
     inbound: Arc<Inbound>,
     next_id: u64,
     queue: VecDeque<Wanted>,
+    small: VecDeque<Wanted>,
     /// By id: where the answer goes.
     open: FxHashMap<u64, mpsc::Sender<Piece>>,
+    open_small: FxHashMap<u64, (Wanted, Vec<u8>)>,
+    /// What those will be together, bytes.
+    small_bytes: u64,
 }
 
 impl Fetches {
@@ -326,26 +367,62 @@ impl Fetches {
             inbound: Arc::clone(inbound),
             next_id: 0,
             queue: VecDeque::new(),
+            small: VecDeque::new(),
             open: FxHashMap::default(),
+            open_small: FxHashMap::default(),
+            small_bytes: 0,
         }
     }
 
-    /// Begins fetching what is queued, as far as the limit allows.
+    fn add(&mut self, wanted: Wanted) {
+        match wanted.size() <= INLINE_MAX {
+            true => self.small.push_back(wanted),
+            false => self.queue.push_back(wanted),
+        }
+    }
+
+    fn next_id(&mut self) -> u64 {
+        self.next_id += 1;
+        self.next_id - 1
+    }
+
+    /// Begins fetching what is queued, as far as the limits allow.
     fn start(&mut self, asked: &mpsc::UnboundedSender<Message>) {
+        while self.open_small.len() < SMALL_MAX && self.small_bytes < SMALL_BYTES_MAX {
+            let Some(wanted) = self.small.pop_front() else {
+                break;
+            };
+            let Some((size, hash)) = wanted.entry.content() else {
+                continue;
+            };
+            let id = self.next_id();
+            let want = Message::Want {
+                id,
+                path: wanted.path.clone(),
+                size,
+                hash,
+                have: Vec::new(),
+            };
+            // A connection that has ended delivers nothing, and all begins anew
+            // with the next one.
+            drop(asked.send(want));
+            self.small_bytes += size;
+            self.open_small.insert(id, (wanted, Vec::new()));
+        }
         // One that has given up, on a full disk say, makes room.
         self.open.retain(|_, pieces| !pieces.is_closed());
         while self.open.len() < FETCHES_MAX {
             let Some(wanted) = self.queue.pop_front() else {
                 return;
             };
-            let id = self.next_id;
-            self.next_id += 1;
+            let id = self.next_id();
             let (pieces, incoming) = mpsc::channel(4);
             self.open.insert(id, pieces);
             let (share, inbound, asked) = (Arc::clone(&self.share), Arc::clone(&self.inbound), asked.clone());
             tokio::task::spawn_blocking(move || {
-                let outcome =
-                    fetch(&share, id, &wanted, &asked, incoming).map_err(|error| format!("{error:#}"));
+                let outcome = fetch(&share, id, &wanted, &asked, incoming)
+                    .map(Fetched::Staged)
+                    .map_err(|error| format!("{error:#}"));
                 let Wanted { path, seq, .. } = wanted;
                 if !inbound.closed.load(Ordering::Acquire) {
                     // The keeper has ended if this fails; nothing waits then.
@@ -362,6 +439,9 @@ impl Fetches {
 
     async fn answer(&mut self, id: u64, piece: Piece) -> anyhow::Result<()> {
         let last = !matches!(piece, Piece::Parts(_, false));
+        if let Some((wanted, content)) = self.open_small.remove(&id) {
+            return self.answer_small(id, wanted, content, piece).await;
+        }
         let Some(pieces) = self.open.get(&id) else {
             if id < self.next_id {
                 // For one that has given up.
@@ -376,6 +456,72 @@ impl Fetches {
         }
         Ok(())
     }
+
+    async fn answer_small(
+        &mut self,
+        id: u64,
+        wanted: Wanted,
+        mut content: Vec<u8>,
+        piece: Piece,
+    ) -> anyhow::Result<()> {
+        let outcome = match piece {
+            Piece::Gone(reason) => Err(reason),
+            Piece::Parts(parts, last) => {
+                let bytes = parts.iter().map(Part::data_bytes).sum();
+                Figures::add(&self.share.figures.content_received_bytes, bytes);
+                match put_together(&wanted, &mut content, &parts, last) {
+                    Err(reason) => Err(reason),
+                    Ok(()) if last => Ok(Fetched::Whole(Bytes::from(content))),
+                    Ok(()) => {
+                        self.open_small.insert(id, (wanted, content));
+                        return Ok(());
+                    }
+                }
+            }
+        };
+        self.small_bytes -= wanted.size();
+        let Wanted { path, seq, .. } = wanted;
+        let inbound = Arc::clone(&self.inbound);
+        let input = Input::Content {
+            inbound,
+            path,
+            seq,
+            outcome,
+        };
+        if self.share.inputs.send(input).await.is_err() {
+            bail!("the share is stopped here");
+        }
+        Ok(())
+    }
+}
+
+/// Adds parts to a small content; the last ones must complete it.
+fn put_together(wanted: &Wanted, content: &mut Vec<u8>, parts: &[Part], last: bool) -> Result<(), String> {
+    let Some((size, hash)) = wanted.entry.content() else {
+        return Err(format!("{} has no content to be fetched", wanted.path));
+    };
+    for part in parts {
+        let left = size - content.len() as u64;
+        match part {
+            Part::Data(data) if data.len() as u64 <= left => content.extend_from_slice(data),
+            Part::Hole(bytes) if *bytes <= left => {
+                content.resize(content.len() + usize::try_from(*bytes).unwrap_or(0), 0);
+            }
+            _ => {
+                return Err(format!(
+                    "{} was sent with other content than announced",
+                    wanted.path
+                ));
+            }
+        }
+    }
+    if last && (content.len() as u64 != size || content::hash_bytes(content) != hash) {
+        return Err(format!(
+            "{} was sent with other content than announced",
+            wanted.path
+        ));
+    }
+    Ok(())
 }
 
 /// Asks for one file and stages it; returns when it is complete and as the row
@@ -394,7 +540,10 @@ fn fetch(
     let staged = apply::stage_file(&dirs, &wanted.path, &wanted.entry)?;
     let mut own = None;
     if size >= DELTA_MIN
-        && let Ok(base) = apply::open_file(&dirs, &wanted.path)
+        && let Some(base) = wanted
+            .bases
+            .iter()
+            .find_map(|base| apply::open_file(&dirs, base).ok())
     {
         let chunks = content::chunk_list(&base, ChunkSize::for_file(size), HAVE_MAX)?;
         own = Some(OwnChunks::new(base, chunks));

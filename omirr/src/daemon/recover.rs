@@ -120,6 +120,10 @@ pub(super) fn recover(share: &Share, journal: &Path) -> anyhow::Result<()> {
         for (path, _) in &intents {
             w.settle(path)?;
         }
+        if !done.is_empty() {
+            let meta = w.meta();
+            meta.head = meta.head.max(share.began_at);
+        }
         for (path, row, sig, here) in done {
             let seq = w.next_seq();
             w.put(

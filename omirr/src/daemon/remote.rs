@@ -25,9 +25,9 @@ use super::dirty::Hint;
 use super::keeper::{Keeper, RETRY_AFTER};
 use super::locks::lock_again;
 use super::look::is_dir;
-use super::share::{Arrival, Command, Figures, Inbound};
+use super::share::{Arrival, Command, Fetched, Figures, Inbound};
 use super::steps::{Outcome, execute, stage, step_once};
-use crate::apply::{self, ApplyError, Dirs, Ready};
+use crate::apply::{self, ApplyError, Dirs};
 use crate::engine::{self, Arrived, Content, Context, Decided, Expansion, Install, Progress, Step, Work};
 use crate::index::{Durable, Reader};
 use crate::model::{Record, RelPath};
@@ -116,7 +116,7 @@ impl Keeper {
         group: &mut Group,
         path: &RelPath,
         seq: u64,
-        outcome: Result<Ready, String>,
+        outcome: Result<Fetched, String>,
     ) {
         let key = (group.inbound.place, path.clone());
         let current =
@@ -125,13 +125,16 @@ impl Keeper {
             return;
         };
         match outcome {
-            Ok(ready) => {
-                if let Some(Pending { row, tries, .. }) = self.pending.remove(&key) {
-                    group.add(Arrival {
-                        row,
-                        ready: Some(ready),
-                        tries,
-                    });
+            Ok(fetched) => {
+                if let Some(Pending { mut row, tries, .. }) = self.pending.remove(&key) {
+                    let ready = match fetched {
+                        Fetched::Staged(ready) => Some(ready),
+                        Fetched::Whole(content) => {
+                            row.inline = Some(content);
+                            None
+                        }
+                    };
+                    group.add(Arrival { row, ready, tries });
                 }
             }
             Err(reason) => {
@@ -156,6 +159,9 @@ impl Keeper {
             self.delivered(&inbound).upto = upto;
         } else if arrivals.is_empty() {
             return Ok(());
+        }
+        if !self.compared {
+            self.look_first(arrivals.iter().map(|arrival| arrival.row.path.clone()))?;
         }
         let mut rows = Vec::new();
         let mut arrivals = arrivals.into_iter();
@@ -514,6 +520,12 @@ impl Keeper {
                 path: row.path.clone(),
                 seq: row.seq,
                 entry: row.row.entry.clone(),
+                // A conflict copy is most like what it was kept from.
+                bases: [Some(&row.path), row.moved_from.as_ref()]
+                    .into_iter()
+                    .flatten()
+                    .cloned()
+                    .collect(),
             };
             // A closed connection's rows come again with the next one.
             let _ = inbound.commands.send(want);

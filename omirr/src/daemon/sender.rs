@@ -7,6 +7,7 @@
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
@@ -29,6 +30,8 @@ const BATCH_ROWS: usize = 1024;
 const BATCH_BYTES: usize = 1 << 20;
 /// What a row takes without its content, paths and attributes, about, bytes.
 const ROW_BYTES: usize = 200;
+/// Rows to be sent are counted up to this.
+const COUNTED_MAX: usize = 1_000_000;
 const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
 const RETRY_MIN: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(5);
@@ -96,10 +99,11 @@ async fn session(share: &Arc<Share>, link: &Arc<Link>, identity: &Identity) -> a
     let answer = tokio::time::timeout(DIAL_TIMEOUT, reader.recv())
         .await
         .context("the peer does not answer")??;
-    let cursor = match answer {
+    let (cursor, bare) = match answer {
         Message::Welcome {
             protocol,
             cursor,
+            bare,
             names,
             replica,
             head,
@@ -108,7 +112,7 @@ async fn session(share: &Arc<Share>, link: &Arc<Link>, identity: &Identity) -> a
             net::check_protocol(&link.peer, protocol)?;
             link.marks.lock().connected(replica, cursor, head);
             let _ = share.inputs.send(Input::Names(names)).await;
-            cursor
+            (cursor, bare)
         }
         Message::Refuse { reason } => bail!("{} refuses: {reason}", link.peer),
         other => bail!(
@@ -117,7 +121,8 @@ async fn session(share: &Arc<Share>, link: &Arc<Link>, identity: &Identity) -> a
             other.name()
         ),
     };
-    if cursor > durable {
+    let unknown = share.opened_head < cursor && cursor < share.began_at;
+    if cursor > durable || unknown {
         if meta.replica != share.first_replica {
             bail!(
                 "{} claims rows up to {cursor} of an index that this node has begun since it started and that ends at \
@@ -127,14 +132,16 @@ async fn session(share: &Arc<Share>, link: &Arc<Link>, identity: &Identity) -> a
         }
         let _ = share.inputs.send(Input::Renew).await;
         bail!(
-            "{} has rows up to {cursor} of this node's index, which ends at {durable}: the index was restored from a \
-             copy; it gets a new identity and everything is compared again",
-            link.peer
+            "{} has rows up to {cursor} of this node's index, which ended at {}: the index was restored from a copy; it \
+             gets a new identity and everything is compared again",
+            link.peer,
+            share.opened_head
         );
     }
     {
         let mut state = link.state.lock();
-        tracing::info!(share = %share.name, peer = %link.peer, "connected; {} to send", durable - cursor);
+        let to_send = share.index.read_upto(durable)?.count_after(cursor, COUNTED_MAX)?;
+        tracing::info!(share = %share.name, peer = %link.peer, "connected; {to_send} to send");
         *state = super::share::LinkState {
             connected: true,
             ..Default::default()
@@ -153,11 +160,15 @@ async fn session(share: &Arc<Share>, link: &Arc<Link>, identity: &Identity) -> a
     // Of what is already here the peer gets its own rows, too: it lacks them if
     // it has lost its index, or if that was restored from a copy.
     let outgoing = Outgoing::new(link.place, cursor, durable);
+    // What changes from now on the peer cannot have; what is found by comparing
+    // it may.
+    let bare_upto = bare.then_some(durable);
     let _tasks = Tasks(vec![
         tokio::spawn(prepare_batches(
             Arc::clone(share),
             outgoing,
             cursor,
+            bare_upto,
             batches,
             plain,
         )),
@@ -268,6 +279,7 @@ async fn prepare_batches(
     share: Arc<Share>,
     mut outgoing: Outgoing,
     mut sent: u64,
+    bare: Option<u64>,
     batches: mpsc::Sender<Message>,
     mut plain: mpsc::Receiver<(u64, u64)>,
 ) {
@@ -297,8 +309,9 @@ async fn prepare_batches(
             },
         };
         let task_share = Arc::clone(&share);
+        let bare_upto = bare.map_or(0, |upto| upto.max(share.compared_at.load(Ordering::Acquire)));
         let built = tokio::task::spawn_blocking(move || {
-            let built = build_batches(&task_share, &mut outgoing, told, durable);
+            let built = build_batches(&task_share, &mut outgoing, told, durable, bare_upto);
             (outgoing, built)
         });
         let Ok((returned, built)) = built.await else {
@@ -332,6 +345,7 @@ fn build_batches(
     outgoing: &mut Outgoing,
     sent: u64,
     durable: u64,
+    bare_upto: u64,
 ) -> anyhow::Result<Option<(u64, Vec<Message>)>> {
     let reader = share.index.read_upto(durable)?;
     let Some(outbound) = outgoing.next_batch(&reader, BATCH_ROWS)? else {
@@ -345,7 +359,7 @@ fn build_batches(
     loop {
         let mut bytes = 0;
         let fits = |(path, record): &(RelPath, Record)| {
-            bytes += inline_size(record).unwrap_or(0) + row_bytes(path, record);
+            bytes += inline_size(record, bare_upto).unwrap_or(0) + row_bytes(path, record);
             bytes <= BATCH_BYTES
         };
         let count = left
@@ -360,7 +374,7 @@ fn build_batches(
             .into_par_iter()
             .with_min_len(16)
             .map(|(path, record)| {
-                let inline = inline_content(share, &dirs, &path, &record);
+                let inline = inline_content(share, &dirs, &path, &record, bare_upto);
                 WireRow {
                     seq: record.seq,
                     path,
@@ -395,15 +409,24 @@ fn row_bytes(path: &RelPath, record: &Record) -> usize {
     ROW_BYTES + path.as_bytes().len() + from + xattrs
 }
 
-fn inline_size(record: &Record) -> Option<usize> {
+/// How many bytes of content go with a row. The peer has asked for rows alone up
+/// to `bare_upto`.
+fn inline_size(record: &Record, bare_upto: u64) -> Option<usize> {
     let (size, _) = record.row.live()?.content()?;
-    (size <= INLINE_MAX && record.moved_from.is_none()).then_some(usize::try_from(size).ok()?)
+    (size <= INLINE_MAX && record.moved_from.is_none() && record.seq > bare_upto)
+        .then_some(usize::try_from(size).ok()?)
 }
 
 /// The content to send with a row: none if it is big, or most likely there
 /// already, or no longer what the row says. The peer asks for what it lacks.
-fn inline_content(share: &Share, dirs: &Dirs<'_>, path: &RelPath, record: &Record) -> Option<Bytes> {
-    let size = inline_size(record)?;
+fn inline_content(
+    share: &Share,
+    dirs: &Dirs<'_>,
+    path: &RelPath,
+    record: &Record,
+    bare_upto: u64,
+) -> Option<Bytes> {
+    let size = inline_size(record, bare_upto)?;
     let (_, hash) = record.row.entry.content()?;
     if size == 0 {
         return Some(Bytes::new());

@@ -8,10 +8,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Instant;
 
+use bytes::Bytes;
 use parking_lot::Mutex;
 use rustc_hash::FxHashSet;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
+use super::claim::Claims;
 use super::dirty::{DirtySet, Hint};
 use super::journal::Journal;
 use super::recent::Recent;
@@ -39,7 +41,7 @@ pub enum Input {
         inbound: Arc<Inbound>,
         path: RelPath,
         seq: u64,
-        outcome: Result<Ready, String>,
+        outcome: Result<Fetched, String>,
     },
     /// A connection has ended: what waited for it is forgotten, the peer sends
     /// it again.
@@ -66,6 +68,14 @@ pub struct Arrival {
     pub tries: u32,
 }
 
+/// Content that was asked for.
+pub enum Fetched {
+    /// In a file without a name, with the row's attributes.
+    Staged(Ready),
+    /// Little enough to be handed over as if it had come with its row.
+    Whole(Bytes),
+}
+
 /// A connection over which a peer sends its rows.
 pub struct Inbound {
     pub peer: String,
@@ -85,6 +95,8 @@ pub enum Command {
         seq: u64,
         /// A file's.
         entry: Entry,
+        /// Where this node may have most of the content, best first.
+        bases: Vec<RelPath>,
     },
     Ack {
         durable: u64,
@@ -118,6 +130,8 @@ pub struct Link {
     pub clock: Mutex<Option<Offset>>,
     /// The peer has just been heard of: no reason to wait before dialling it.
     pub alive: Notify,
+    /// Who sends its rows here in the peer's name.
+    pub claims: Arc<Claims>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -167,6 +181,16 @@ pub struct Share {
     pub excludes: Excludes,
     pub policy: Policy,
     pub links: Vec<Arc<Link>>,
+    /// The index knew nothing of the tree when it was opened, or little that
+    /// could be believed: what is found first is dated by its content.
+    pub first_contact: bool,
+    /// The head when everything in the tree had been looked at once since the
+    /// start; `u64::MAX` before.
+    pub compared_at: AtomicU64,
+    /// The head when the index was opened, and the number before the first one
+    /// that this run gives.
+    pub opened_head: u64,
+    pub began_at: u64,
     dirty: Mutex<DirtySet>,
     /// Wakes the keeper after `dirty` has got its first path.
     pub wake: Notify,
@@ -270,6 +294,9 @@ pub struct Parts {
     pub excludes: Excludes,
     pub policy: Policy,
     pub links: Vec<Arc<Link>>,
+    pub first_contact: bool,
+    pub opened_head: u64,
+    pub began_at: u64,
 }
 
 impl Share {
@@ -289,6 +316,10 @@ impl Share {
             excludes: parts.excludes,
             policy: parts.policy,
             links: parts.links,
+            first_contact: parts.first_contact,
+            compared_at: AtomicU64::new(u64::MAX),
+            opened_head: parts.opened_head,
+            began_at: parts.began_at,
             dirty: Mutex::default(),
             wake: Notify::new(),
             resolver,

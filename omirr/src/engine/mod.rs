@@ -31,6 +31,7 @@ mod plan;
 mod progress;
 mod recover;
 mod rows;
+mod start;
 mod trees;
 
 pub use change::{Seen, differs, local_change};
@@ -47,4 +48,5 @@ pub use plan::{Content, Install, Step, plan, plan_one_by_one};
 pub use progress::Progress;
 pub use recover::{Found, recover};
 pub use rows::{Decided, Rows, Work};
+pub use start::{AtStart, Start, bears_out, start};
 pub use trees::{Expansion, TREE_ROWS_MAX, expand, whole_moves};

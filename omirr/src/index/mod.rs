@@ -10,6 +10,7 @@
 //! at the *durable head*: a row leaves this node only after it is on disk, so
 //! that a sequence number is never used for two different rows.
 
+mod home;
 mod read;
 mod rows;
 mod write;
@@ -22,6 +23,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::{ReplicaId, Stamp};
 
+pub use home::Home;
 pub use read::Reader;
 pub use write::{Durable, Writer};
 
@@ -43,6 +45,9 @@ const MOVES: TableDefinition<u64, &[u8]> = TableDefinition::new("moves");
 const MOVES_KEPT: u64 = 256;
 /// One record, under the empty name: [`Meta`].
 const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
+
+/// Where in `META` the index' [`Home`] is.
+const HOME: &str = "home";
 
 /// The layout that this code reads and writes.
 const FORMAT: u32 = 3;
@@ -114,6 +119,8 @@ pub struct Index {
     db: redb::Database,
     /// As of the last commit.
     meta: Mutex<Meta>,
+    /// As of the opening; none in an index that is new.
+    home: Option<Home>,
 }
 
 impl Index {
@@ -131,11 +138,20 @@ impl Index {
             .create(path)
             .map_err(|error| fail(error.into()))?;
         let txn = db.begin_write().map_err(|error| fail(error.into()))?;
-        let found = {
+        let (found, home) = {
             let table = txn.open_table(META).map_err(|error| fail(error.into()))?;
-            let record = table.get("").map_err(|error| fail(error.into()))?;
-            record.map(|record| record.value().to_vec())
+            let get = |name: &str| {
+                let record = table.get(name).map_err(|error| fail(error.into()))?;
+                Ok::<_, IndexError>(record.map(|record| record.value().to_vec()))
+            };
+            (get("")?, get(HOME)?)
         };
+        let corrupt = |what: String| IndexError::Corrupt {
+            path: path.into(),
+            what,
+        };
+        let home = home.map(|bytes| crate::wire::codec::from_bytes(&bytes));
+        let home = home.transpose().map_err(|what| corrupt(what.to_string()))?;
         let meta = match found {
             Some(bytes) => {
                 // The format number comes first, so that a layout of another
@@ -192,6 +208,7 @@ impl Index {
             path: path.into(),
             db,
             meta: Mutex::new(meta),
+            home,
         };
         index.write(|_| Ok(((), Durable::Yes)))?;
         Ok(index)
@@ -199,6 +216,11 @@ impl Index {
 
     pub fn meta(&self) -> Meta {
         self.meta.lock().clone()
+    }
+
+    /// Where the index was at home when it was opened; none if it is new.
+    pub fn home(&self) -> Option<&Home> {
+        self.home.as_ref()
     }
 
     pub fn replica(&self) -> ReplicaId {

@@ -6,7 +6,8 @@ use redb::{Database, MultimapTable, ReadableTable, ReadableTableMetadata, Table}
 use serde::Serialize;
 
 use super::{
-    FORMAT, GROUPS, INODES, INTENTS, IndexError, META, MOVES, MOVES_KEPT, Meta, NAMES, PeerState, ROWS, SEQS,
+    FORMAT, GROUPS, HOME, Home, INODES, INTENTS, IndexError, META, MOVES, MOVES_KEPT, Meta, NAMES, PeerState,
+    ROWS, SEQS,
 };
 use super::{read, storage};
 use crate::engine::is_conflict_path;
@@ -24,6 +25,8 @@ pub enum Durable {
 pub struct Writer<'txn> {
     path: PathBuf,
     meta: Meta,
+    /// To be written with `meta`.
+    home: Option<Home>,
     rows: Table<'txn, &'static [u8], &'static [u8]>,
     seqs: Table<'txn, u64, &'static [u8]>,
     inodes: Table<'txn, u64, &'static [u8]>,
@@ -55,6 +58,7 @@ pub(super) fn transaction<T>(
             intents: txn.open_table(INTENTS).map_err(|error| storage(&path, error))?,
             moves: txn.open_table(MOVES).map_err(|error| storage(&path, error))?,
             meta,
+            home: None,
             path: path.clone(),
         };
         let (result, durable) = work(&mut writer)?;
@@ -64,6 +68,11 @@ pub(super) fn transaction<T>(
         table
             .insert("", &bytes[..])
             .map_err(|error| storage(&path, error))?;
+        if let Some(home) = &writer.home {
+            table
+                .insert(HOME, &encode(home)[..])
+                .map_err(|error| storage(&path, error))?;
+        }
         (result, durable, writer.meta)
     };
     if durable == Durable::Later {
@@ -87,6 +96,11 @@ fn with_other_names(record: &Record) -> Option<u64> {
 impl Writer<'_> {
     pub fn meta(&mut self) -> &mut Meta {
         &mut self.meta
+    }
+
+    /// From now on the index is at home here.
+    pub fn set_home(&mut self, home: Home) {
+        self.home = Some(home);
     }
 
     /// The next local sequence number, from now on in use.
@@ -229,6 +243,18 @@ impl Writer<'_> {
             Some(old) if !old.row.deleted && old.sig != sig => self.put(path, &Record { sig, ..old }),
             _ => Ok(()),
         }
+    }
+
+    /// Forgets a path altogether, as if nothing had ever been known of it.
+    pub fn disown(&mut self, path: &RelPath) -> Result<(), IndexError> {
+        let Some(mut old) = self.get(path)? else {
+            return Ok(());
+        };
+        // By way of a tombstone, which takes it out of all other tables.
+        old.row.deleted = true;
+        old.sig = None;
+        self.put(path, &old)?;
+        self.forget(path)
     }
 
     /// Forgets a tombstone that every peer has.

@@ -68,6 +68,7 @@ pub(super) fn check(message: &mut Message) -> Result<(), WireError> {
             node,
             replica: _,
             cursor,
+            bare: _,
             names,
             head,
         } => {

@@ -251,6 +251,7 @@ fn names_cannot_leave_a_folder_or_paint_a_terminal() {
             node: "web1".into(),
             replica: ReplicaId(1),
             cursor: 0,
+            bare: false,
             names: vec![(ReplicaId(2), bad.to_owned())],
             head: 0,
         };

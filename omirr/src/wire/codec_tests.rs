@@ -147,17 +147,20 @@ fn message() -> impl Strategy<Value = Message> {
                 head,
                 names,
             }),
-        (name, any::<u64>(), 0..1u64 << 60, names).prop_map(|(node, replica, cursor, names)| {
-            Message::Welcome {
-                protocol: 3,
-                software: "omirr 0.1.0".into(),
-                node,
-                replica: ReplicaId(replica),
-                cursor,
-                names,
-                head: cursor / 3,
+        (name, any::<u64>(), 0..1u64 << 60, any::<bool>(), names).prop_map(
+            |(node, replica, cursor, bare, names)| {
+                Message::Welcome {
+                    protocol: 3,
+                    software: "omirr 0.1.0".into(),
+                    node,
+                    replica: ReplicaId(replica),
+                    cursor,
+                    bare,
+                    names,
+                    head: cursor / 3,
+                }
             }
-        }),
+        ),
         "[ -~]{0,80}".prop_map(|reason| Message::Refuse { reason }),
         batch,
         (

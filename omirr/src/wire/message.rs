@@ -84,6 +84,10 @@ pub enum Message {
         /// The sequence number of `Hello`'s replica up to which the receiver
         /// has durably applied everything.
         cursor: u64,
+        /// The receiver has a tree of its own and none of these rows: what the
+        /// sender has already comes without contents, and the receiver asks for
+        /// those that it lacks.
+        bare: bool,
         names: Vec<(ReplicaId, String)>,
         /// The receiver's own highest sequence number.
         head: u64,

@@ -775,6 +775,7 @@ fn welcome_from(cursor: u64) -> Message {
         node: "mallory".to_owned(),
         replica: hostile::REPLICA,
         cursor,
+        bare: false,
         names: Vec::new(),
         head: 0,
     }
@@ -876,6 +877,7 @@ fn a_peer_that_answers_wrong_is_named_and_tried_again() {
                     node,
                     replica,
                     cursor,
+                    bare,
                     names,
                     head,
                     ..
@@ -889,6 +891,7 @@ fn a_peer_that_answers_wrong_is_named_and_tried_again() {
                     node,
                     replica,
                     cursor,
+                    bare,
                     names,
                     head,
                 };

@@ -1,0 +1,93 @@
+//! An index that was copied, restored from a backup, or cloned with its node.
+//!
+//! In: the index and the tree beside which it is found. Out: an index with a
+//! replica number of its own, in which every row is one that the tree bears out.
+//! What it does not is forgotten, as if it had never been known: the index may
+//! be older than the tree, or newer, or of another one, and a row that is gone
+//! says nothing, while one that is wrong would count as a deletion or a change
+//! that nobody has made. Peers send their rows from the first on, and what both
+//! have is compared. Runs before anything else of the share does.
+
+use crate::apply::ShareRoot;
+use crate::config::Excludes;
+use crate::engine;
+use crate::index::{Durable, Home, Index, IndexError};
+use crate::model::{Record, RelPath, ReplicaId};
+use crate::observe;
+
+/// Rows that are written in one transaction.
+const PORTION: usize = 8192;
+
+/// How many rows there were, and how many of them were forgotten.
+pub(super) struct Doubted {
+    pub(super) rows: u64,
+    pub(super) forgotten: u64,
+}
+
+/// Makes `index` one that can be used for `root`, by the node `node`.
+///
+/// The last commit makes it so. If the daemon is killed before, the index is
+/// still a copy at the next start, with fewer rows.
+pub(super) fn doubt(
+    index: &Index,
+    root: &ShareRoot,
+    excludes: &Excludes,
+    home: Home,
+    node: &str,
+) -> anyhow::Result<Doubted> {
+    let identity = root.identity()?;
+    let dirs = root.batch();
+    let reader = index.read()?;
+    let mut doubted = Doubted {
+        rows: 0,
+        forgotten: 0,
+    };
+    let mut portion: Vec<(RelPath, Option<Record>)> = Vec::new();
+    for pair in reader.beneath(&RelPath::root())? {
+        let (path, record) = pair?;
+        let Some(entry) = record.row.live() else { continue };
+        if excludes.is_excluded(&path, entry.is_dir()) {
+            continue;
+        }
+        doubted.rows += 1;
+        // What cannot be looked at, because something is mounted there for
+        // instance, is left to the comparison, which leaves it alone as well.
+        let stands = match observe::stat(&dirs, &path) {
+            Ok(sig) => engine::bears_out(entry, sig.as_ref()),
+            Err(_) => true,
+        };
+        doubted.forgotten += u64::from(!stands);
+        // The inodes that the index has are of another tree, perhaps.
+        portion.push((path, stands.then_some(Record { sig: None, ..record })));
+        if portion.len() >= PORTION {
+            write(index, &mut portion)?;
+        }
+    }
+    write(index, &mut portion)?;
+    let replica = ReplicaId(crate::index::random_u64());
+    index.write(|w| {
+        w.set_home(home);
+        let meta = w.meta();
+        meta.replica = replica;
+        meta.names.push((replica, node.to_owned()));
+        meta.root = Some(identity);
+        for peer in &mut meta.peers {
+            peer.replica = ReplicaId(0);
+            peer.cursor = 0;
+        }
+        Ok(((), Durable::Yes))
+    })?;
+    Ok(doubted)
+}
+
+fn write(index: &Index, portion: &mut Vec<(RelPath, Option<Record>)>) -> Result<(), IndexError> {
+    index.write(|w| {
+        for (path, record) in portion.drain(..) {
+            match record {
+                Some(record) => w.put(&path, &record)?,
+                None => w.disown(&path)?,
+            }
+        }
+        Ok(((), Durable::Later))
+    })
+}

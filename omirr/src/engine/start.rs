@@ -1,0 +1,164 @@
+//! What to make of a share's directory and index at the start.
+//!
+//! In: whether the index and the directory are those of the last run, and
+//! whether anything is in them. Out: whether to go on, to doubt the index, or to
+//! stop. The rule behind all of it: emptiness is no deletion.
+
+use crate::model::{Entry, StatSig};
+
+/// A directory with nothing in it is believed to have been emptied by hand where
+/// the index has fewer live rows than this; where it has more, it is asked
+/// whether the share's filesystem is mounted.
+const EMPTIED_MIN: u64 = 16;
+
+/// What is found at the start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AtStart {
+    /// Live rows in the index, the root's included.
+    pub live: u64,
+    /// The index was copied, restored or cloned since it was last used.
+    pub index_is_copy: bool,
+    /// The root is another directory than the one that was mirrored.
+    pub other_root: bool,
+    /// Nothing is in the root.
+    pub root_is_empty: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// The index says what was on disk.
+    GoOn,
+    /// The index is a copy: it takes a new replica number, and its rows count
+    /// only where the disk bears them out. What is not there is no deletion.
+    Doubt,
+    /// Another directory than before: most likely something is not mounted.
+    OtherRoot,
+    /// The same directory with nothing in it.
+    Emptied,
+}
+
+pub fn start(found: AtStart) -> Start {
+    let AtStart {
+        live,
+        index_is_copy,
+        other_root,
+        root_is_empty,
+    } = found;
+    // An index without rows can make nothing of what is missing.
+    let knows = live > 1;
+    if index_is_copy {
+        return match knows && root_is_empty {
+            true => Start::Emptied,
+            false => Start::Doubt,
+        };
+    }
+    if knows && other_root {
+        Start::OtherRoot
+    } else if live >= EMPTIED_MIN && root_is_empty {
+        Start::Emptied
+    } else {
+        Start::GoOn
+    }
+}
+
+/// Whether what `stat` says is what a row of a doubted index says, as far as can
+/// be told without reading: then the row's version stands. If not, the disk may
+/// be newer than the index or older, and only a comparison with the peers can
+/// tell. Directories are judged by their names, not by their times, which every
+/// restored name changes.
+pub fn bears_out(entry: &Entry, sig: Option<&StatSig>) -> bool {
+    /// `S_IFMT`, `S_IFDIR`, `S_IFREG`.
+    const TYPES: (u32, u32, u32) = (0o170_000, 0o040_000, 0o100_000);
+    let Some(sig) = sig else { return false };
+    let found = sig.mode & TYPES.0;
+    if entry.is_dir() || found == TYPES.1 {
+        return entry.is_dir() && found == TYPES.1;
+    }
+    entry.content().is_some() == (found == TYPES.2)
+        && sig.mtime == entry.mtime
+        && entry.content().is_none_or(|(size, _)| size == sig.size)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn emptiness_is_no_deletion() {
+        let same = AtStart {
+            live: 100,
+            index_is_copy: false,
+            other_root: false,
+            root_is_empty: false,
+        };
+        let cases = [
+            (same, Start::GoOn),
+            (
+                AtStart {
+                    other_root: true,
+                    ..same
+                },
+                Start::OtherRoot,
+            ),
+            (
+                AtStart {
+                    other_root: true,
+                    live: 1,
+                    ..same
+                },
+                Start::GoOn,
+            ),
+            (
+                AtStart {
+                    root_is_empty: true,
+                    ..same
+                },
+                Start::Emptied,
+            ),
+            (
+                AtStart {
+                    root_is_empty: true,
+                    live: 5,
+                    ..same
+                },
+                Start::GoOn,
+            ),
+            (
+                AtStart {
+                    index_is_copy: true,
+                    ..same
+                },
+                Start::Doubt,
+            ),
+            (
+                AtStart {
+                    index_is_copy: true,
+                    other_root: true,
+                    ..same
+                },
+                Start::Doubt,
+            ),
+            (
+                AtStart {
+                    index_is_copy: true,
+                    root_is_empty: true,
+                    live: 5,
+                    ..same
+                },
+                Start::Emptied,
+            ),
+            (
+                AtStart {
+                    index_is_copy: true,
+                    root_is_empty: true,
+                    live: 1,
+                    ..same
+                },
+                Start::Doubt,
+            ),
+        ];
+        for (found, expected) in cases {
+            assert_eq!(start(found), expected, "{found:?}");
+        }
+    }
+}
