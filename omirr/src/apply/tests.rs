@@ -781,7 +781,10 @@ fn refusals_are_in_plain_words() {
     );
     let system = |errno| ApplyError::system("create", &rel("f"), errno);
     let full = system(rustix::io::Errno::NOSPC);
-    assert_eq!(full.to_string(), "cannot create 'f': the disk is full");
+    assert_eq!(
+        full.to_string(),
+        "cannot create 'f': the disk is full, or has no inodes left (see df and df -i)"
+    );
     assert!(full.is_transient() && !system(rustix::io::Errno::NAMETOOLONG).is_transient());
     // An attribute that this kernel knows no keeper for.
     let mut entry = file_entry(b"");
@@ -826,7 +829,10 @@ fn a_full_disk_leaves_nothing_behind() {
         let dirs = share.batch();
         let mut staged = stage_file(&dirs, &rel("big")).unwrap();
         let error = staged.append(&[1; 100 << 10]).unwrap_err();
-        assert_eq!(error.to_string(), "cannot write 'big': the disk is full");
+        assert_eq!(
+            error.to_string(),
+            "cannot write 'big': the disk is full, or has no inodes left (see df and df -i)"
+        );
         assert!(error.is_transient());
         drop(staged);
         _ = put(&dirs, &rel("small"), &[1; 40 << 10], &Expect::Absent).unwrap();

@@ -7,6 +7,7 @@
 //! receiver (`receiver`). One event source serves all shares (`events`).
 //! Decisions are the engine's; here is only who talks to whom, and when to end.
 
+mod again;
 mod conflicts;
 pub mod control;
 mod dirty;
@@ -31,12 +32,13 @@ mod service;
 mod share;
 mod state_dir;
 mod steps;
+mod unread;
 mod who;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
@@ -71,6 +73,8 @@ pub(crate) fn now_ms() -> u64 {
 enum End {
     Stop,
     Reload(Box<Config>),
+    /// A share that had stopped for now can go on.
+    Again,
 }
 
 /// Runs the mirror in the foreground until SIGTERM or SIGINT.
@@ -84,11 +88,39 @@ pub fn run(config_path: &Path) -> anyhow::Result<()> {
         .build()
         .context("cannot start the worker threads")?;
     raise_file_limit();
+    let mut pause = None;
     loop {
-        let end = runtime.block_on(run_once(&config, config_path, &state))?;
+        let started = Instant::now();
+        let ended = runtime.block_on(run_once(
+            &config,
+            config_path,
+            &state,
+            pause.unwrap_or(again::PAUSE_MIN),
+        ));
+        if started.elapsed() > again::PAUSE_MAX {
+            pause = None;
+        }
+        let end = match (ended, pause) {
+            (Err(error), Some(pause)) => {
+                // It ran before, and other than a user's first start nobody is
+                // there to read why it has ended.
+                tracing::error!("cannot start again, trying on: {error:#}");
+                runtime.block_on(async {
+                    match tokio::time::timeout(pause, wait_for_end(config_path)).await {
+                        Ok(end) => end,
+                        Err(_elapsed) => Ok(End::Again),
+                    }
+                })?
+            }
+            (ended, _) => ended?,
+        };
         match end {
             End::Stop => break,
             End::Reload(new) => config = *new,
+            End::Again => {
+                let next = pause.map_or(again::PAUSE_MIN, |pause| pause * 2);
+                pause = Some(next.min(again::PAUSE_MAX));
+            }
         }
     }
     service::stopping();
@@ -106,7 +138,12 @@ pub fn unpin(config_path: &Path) -> anyhow::Result<bool> {
 }
 
 /// The mirror with one configuration.
-async fn run_once(config: &Config, config_path: &Path, state: &StateDir) -> anyhow::Result<End> {
+async fn run_once(
+    config: &Config,
+    config_path: &Path,
+    state: &StateDir,
+    pause: Duration,
+) -> anyhow::Result<End> {
     let identity = Arc::new(Identity::load(&config.node.key)?);
     let (stop, stopped) = watch::channel(false);
     let mut shares = Vec::new();
@@ -116,8 +153,12 @@ async fn run_once(config: &Config, config_path: &Path, state: &StateDir) -> anyh
             .with_context(|| format!("share {name} cannot be served"))?;
         if share.stopped().is_none() {
             let path = index_path(state.path(), name);
-            recover::recover(&share, path.parent().unwrap_or(&path))
-                .with_context(|| format!("share {name} cannot be served"))?;
+            if let Err(error) = recover::recover(&share, path.parent().unwrap_or(&path)) {
+                if !share::is_passing(&error) {
+                    return Err(error.context(format!("share {name} cannot be served")));
+                }
+                share.stop_because(&error.context("what the last run has left cannot be put in order"));
+            }
         }
         let keeper = Keeper::new(
             Arc::clone(&share),
@@ -175,7 +216,11 @@ async fn run_once(config: &Config, config_path: &Path, state: &StateDir) -> anyh
     service::ready();
     tracing::info!(node = %config.node.name, key = %identity.public_key(), listen = ?config.node.listen, "running");
 
-    let end = wait_for_end(config_path).await?;
+    let folder = |name: &str| state.path().join("shares").join(name);
+    let end = tokio::select! {
+        end = wait_for_end(config_path) => end?,
+        () = again::worth_it(Arc::clone(&shares), folder, pause) => End::Again,
+    };
     stop.send_replace(true);
     drop(source);
     for share in shares.iter() {

@@ -15,7 +15,7 @@ use rayon::prelude::*;
 use rustc_hash::FxHashMap;
 use tokio::sync::{mpsc, watch};
 
-use super::share::{Arrival, Command, Figures, Inbound, Input, Share};
+use super::share::{Arrival, Command, Figures, Inbound, Input, Share, Tries};
 use crate::apply::{self, Ahead, ApplyError, DirFd, Ready, Staged};
 use crate::content::{self, Assembler, ChunkSize, OwnChunks};
 use crate::engine::{self, Verdict};
@@ -214,7 +214,11 @@ fn stage_ahead(share: &Share, rows: Vec<WireRow>) -> Result<Vec<Arrival>, IndexE
         if ready.is_some() {
             row.inline = None;
         }
-        Arrival { row, ready, tries: 0 }
+        Arrival {
+            row,
+            ready,
+            tries: Tries::default(),
+        }
     };
     Ok(if jobs.len() <= PREPARED_HERE {
         jobs.into_iter().map(stage).collect()

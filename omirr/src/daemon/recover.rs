@@ -83,7 +83,9 @@ pub(super) fn recover(share: &Share, journal: &Path) -> anyhow::Result<()> {
         // If it cannot be set, the directory is looked at like anything else.
         drop(apply::set_dir_time(&dirs, path, *mtime, sig));
     }
-    apply::sync_all(&share.root)?;
+    if !done.is_empty() {
+        apply::sync_all(&share.root)?;
+    }
     share.index.write(|w| {
         for (path, _) in &intents {
             w.settle(path)?;

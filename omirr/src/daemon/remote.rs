@@ -24,7 +24,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use super::dirty::Hint;
 use super::keeper::{Keeper, RETRY_AFTER};
 use super::look::is_dir;
-use super::share::{Arrival, Command, Figures, Inbound};
+use super::share::{Arrival, Command, Figures, Inbound, Tries};
 use super::steps::{Outcome, execute, stage, step_once};
 use crate::apply::{self, ApplyError, Dirs, Ready};
 use crate::engine::{self, Arrived, Content, Context, Decided, Install, Progress, Step, Work};
@@ -33,16 +33,19 @@ use crate::model::{Record, RelPath};
 use crate::observe;
 use crate::wire::WireRow;
 
+/// A content that could not be taken is asked for again after [`RETRY_AFTER`],
+/// then after twice as long, up to so many times.
+const TRANSFER_PAUSES: u32 = 3;
+
 /// A row that could not be applied yet.
 pub(super) struct Pending {
     pub(super) row: WireRow,
     pub(super) inbound: Arc<Inbound>,
-    /// Why, in words; none while its content is on the way.
-    pub(super) reason: Option<String>,
     /// When to try again; none while something is awaited.
     pub(super) again: Option<Instant>,
-    /// How often it was found that the disk is not what the index says.
-    pub(super) tries: u32,
+    /// With the reason, in words; none while its content is on the way for the
+    /// first time.
+    pub(super) tries: Tries,
 }
 
 /// What has come over one connection and is to be applied together.
@@ -126,8 +129,12 @@ impl Keeper {
                 }
             }
             Err(reason) => {
-                pending.reason = Some(reason);
-                pending.again = Some(Instant::now() + RETRY_AFTER);
+                // All of it is sent again with each try.
+                let pause = RETRY_AFTER * (1 << pending.tries.transfers.min(TRANSFER_PAUSES));
+                tracing::warn!(share = %self.share.name, peer = %group.inbound.peer, "cannot fetch '{path}' yet: {reason}");
+                pending.tries.transfers += 1;
+                pending.tries.reason = Some(reason);
+                pending.again = Some(Instant::now() + pause);
             }
         }
     }
@@ -236,12 +243,22 @@ impl Keeper {
         let dirs = share.root.batch();
         let now = share.resolver.lock().now();
         let mut outcome = Outcome::new(Progress::new(reader, &decided)?, now);
-        let staged = stage(&dirs, reader, &steps, &mut arrivals, &mut outcome);
+        let mut staged = stage(&dirs, reader, &steps, &mut arrivals, &mut outcome);
         if self.unflushed.is_some() {
-            // One sync for this batch's contents and the last batch's names.
-            apply::sync_all(&share.root)?;
+            // One sync for this batch's contents and the last batch's names. If it
+            // fails, which of them are on the disk is not known.
+            if let Err(error) = self.sync_names() {
+                self.keep_unsynced(inbound, arrivals, &error);
+                return Ok(());
+            }
         } else {
-            apply::sync_batch(&share.root, &staged.values().collect::<Vec<_>>())?;
+            for error in apply::sync_batch(&share.root, &staged.values().collect::<Vec<_>>()) {
+                staged.remove(error.path());
+                let staging = |step: &&Step| matches!(step, Step::Stage { path, .. } if path == error.path());
+                if let Some(step) = steps.iter().find(staging) {
+                    outcome.fail(step, error);
+                }
+            }
         }
         let cursors = if self.unflushed.is_some() {
             self.cursors_before(inbound)
@@ -407,7 +424,7 @@ impl Keeper {
     }
 
     /// Asks for the content of a row, which waits until it is there.
-    fn fetch(&mut self, inbound: &Arc<Inbound>, row: WireRow, tries: u32) {
+    fn fetch(&mut self, inbound: &Arc<Inbound>, row: WireRow, tries: Tries) {
         if row.row.entry.content().is_some() {
             let want = Command::Want {
                 path: row.path.clone(),
@@ -418,15 +435,28 @@ impl Keeper {
             let _ = inbound.commands.send(want);
         }
         let row = WireRow { inline: None, ..row };
+        self.wait_for(inbound, row, None, tries);
+    }
+
+    fn wait_for(&mut self, inbound: &Arc<Inbound>, row: WireRow, again: Option<Instant>, tries: Tries) {
         let pending = Pending {
             row,
             inbound: Arc::clone(inbound),
-            reason: None,
-            again: None,
+            again,
             tries,
         };
         self.pending
             .insert((inbound.place, pending.row.path.clone()), pending);
+    }
+
+    /// Nothing of these rows was done, because what was done before cannot be
+    /// brought to the disk.
+    fn keep_unsynced(&mut self, inbound: &Arc<Inbound>, arrivals: Vec<Arrival>, error: &ApplyError) {
+        let again = Instant::now() + RETRY_AFTER;
+        for Arrival { row, mut tries, .. } in arrivals {
+            tries.reason = Some(error.concerning(&row.path).to_string());
+            self.wait_for(inbound, row, Some(again), tries);
+        }
     }
 
     /// Cursors as of before the batch that is being applied for `inbound`.
@@ -500,30 +530,34 @@ impl Keeper {
             let error = error.unwrap_or_else(|| ApplyError::Changed {
                 path: row.path.clone(),
             });
-            let (reason, wait, tries) = if error.is_changed() {
+            let (reason, wait, changed) = if error.is_changed() {
                 // It is looked at first; then the rows are decided again. What
                 // does not come right by that needs a person or a newer row.
                 look.push((row.path.clone(), changed));
                 look.push((error.path().clone(), changed));
                 look.extend(row.path.parent().map(|parent| (parent, Hint::default())));
-                let wait = Duration::from_millis(5 << tries.min(9)).min(RETRY_AFTER);
-                ((tries > 5).then(|| error.to_string()), wait, tries + 1)
+                let wait = Duration::from_millis(5 << tries.changed.min(9)).min(RETRY_AFTER);
+                (
+                    (tries.changed > 5).then(|| error.to_string()),
+                    wait,
+                    tries.changed + 1,
+                )
             } else {
                 look.push((error.path().clone(), Hint::default()));
-                (Some(error.to_string()), RETRY_AFTER, tries)
+                (Some(error.to_string()), RETRY_AFTER, tries.changed)
             };
-            if let Some(reason) = &reason {
+            if let Some(reason) = reason
+                .as_ref()
+                .filter(|reason| tries.reason.as_ref() != Some(reason))
+            {
                 tracing::warn!(share = %self.share.name, peer = %inbound.peer, "cannot apply yet: {reason}");
             }
-            let pending = Pending {
-                row,
-                inbound: Arc::clone(inbound),
+            let tries = Tries {
+                changed,
                 reason,
-                again: Some(now + wait),
-                tries,
+                ..tries
             };
-            self.pending
-                .insert((inbound.place, pending.row.path.clone()), pending);
+            self.wait_for(inbound, row, Some(now + wait), tries);
         }
         // Directories that are not as expected, in which something was done.
         look.extend(outcome.errors.into_keys().map(|path| (path, Hint::default())));

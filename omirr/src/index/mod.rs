@@ -10,17 +10,22 @@
 //! at the *durable head*: a row leaves this node only after it is on disk, so
 //! that a sequence number is never used for two different rows.
 
+mod backend;
 mod read;
 mod rows;
 mod write;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
+use redb::backends::FileBackend;
 use redb::{MultimapTableDefinition, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::{Deserialize, Serialize};
 
 use crate::model::{ReplicaId, Stamp};
+use backend::Freezable;
 
 pub use read::Reader;
 pub use write::{Durable, Writer};
@@ -58,6 +63,14 @@ pub enum IndexError {
     Corrupt { path: PathBuf, what: String },
     #[error("cannot make {path}: {why}")]
     Io { path: PathBuf, why: std::io::Error },
+}
+
+impl IndexError {
+    /// Whether it may come right by itself: the disk was full, say. A damaged
+    /// index, or one of another format, does not.
+    pub fn is_passing(&self) -> bool {
+        matches!(self, IndexError::Storage { .. } | IndexError::Io { .. })
+    }
 }
 
 /// What is known of one peer of this share.
@@ -99,6 +112,8 @@ pub struct Meta {
 pub struct Index {
     path: PathBuf,
     db: redb::Database,
+    /// See [`Index::freeze`].
+    frozen: Arc<AtomicBool>,
     /// As of the last commit.
     meta: Mutex<Meta>,
 }
@@ -113,9 +128,18 @@ impl Index {
             })?;
         }
         let fail = |error: redb::Error| storage(path, error);
+        let file = std::fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(path)
+            .map_err(|why| fail(redb::Error::Io(why)))?;
+        let frozen = Arc::new(AtomicBool::new(false));
+        let file = FileBackend::new(file).map_err(|error| fail(error.into()))?;
         let db = redb::Database::builder()
             .set_cache_size(CACHE_BYTES)
-            .create(path)
+            .create_with_backend(Freezable::new(file, Arc::clone(&frozen)))
             .map_err(|error| fail(error.into()))?;
         let txn = db.begin_write().map_err(|error| fail(error.into()))?;
         let found = {
@@ -172,6 +196,7 @@ impl Index {
         let index = Index {
             path: path.into(),
             db,
+            frozen,
             meta: Mutex::new(meta),
         };
         index.write(|_| Ok(((), Durable::Yes)))?;
@@ -207,6 +232,13 @@ impl Index {
         let (result, after) = write::transaction(&self.path, &self.db, before, work)?;
         *self.meta.lock() = after;
         Ok(result)
+    }
+
+    /// Takes nothing more: what was committed `Later` and no durable commit has
+    /// followed is as if it had never been, at the next opening. Without this,
+    /// closing makes it durable.
+    pub fn freeze(&self) {
+        self.frozen.store(true, Ordering::Release);
     }
 
     fn fail(&self, error: impl Into<redb::Error>) -> IndexError {
@@ -392,6 +424,32 @@ mod tests {
         assert!(failed.is_err());
         assert_eq!(index.meta().head, 0);
         assert!(index.read().unwrap().get(&path("a")).unwrap().is_none());
+    }
+
+    #[test]
+    fn what_is_not_durable_when_it_is_frozen_is_not_there_afterwards() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("index.redb");
+        for (freeze, name) in [(false, "a"), (true, "b")] {
+            let index = Index::open(&file, "one").unwrap();
+            index
+                .write(|w| {
+                    let seq = w.next_seq();
+                    Ok((
+                        w.put(&path(name), &record(seq, seq, false, None))?,
+                        Durable::Later,
+                    ))
+                })
+                .unwrap();
+            if freeze {
+                index.freeze();
+            }
+        }
+        let index = Index::open(&file, "one").unwrap();
+        let reader = index.read().unwrap();
+        assert!(reader.get(&path("a")).unwrap().is_some());
+        assert!(reader.get(&path("b")).unwrap().is_none());
+        assert_eq!(index.meta().head, 1);
     }
 
     #[test]
