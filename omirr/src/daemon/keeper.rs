@@ -100,6 +100,10 @@ impl Keeper {
         }
     }
 
+    pub fn share(&self) -> Arc<Share> {
+        Arc::clone(&self.share)
+    }
+
     /// Runs until told to stop. An error stops the share, not the daemon.
     pub fn run(mut self) {
         if self.share.stopped().is_some() {
@@ -217,10 +221,16 @@ impl Keeper {
                 // must not be touched: it holds the cursor back.
                 Input::Batch { inbound, .. } | Input::Content { inbound, .. }
                     if Self::is_closed(&inbound) => {}
-                Input::Batch { inbound, upto, rows } => {
+                Input::Batch {
+                    inbound,
+                    upto,
+                    rows,
+                    held,
+                } => {
                     let group = Group::of(&mut groups, inbound);
                     group.upto = Some(upto);
                     self.take_rows(group, rows);
+                    drop(held);
                 }
                 Input::Content {
                     inbound,

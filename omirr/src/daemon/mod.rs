@@ -8,6 +8,7 @@
 //! Decisions are the engine's; here is only who talks to whom, and when to end.
 
 mod again;
+mod budget;
 mod conflicts;
 pub mod control;
 mod dirty;
@@ -47,9 +48,11 @@ use tokio::sync::watch;
 use crate::apply::ShareRoot;
 use crate::config::Config;
 use crate::index::{Durable, Index};
-use crate::net::{Identity, Listener};
+use crate::net::{Identity, Listener, Turns};
 use crate::source::ebpf::pins;
+use budget::{Budget, PEER_BYTES_MAX};
 use keeper::Keeper;
+use receiver::INBOUND_MAX;
 use share::{Link, Parts, Share};
 
 pub use state_dir::{StateDir, StateError};
@@ -137,6 +140,12 @@ pub fn unpin(config_path: &Path) -> anyhow::Result<bool> {
     pins::remove(&base).with_context(|| format!("{} cannot be removed; it takes root", base.display()))
 }
 
+/// How many inodes and directories the journal in `folder` names.
+pub fn noted_changes(folder: &Path) -> std::io::Result<usize> {
+    let (_, left) = journal::Journal::open(folder)?;
+    Ok(left.inodes.len() + left.dirs.len())
+}
+
 /// The mirror with one configuration.
 async fn run_once(
     config: &Config,
@@ -168,7 +177,7 @@ async fn run_once(
         );
         let thread = std::thread::Builder::new()
             .name(format!("keep-{name}"))
-            .spawn(move || keeper.run())
+            .spawn(move || run_keeper(keeper))
             .context("cannot start a thread")?;
         keepers.insert(name.clone(), thread);
         shares.push(share);
@@ -240,6 +249,20 @@ async fn run_once(
     Ok(end)
 }
 
+/// Runs a keeper to its end. A panic in it, a damaged index say, stops its share
+/// like any other error; the panic's own words are in the log.
+fn run_keeper(keeper: Keeper) {
+    let share = keeper.share();
+    if std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| keeper.run())).is_err() {
+        share.index.freeze();
+        share.stop(
+            "its keeper met something impossible, which the log tells: restart omirr; if that does not help, the \
+             index is damaged: remove it, and the share is compared anew"
+                .to_owned(),
+        );
+    }
+}
+
 /// Waits for SIGTERM or SIGINT, or for SIGHUP with a configuration that is right.
 async fn wait_for_end(config_path: &Path) -> anyhow::Result<End> {
     let mut terminate = signal(SignalKind::terminate())?;
@@ -300,6 +323,8 @@ fn open_share(
                 place,
                 acked: watch::Sender::new(0),
                 alive: tokio::sync::Notify::new(),
+                budget: Budget::new(PEER_BYTES_MAX),
+                inbounds: Turns::new(INBOUND_MAX, INBOUND_MAX),
                 state: Default::default(),
                 clock: Default::default(),
             })

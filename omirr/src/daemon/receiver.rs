@@ -15,13 +15,14 @@ use rayon::prelude::*;
 use rustc_hash::FxHashMap;
 use tokio::sync::{mpsc, watch};
 
+use super::budget::Held;
 use super::share::{Arrival, Command, Figures, Inbound, Input, Share, Tries};
 use crate::apply::{self, Ahead, ApplyError, DirFd, Ready, Staged};
 use crate::content::{self, Assembler, ChunkSize, OwnChunks};
 use crate::engine::{self, Verdict};
 use crate::index::{IndexError, Reader};
 use crate::model::{Entry, RelPath, Row};
-use crate::net::{Connection, NetError, PublicKey};
+use crate::net::{Connection, NetError, PublicKey, Turns};
 use crate::wire::{Message, PROTOCOL, Part, WireRow};
 
 /// Files that are asked for and not complete.
@@ -31,6 +32,9 @@ const FETCHES_MAX: usize = 16;
 const DELTA_MIN: u64 = 256 << 10;
 /// So many chunks are named in a request.
 const HAVE_MAX: usize = 1 << 18;
+/// Connections that one peer may have open for one share. It needs one; another
+/// may still be there whose end this node has not heard of.
+pub const INBOUND_MAX: usize = 2;
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 /// A peer that says nothing for so long is taken for gone; it pings.
 const SILENCE_MAX: Duration = Duration::from_secs(20);
@@ -117,6 +121,7 @@ async fn session(connection: Connection, key: PublicKey, shares: &[Arc<Share>]) 
         })
         .await?;
     link.alive.notify_waiters();
+    let turn = Turns::begin(&link.inbounds, ());
     tracing::info!(share = %share.name, peer = %link.peer, "receiving, from row {cursor} on");
 
     let (commands, mut orders) = mpsc::unbounded_channel();
@@ -144,13 +149,19 @@ async fn session(connection: Connection, key: PublicKey, shares: &[Arc<Share>]) 
     let mut last_upto = cursor;
     loop {
         tokio::select! {
+            _ = turn.is_over() => bail!(
+                "{} has dialled {INBOUND_MAX} times more since: only so many of its connections are served for share {}",
+                link.peer, share.name
+            ),
             ended = &mut writing => {
                 ended??;
                 bail!("the share is stopped here");
             }
             message = tokio::time::timeout(SILENCE_MAX, reader.recv()) => {
                 let Ok(message) = message else { bail!("{} has said nothing for {} s", link.peer, SILENCE_MAX.as_secs()) };
-                match message? {
+                let message = message?;
+                let held = link.budget.take(message.weight()).await;
+                match message {
                     Message::Batch { upto, rows } => {
                         if upto < last_upto {
                             bail!("{} sends rows up to {upto} after row {last_upto}", link.peer);
@@ -159,12 +170,12 @@ async fn session(connection: Connection, key: PublicKey, shares: &[Arc<Share>]) 
                         let bytes = rows.iter().filter_map(|row| row.inline.as_ref()).map(|inline| inline.len() as u64).sum();
                         Figures::add(&share.figures.content_received_bytes, bytes);
                         let rows = prepare(share, rows).await?;
-                        let input = Input::Batch { inbound: Arc::clone(&inbound), upto, rows };
+                        let input = Input::Batch { inbound: Arc::clone(&inbound), upto, rows, held };
                         if share.inputs.send(input).await.is_err() {
                             bail!("the share is stopped here");
                         }
                     }
-                    Message::Content { id, parts, last } => fetches.answer(id, Piece::Parts(parts, last)).await?,
+                    Message::Content { id, parts, last } => fetches.answer(id, Piece::Parts { parts, last, held }).await?,
                     Message::Gone { id, reason } => fetches.answer(id, Piece::Gone(reason)).await?,
                     Message::Ping => drop(say.send(Message::Pong { clock_ms: super::now_ms() })),
                     other => bail!("{} sends a message of kind {}, which is not for this node to receive", link.peer, other.name()),
@@ -277,7 +288,12 @@ struct Wanted {
 
 /// What the sender answers to a request, in order.
 enum Piece {
-    Parts(Vec<Part>, bool),
+    Parts {
+        parts: Vec<Part>,
+        last: bool,
+        /// Given back when they are written.
+        held: Held,
+    },
     Gone(String),
 }
 
@@ -333,7 +349,7 @@ impl Fetches {
     }
 
     async fn answer(&mut self, id: u64, piece: Piece) -> anyhow::Result<()> {
-        let last = !matches!(piece, Piece::Parts(_, false));
+        let last = !matches!(piece, Piece::Parts { last: false, .. });
         let Some(pieces) = self.open.get(&id) else {
             if id < self.next_id {
                 // For one that has given up.
@@ -381,8 +397,8 @@ fn fetch(
     })?;
     let mut assembler = Assembler::new(InOrder(staged), size, hash, own)?;
     loop {
-        let (parts, last) = match incoming.blocking_recv() {
-            Some(Piece::Parts(parts, last)) => (parts, last),
+        let (parts, last, _held) = match incoming.blocking_recv() {
+            Some(Piece::Parts { parts, last, held }) => (parts, last, held),
             Some(Piece::Gone(reason)) => bail!("{reason}"),
             None => bail!("the connection has ended"),
         };

@@ -522,7 +522,7 @@ impl Keeper {
         let mut look: Vec<_> = outcome.touched.drain(..).map(|path| (path, changed)).collect();
         look.extend(outcome.renamed.drain(..).map(|path| (path, Hint::default())));
         let now = Instant::now();
-        for Arrival { row, tries, .. } in arrivals {
+        for Arrival { mut row, tries, .. } in arrivals {
             if outcome.progress.is_done(&row.path) {
                 continue;
             }
@@ -544,6 +544,9 @@ impl Keeper {
                 )
             } else {
                 look.push((error.path().clone(), Hint::default()));
+                // There may be very many such rows, and it may take days; the peer
+                // sends it again.
+                row.inline = None;
                 (Some(error.to_string()), RETRY_AFTER, tries.changed)
             };
             if let Some(reason) = reason

@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 use rustc_hash::FxHashSet;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
+use super::budget::{Budget, Held};
 use super::dirty::{DirtySet, Hint};
 use super::journal::Journal;
 use super::recent::Recent;
@@ -21,6 +22,7 @@ use crate::config::Excludes;
 use crate::engine::{Offset, Policy};
 use crate::index::{Index, IndexError};
 use crate::model::{Entry, RelPath, ReplicaId};
+use crate::net::Turns;
 use crate::resolve::Resolver;
 use crate::resolve::fallback::Locator;
 use crate::source::{KeptUp, Source};
@@ -33,6 +35,8 @@ pub enum Input {
         inbound: Arc<Inbound>,
         upto: u64,
         rows: Vec<Arrival>,
+        /// Given back when the keeper has taken them.
+        held: Held,
     },
     /// Content that was asked for has arrived, or could not be had.
     Content {
@@ -108,6 +112,10 @@ pub struct Link {
     pub key: [u8; 32],
     /// The peer's place in the index' table.
     pub place: u32,
+    /// What the peer may let this node hold.
+    pub budget: Budget,
+    /// The connections that it has dialled.
+    pub inbounds: Arc<Turns<()>>,
     /// This node's sequence up to which the peer has everything durably.
     pub acked: watch::Sender<u64>,
     pub state: Mutex<LinkState>,

@@ -339,6 +339,30 @@ fn a_stranger_on_the_port_gets_nothing_and_holds_up_nobody() {
 }
 
 #[test]
+fn of_a_peers_connections_for_a_share_only_the_last_two_are_served() {
+    let Some(mut trio) = Trio::start("of_a_peers_connections_for_a_share_only_the_last_two_are_served")
+    else {
+        return;
+    };
+    let is_served = |connection: &mut Hostile| {
+        connection.say(&Message::Ping);
+        let answer = connection.hear();
+        assert!(matches!(answer, Some(Message::Pong { .. })), "{answer:?}");
+    };
+    let (mut first, mut second) = (trio.welcomed(), trio.welcomed());
+    is_served(&mut first);
+    is_served(&mut second);
+    is_served(&mut first);
+    let mut third = trio.welcomed();
+    let line = trio.line("has dialled 2 times more since");
+    assert!(line.contains("mallory") && line.contains("share tree"), "{line}");
+    assert_eq!(first.hear_out(), []);
+    is_served(&mut second);
+    is_served(&mut third);
+    trio.goes_on();
+}
+
+#[test]
 fn a_damaged_frame_ends_the_connection_and_nothing_else() {
     let Some(mut trio) = Trio::start("a_damaged_frame_ends_the_connection_and_nothing_else") else {
         return;

@@ -101,10 +101,10 @@ fn what_comes_while_the_disk_is_mounted_read_only_waits() {
 fn what_the_disk_fails_to_write_is_not_acknowledged() {
     const TEST: &str = "a disk that fails to write";
     // A disk that promises more than there is beneath it.
-    let Some(beneath) = Disk::ext4(TEST, 72, &["-J", "size=4"], "") else {
+    let Some(beneath) = Disk::ext4(TEST, 48, &["-J", "size=4"], "") else {
         return;
     };
-    let Some(mut disk) = Disk::thin(TEST, &beneath.path().join("image"), 48) else {
+    let Some(mut disk) = Disk::thin(TEST, &beneath.path().join("image"), 32) else {
         return;
     };
     let Some(mut pair) = running_on(TEST, &disk, |_| ()) else {
@@ -112,7 +112,7 @@ fn what_the_disk_fails_to_write_is_not_acknowledged() {
     };
     put_rest(&mut pair);
     disk::fill(&beneath.path().join("filler"), 256);
-    let content = noise(30 << 20);
+    let content = noise(16 << 20);
     fs::write(pair.one.share.join("big"), &content).unwrap();
     // The kernel calls it full or an input/output error, by version.
     waits(&pair.two, &pair.one, "big", "cannot sync 'big'");
