@@ -56,11 +56,11 @@ pub fn main(options: &Options) -> Result<ExitCode> {
     let wanted: Vec<&str> = match &options.target {
         None => TARGETS.to_vec(),
         Some(name) => match TARGETS.iter().find(|known| *known == name) {
-            Some(known) => vec![known],
+            Some(known) => vec![*known],
             None => bail!("there is no target {name}, only {}", TARGETS.join(", ")),
         },
     };
-    if options.seeds {
+    if options.seeds || !fuzz().join("seeds").exists() {
         make_seeds()?;
     }
     if workspace::which("c++").is_none() {
