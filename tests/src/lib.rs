@@ -2,6 +2,7 @@
 //!
 //! - [`binary`]: the omirr under test.
 //! - [`coverage`]: the table of what each source sees on each kernel.
+//! - [`disk`]: small filesystems, for what goes wrong with disks.
 //! - [`guest`]: booting kernels and running a test's own code inside.
 //! - [`net`]: two network namespaces joined by a cable.
 //! - [`nodes`]: real nodes on this machine.
@@ -9,6 +10,7 @@
 //! - [`treewalk`]: an independent walk of a tree, and what differs between two.
 
 pub mod coverage;
+pub mod disk;
 pub mod guest;
 pub mod net;
 pub mod nodes;

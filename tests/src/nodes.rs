@@ -545,6 +545,13 @@ impl Pair {
         );
     }
 
+    /// Lets others than root reach the nodes' folders.
+    pub fn open_to_all(&self) {
+        use std::os::unix::fs::PermissionsExt;
+        std::fs::set_permissions(self.base(), std::fs::Permissions::from_mode(0o755))
+            .expect("the test's folder is its own");
+    }
+
     pub fn base(&self) -> &Path {
         self.base
             .as_ref()

@@ -200,17 +200,12 @@ fn a_truncated_index_is_refused() {
     });
 }
 
-/// Lets others than root reach the nodes' folders.
-fn open_to_all(pair: &Pair) {
-    fs::set_permissions(pair.base(), fs::Permissions::from_mode(0o755)).unwrap();
-}
-
 #[test]
 fn without_privileges_the_tree_is_compared_at_intervals() {
     let Some(mut pair) = pair("without_privileges_the_tree_is_compared_at_intervals") else {
         return;
     };
-    open_to_all(&pair);
+    pair.open_to_all();
     pair.one.without_privileges(NOBODY);
     pair.two.without_privileges(NOBODY);
     pair.start();
@@ -247,7 +242,7 @@ fn what_a_daemon_without_privileges_may_not_make_waits_with_its_reason() {
     let Some(mut pair) = pair("what_a_daemon_without_privileges_may_not_make_waits_with_its_reason") else {
         return;
     };
-    open_to_all(&pair);
+    pair.open_to_all();
     pair.two.without_privileges(NOBODY);
     pair.start();
     let device = pair.one.share.join("device");
@@ -296,7 +291,7 @@ fn whoever_may_not_ask_the_daemon_is_told_who_may() {
     let Some(mut pair) = pair("whoever_may_not_ask_the_daemon_is_told_who_may") else {
         return;
     };
-    open_to_all(&pair);
+    pair.open_to_all();
     pair.start();
     pair.still_mirrors();
     for arguments in [&["status"][..], &["stats"], &["wait", "--timeout", "1s"]] {

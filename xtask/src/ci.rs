@@ -4,7 +4,10 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 
-use crate::{lint, test};
+use crate::{fuzz, lint, test};
+
+/// How long each target is fuzzed. More is for a machine that has the time.
+const FUZZ_SECONDS: u32 = 60;
 
 /// # Errors
 /// As soon as one part fails.
@@ -13,5 +16,8 @@ pub fn main() -> Result<ExitCode> {
     // set of sources and nothing is compiled twice.
     crate::build::prepare_bpf()?;
     lint::main(&lint::Options::check())?;
-    test::main(&test::Options::all())
+    let tested = test::main(&test::Options::all())?;
+    // After everything else is built: the libraries are taken from there.
+    fuzz::main(&fuzz::Options::all(FUZZ_SECONDS))?;
+    Ok(tested)
 }

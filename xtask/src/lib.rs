@@ -18,6 +18,7 @@ pub mod bpf;
 pub mod build;
 pub mod ci;
 pub mod coverage;
+pub mod fuzz;
 pub mod guest;
 pub mod kernel;
 pub mod lint;

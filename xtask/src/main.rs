@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{bench, build, ci, coverage, lint, run, setup, shell, test, vm};
+use xtask::{bench, build, ci, coverage, fuzz, lint, run, setup, shell, test, vm};
 
 /// Set up, build, run and test omirr.
 #[derive(Parser)]
@@ -33,9 +33,11 @@ enum Command {
     Bench(bench::Options),
     /// Make every change in guests with each kernel, and write what is seen to docs
     Coverage,
+    /// Feed hostile input to everything that reads bytes from elsewhere
+    Fuzz(fuzz::Options),
     /// Check formatting and clippy, warnings being errors
     Lint(lint::Options),
-    /// All that must hold before a change is taken: lint, then test
+    /// All that must hold before a change is taken: lint, test, fuzz
     Ci,
 }
 
@@ -48,6 +50,7 @@ fn main() -> ExitCode {
         Command::Vm(options) => vm::main(&options),
         Command::Bench(options) => bench::main(&options),
         Command::Coverage => coverage::main(),
+        Command::Fuzz(options) => fuzz::main(&options),
         Command::Lint(options) => lint::main(&options),
         Command::Ci => ci::main(),
     };

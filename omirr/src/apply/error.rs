@@ -99,6 +99,16 @@ impl ApplyError {
         }
     }
 
+    /// The same refusal, of what is done for `path`.
+    pub(crate) fn concerning(&self, path: &RelPath) -> ApplyError {
+        match self {
+            ApplyError::System { reason, errno, .. } => {
+                ApplyError::because("bring to the disk", path, *errno, reason.clone())
+            }
+            _ => self.clone(),
+        }
+    }
+
     pub(crate) fn changed(path: &RelPath) -> ApplyError {
         ApplyError::Changed { path: path.clone() }
     }
@@ -159,15 +169,19 @@ impl ApplyError {
 /// something to do.
 fn plain(errno: Errno) -> String {
     let known = match errno {
-        Errno::NOSPC => "the disk is full",
+        Errno::NOSPC => "the disk is full, or has no inodes left (see df and df -i)",
         Errno::DQUOT => "the disk quota is used up",
         Errno::ROFS => "the filesystem is mounted read-only",
         Errno::NAMETOOLONG => "the name is too long for this filesystem",
-        Errno::PERM => "not permitted; is it immutable (see lsattr), or does the daemon lack a capability?",
+        Errno::PERM => {
+            "not permitted; is it immutable or append-only (see lsattr) or in use as swap (see swapon), or does the \
+             daemon lack a capability?"
+        }
         Errno::ACCESS => "permission denied; the daemon needs CAP_DAC_OVERRIDE or to run as root",
         Errno::OPNOTSUPP => "this filesystem does not support it",
         Errno::IO => "the disk reports an input/output error",
         Errno::BUSY => "it is in use, or a mount point",
+        Errno::AGAIN => "another program holds a lease on it and is asked to give it up",
         Errno::MFILE => "the daemon has too many files open; raise LimitNOFILE",
         Errno::NFILE => "the system has too many files open",
         Errno::MLINK => "the file has as many hard links as this filesystem allows",

@@ -431,15 +431,16 @@ impl Ready {
     }
 }
 
-/// Returns once the content of all of them is on the disk.
-pub fn sync_batch(root: &ShareRoot, batch: &[&Ready]) -> Result<(), ApplyError> {
-    match batch {
-        [] => Ok(()),
-        [one] => one.sync(),
-        // At once: the filesystem's journal then commits them together.
-        few if few.len() <= SYNCED_SINGLY => few.par_iter().try_for_each(|ready| ready.sync()),
-        _ => sync_all(root),
+/// Returns once the content of all of them is on the disk, but for those that
+/// the answer names.
+pub fn sync_batch(root: &ShareRoot, batch: &[&Ready]) -> Vec<ApplyError> {
+    if batch.len() > SYNCED_SINGLY && sync_all(root).is_ok() {
+        return Vec::new();
     }
+    // At once: the filesystem's journal then commits them together. Where the
+    // filesystem as a whole cannot be synced, this tells whose content it is;
+    // it may be nobody's here.
+    batch.par_iter().filter_map(|ready| ready.sync().err()).collect()
 }
 
 /// Returns once the names in these directories, as the steps so far have left
@@ -461,5 +462,13 @@ pub fn sync_names(dirs: &Dirs<'_>, parents: &[RelPath]) -> Result<(), ApplyError
 
 /// Returns once everything on the filesystem of the share is on the disk.
 pub fn sync_all(root: &ShareRoot) -> Result<(), ApplyError> {
-    syncfs(root.fd()).map_err(|errno| ApplyError::system("sync the filesystem of", &RelPath::root(), errno))
+    let fail = |errno| ApplyError::system("sync the filesystem of", &RelPath::root(), errno);
+    syncfs(root.fd()).map_err(fail)?;
+    // A filesystem that has become read-only because of an error has nothing to
+    // sync, says the kernel, whatever was changed in it before.
+    let state = rustix::fs::fstatvfs(root.fd()).map_err(fail)?;
+    match state.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY) {
+        true => Err(fail(Errno::ROFS)),
+        false => Ok(()),
+    }
 }

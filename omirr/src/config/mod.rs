@@ -130,7 +130,7 @@ impl Config {
     }
 
     /// Checks `text` as the content of a configuration file.
-    fn parse(text: &str) -> Result<Config, Vec<Mistake>> {
+    pub fn parse(text: &str) -> Result<Config, Vec<Mistake>> {
         let mut mistakes = Mistakes::new(text);
         let draft = read::read(text, &mut mistakes);
         check::check(&draft, &mut mistakes);

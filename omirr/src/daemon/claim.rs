@@ -43,6 +43,11 @@ pub struct Claim {
 }
 
 impl Claims {
+    /// Whether the peer is connected.
+    pub fn is_held(&self) -> bool {
+        self.current.lock().is_some()
+    }
+
     /// Takes the peer's place for a connection from `address`; the address of the
     /// other one if that is alive.
     pub async fn take(self: &Arc<Claims>, address: String) -> Result<Held, String> {

@@ -18,8 +18,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::remote::{Group, Pending};
 use super::renamed::Renamed;
 use super::share::{Command, Inbound, Input, Share, Waiting};
+use super::unread::Unread;
 use super::who::Origins;
-use crate::apply;
+use crate::apply::{self, ApplyError};
 use crate::engine::Author;
 use crate::index::{Durable, Meta};
 use crate::model::{RelPath, ReplicaId};
@@ -57,6 +58,10 @@ pub struct Keeper {
     pub(super) pending: FxHashMap<(u32, RelPath), Pending>,
     /// What was renamed for peers lately.
     pub(super) renamed: Renamed,
+    /// Paths of this node that could not be looked at.
+    pub(super) unread: Unread,
+    /// The share's filesystem could not be synced: not before this moment again.
+    sync_again: Option<(Instant, ApplyError)>,
     /// Who waits for everything dirty to be looked at.
     barriers: VecDeque<oneshot::Sender<u64>>,
     /// Everything in the tree was looked at once.
@@ -65,8 +70,6 @@ pub struct Keeper {
     pub(super) went_back: u64,
     idle_since: Instant,
     trimmed: bool,
-    /// Why a waiting row waits, as it was last said in the log.
-    pub(super) told: FxHashMap<(u32, RelPath), String>,
     /// What this node cannot have and has said so.
     pub(super) said: FxHashSet<Box<str>>,
 }
@@ -87,7 +90,7 @@ pub(super) struct Delivered {
     pub(super) upto: u64,
     /// What was acknowledged last.
     pub(super) acked: u64,
-    pub(super) told_pending: u64,
+    pub(super) told: (u64, Option<String>),
     /// It was asked to begin again: what comes until it does comes once more.
     pub(super) deaf: bool,
 }
@@ -111,14 +114,19 @@ impl Keeper {
             inbounds: Vec::new(),
             pending: FxHashMap::default(),
             renamed: Renamed::default(),
+            unread: Unread::default(),
+            sync_again: None,
             barriers: VecDeque::new(),
             compared: false,
             went_back: 0,
             idle_since: Instant::now(),
             trimmed: false,
-            told: FxHashMap::default(),
             said: FxHashSet::default(),
         }
+    }
+
+    pub fn share(&self) -> Arc<Share> {
+        Arc::clone(&self.share)
     }
 
     /// Runs until told to stop. An error stops the share, not the daemon.
@@ -134,8 +142,12 @@ impl Keeper {
             }
         };
         let result = result.and_then(|()| self.flush());
+        if self.unflushed.is_some() {
+            // What is not on the disk must not be in the index after a restart.
+            self.share.index.freeze();
+        }
         if let Err(error) = result {
-            self.share.stop(format!("{error:#}"));
+            self.share.stop_because(&error);
         }
     }
 
@@ -149,9 +161,11 @@ impl Keeper {
             self.share.compared_at.store(head, Ordering::Release);
             self.say_what_went_back();
         }
-        if force && self.share.dirty().is_empty() && self.share.has_compared() {
+        if force && self.has_looked() {
             // Conflict copies of what was applied are rows of this node's own.
             self.flush()?;
+        }
+        if force && self.has_looked() && self.unflushed.is_none() {
             for barrier in self.barriers.drain(..) {
                 // Whoever asked may have given up.
                 let _ = barrier.send(*self.share.head.borrow());
@@ -164,16 +178,23 @@ impl Keeper {
                 break;
             }
         }
+        for (path, dirt) in self.unread.due(Instant::now()) {
+            self.share
+                .dirty()
+                .put_back(path, dirt, Duration::ZERO, Instant::now());
+            busy = true;
+        }
         busy |= self.retry()?;
         if self
             .unflushed
             .is_some_and(|since| !busy || since.elapsed() > FLUSH_AFTER)
+            && self.may_sync()
         {
             self.flush()?;
             busy = true;
         }
         self.publish();
-        if self.unflushed.is_none() {
+        if self.unflushed.is_none() && self.unread.is_empty() {
             self.share.has_kept_up(self.share.index.meta().head);
         }
         if busy {
@@ -196,6 +217,37 @@ impl Keeper {
         }
     }
 
+    /// Whether everything that was dirty is in the index.
+    fn has_looked(&self) -> bool {
+        self.share.dirty().is_empty() && self.unread.is_empty() && self.share.has_compared()
+    }
+
+    /// Whether it is not yet too early for another try to sync.
+    fn may_sync(&self) -> bool {
+        self.sync_again
+            .as_ref()
+            .is_none_or(|(again, _)| *again <= Instant::now())
+    }
+
+    /// Brings what was done in the tree to the disk. Until that succeeds, the
+    /// rows that say so must not become durable, so nothing else may either.
+    pub(super) fn sync_names(&mut self) -> Result<(), ApplyError> {
+        if let Some((_, error)) = self.sync_again.as_ref().filter(|_| !self.may_sync()) {
+            return Err(error.clone());
+        }
+        let Err(error) = apply::sync_all(&self.share.root) else {
+            if self.sync_again.take().is_some() {
+                tracing::info!(share = %self.share.name, "the filesystem can be synced again");
+            }
+            return Ok(());
+        };
+        if self.sync_again.is_none() {
+            tracing::error!(share = %self.share.name, "nothing is acknowledged until this is mended: {error}");
+        }
+        self.sync_again = Some((Instant::now() + RETRY_AFTER, error.clone()));
+        Err(error)
+    }
+
     fn next_input(&mut self) -> Option<Input> {
         self.next.take().or_else(|| self.inputs.try_recv().ok())
     }
@@ -213,10 +265,16 @@ impl Keeper {
                 Input::Batch { inbound, .. } | Input::Content { inbound, .. }
                     if Self::is_closed(&inbound) => {}
                 Input::Batch { inbound, .. } if self.delivered(&inbound).deaf => {}
-                Input::Batch { inbound, upto, rows } => {
+                Input::Batch {
+                    inbound,
+                    upto,
+                    rows,
+                    held,
+                } => {
                     let group = Group::of(&mut groups, inbound);
                     group.upto = Some(upto);
                     self.take_rows(group, rows);
+                    drop(held);
                 }
                 Input::Content {
                     inbound,
@@ -257,11 +315,18 @@ impl Keeper {
                     self.delivered(&inbound).deaf = false;
                 }
             }
-            Input::Barrier(done) => self.barriers.push_back(done),
+            Input::Barrier(done) => {
+                self.unread.hurry(Instant::now());
+                self.barriers.push_back(done);
+            }
             // Several peers may ask for it at once.
             Input::Renew if self.share.index.meta().replica != self.share.first_replica => {}
             Input::Renew => {
                 self.flush()?;
+                if self.unflushed.is_some() {
+                    // The peer comes again.
+                    return Ok(());
+                }
                 let replica = ReplicaId(crate::index::random_u64());
                 let node = self.share.node.clone();
                 self.share.index.write(|w| {
@@ -290,10 +355,14 @@ impl Keeper {
         Ok(())
     }
 
-    /// Makes everything applied so far durable, then acknowledges it.
+    /// Makes everything applied so far durable, then acknowledges it; does
+    /// neither, and leaves `unflushed` as it is, if it cannot be synced.
     pub(super) fn flush(&mut self) -> anyhow::Result<()> {
-        if self.unflushed.take().is_some() {
-            apply::sync_all(&self.share.root)?;
+        if self.unflushed.is_some() {
+            if self.sync_names().is_err() {
+                return Ok(());
+            }
+            self.unflushed = None;
             let cursors = self.cursors();
             self.share.index.write(|w| {
                 for (place, replica, cursor) in &cursors {
@@ -357,16 +426,22 @@ impl Keeper {
                 .pending
                 .values()
                 .filter(|p| Arc::ptr_eq(&p.inbound, &delivered.inbound));
-            let (mut count, mut reason) = (0, None);
+            let mut count = 0;
+            let mut reason: Option<(&RelPath, &String)> = None;
             for pending in mine {
                 count += 1;
-                if let Some(why) = &pending.reason {
-                    reason.get_or_insert_with(|| format!("{}: {why}", pending.row.path));
-                }
+                // The same one each time.
+                let here = pending.tries.reason.as_ref().map(|why| (&pending.row.path, why));
+                reason = match (reason, here) {
+                    (Some(first), Some(here)) => Some(here.min(first)),
+                    (first, here) => first.or(here),
+                };
             }
-            if durable > delivered.acked || count != delivered.told_pending {
+            let reason = reason.map(|(path, why)| format!("{path}: {why}"));
+            let told = (count, reason.clone());
+            if durable > delivered.acked || told != delivered.told {
                 delivered.acked = durable;
-                delivered.told_pending = count;
+                delivered.told = told;
                 // A closed connection needs no acknowledgement.
                 let _ = delivered.inbound.commands.send(Command::Ack {
                     durable,
@@ -381,21 +456,26 @@ impl Keeper {
     /// Shows `status` where things stand.
     fn publish(&self) {
         let mut progress = self.share.progress.lock();
-        progress.pending = self.pending.len() as u64;
+        progress.pending = (self.pending.len() + self.unread.len()) as u64;
+        progress.unread = self
+            .unread
+            .reasons()
+            .next()
+            .map(|(_, why)| (self.unread.len() as u64, why.to_owned()));
         progress.unsettled = self.unflushed.is_some();
-        progress.waiting = self
-            .pending
-            .values()
-            .filter_map(|pending| {
-                let reason = pending.reason.clone()?;
-                Some(Waiting {
-                    path: pending.row.path.to_string(),
-                    peer: pending.inbound.peer.clone(),
-                    reason,
-                })
+        let own = self.unread.reasons().map(|(path, why)| Waiting {
+            path: path.to_string(),
+            peer: self.share.node.clone(),
+            reason: why.to_owned(),
+        });
+        let others = self.pending.values().filter_map(|pending| {
+            Some(Waiting {
+                path: pending.row.path.to_string(),
+                peer: pending.inbound.peer.clone(),
+                reason: pending.tries.reason.clone()?,
             })
-            .take(WAITING_SHOWN)
-            .collect();
+        });
+        progress.waiting = own.chain(others).take(WAITING_SHOWN).collect();
     }
 
     /// Sleeps until there is something to do; false when it is time to end.
@@ -423,6 +503,12 @@ impl Keeper {
         }
         if let Some(due) = self.pending.values().filter_map(|pending| pending.again).min() {
             until = until.min(due);
+        }
+        if let Some(due) = self.unread.next_due() {
+            until = until.min(due);
+        }
+        if let Some((again, _)) = self.sync_again.as_ref().filter(|_| self.unflushed.is_some()) {
+            until = until.min(*again);
         }
         let runtime = self.runtime.clone();
         let input = runtime.block_on(async {
@@ -461,7 +547,7 @@ impl Keeper {
                 inbound: Arc::clone(inbound),
                 upto: cursor,
                 acked: cursor,
-                told_pending: 0,
+                told: (0, None),
                 deaf: false,
             });
             self.inbounds.len() - 1

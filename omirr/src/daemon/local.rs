@@ -12,10 +12,10 @@ use std::time::{Duration, Instant};
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::dirty::{Dirt, Hint};
-use super::keeper::Keeper;
+use super::keeper::{Keeper, RETRY_AFTER};
 use super::look::{Look, Looking, is_dir, look_at, other_names};
 use super::share::Figures;
-use crate::apply::{self, Dirs};
+use crate::apply::{self, ApplyError, Dirs};
 use crate::engine::{self, Name, Rows, Seen};
 use crate::index::{Durable, IndexError, Reader};
 use crate::model::{Entry, Here, LinkGroup, Record, RelPath, StatSig};
@@ -111,7 +111,7 @@ impl Keeper {
     /// Looks at the paths, at what lies beneath those that turn out to be new
     /// directories, at the other names of changed inodes, and at what else must
     /// be seen together.
-    fn look_at_all(&self, reader: &Reader, taken: Vec<(RelPath, Dirt)>) -> anyhow::Result<Looks> {
+    fn look_at_all(&mut self, reader: &Reader, taken: Vec<(RelPath, Dirt)>) -> anyhow::Result<Looks> {
         let mut done = Looks::new();
         let mut queue = Queue::default();
         for (path, dirt) in taken {
@@ -120,13 +120,25 @@ impl Keeper {
             }
             queue.add(path, dirt);
         }
+        // In the whole pass: a directory that could not be walked may be looked at
+        // once more without.
+        let mut failed = FxHashSet::default();
         while let Some(paths) = queue.next() {
             let started = Instant::now();
+            let failed_before: Vec<RelPath> = match self.unread.is_empty() {
+                true => Vec::new(),
+                false => paths.iter().map(|(path, _)| path.clone()).collect(),
+            };
             let looks = look_at(&self.share, reader, paths)?;
             let cost = started.elapsed();
             for (path, look) in looks {
                 let look = match look {
                     Looking::Done(look) => look,
+                    Looking::Failed(dirt, why) => {
+                        failed.insert(path.clone());
+                        self.cannot_look(path, dirt, why);
+                        continue;
+                    }
                     Looking::Unstable(dirt) => {
                         self.share.dirty().put_back(path, dirt, cost, Instant::now());
                         continue;
@@ -140,7 +152,14 @@ impl Keeper {
                     ..look.dirt
                 };
                 if look.is_unknown_dir() {
-                    self.walk(&path, look.dirt, &mut queue);
+                    for (unseen, why) in self.walk(&path, look.dirt, &mut queue) {
+                        let dirt = Dirt {
+                            subtree: true,
+                            ..look.dirt
+                        };
+                        failed.insert(unseen.clone());
+                        self.cannot_look(unseen, dirt, why);
+                    }
                     // And what it has no more: it may be another directory than
                     // before, or have been elsewhere, where names in it went.
                     reader.live_beneath(&path, &mut |beneath| {
@@ -180,9 +199,22 @@ impl Keeper {
                 drop(dirty);
                 done.insert(path, *look);
             }
+            for path in failed_before {
+                if !failed.contains(&path) {
+                    self.unread.succeeded(&path);
+                }
+            }
         }
         self.share.touch(queue.again);
         Ok(done)
+    }
+
+    /// What cannot be looked at waits, with the reason, for another try.
+    fn cannot_look(&mut self, path: RelPath, dirt: Dirt, why: String) {
+        let text = format!("cannot look at {path}: {why}");
+        if self.unread.failed(path, dirt, why, Instant::now()) {
+            tracing::warn!(share = %self.share.name, "{text}");
+        }
     }
 
     /// Takes out what does not fit together because the tree changed meanwhile,
@@ -207,8 +239,8 @@ impl Keeper {
     }
 
     /// Adds everything beneath a directory, and its directories to the
-    /// resolver.
-    fn walk(&self, start: &RelPath, dirt: Dirt, queue: &mut Queue) {
+    /// resolver. Returns what could not be looked at, and why.
+    fn walk(&self, start: &RelPath, dirt: Dirt, queue: &mut Queue) -> Vec<(RelPath, String)> {
         let share = &self.share;
         let skip = |path: &RelPath, is_dir: bool| share.is_excluded(path, is_dir);
         let mut names = Vec::new();
@@ -222,10 +254,22 @@ impl Keeper {
                 names.extend(dir.path.join(&child.name));
             }
         });
+        let mut unseen = Vec::new();
         match walked {
-            Ok(summary) => apply::remove_leftovers(&share.root.batch(), &summary.leftovers),
-            // It is gone again, most likely; then an event says so.
-            Err(error) => tracing::debug!(share = %share.name, "cannot walk {start}: {error}"),
+            Ok(summary) => {
+                apply::remove_leftovers(&share.root.batch(), &summary.leftovers);
+                let failed = summary.unseen.into_iter().filter(|unseen| !unseen.foreign);
+                unseen.extend(failed.map(|failed| (failed.path, failed.why)));
+            }
+            // It is gone again; an event says so.
+            Err(
+                error @ (ApplyError::ParentMissing { .. }
+                | ApplyError::Changed { .. }
+                | ApplyError::Beneath { .. }),
+            ) => {
+                tracing::debug!(share = %share.name, "cannot walk {start}: {error}");
+            }
+            Err(error) => unseen.push((start.clone(), error.to_string())),
         }
         // What is looked at now need not be looked at for older events.
         let mut dirty = share.dirty();
@@ -243,6 +287,7 @@ impl Keeper {
             });
             queue.add(name, dirt);
         }
+        unseen
     }
 
     /// Writes the rows of what was found, and tells the senders.
@@ -288,13 +333,18 @@ impl Keeper {
                 origin: self.origins.of(look.dirt.who),
             });
         }
+        if !observed.is_empty() && self.unflushed.is_some() && self.sync_names().is_err() {
+            // The commit would make the rows of what was received durable, too,
+            // and their names are not on the disk.
+            for (path, look) in looks {
+                share
+                    .dirty()
+                    .put_back(path, look.dirt, RETRY_AFTER, Instant::now());
+            }
+            return Ok(());
+        }
         let decided = engine::decide_local(reader, observed, &mut self.author, super::now_ms())?;
         let made = decided.len() as u64;
-        if made > 0 && self.unflushed.is_some() {
-            // This commit makes the rows of what was received durable, too:
-            // their names must be on the disk before.
-            apply::sync_all(&share.root)?;
-        }
         let moves = engine::whole_moves(&decided, &|_| true);
         share.index.write(|w| {
             w.put_moves(moves)?;

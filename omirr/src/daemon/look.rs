@@ -44,6 +44,8 @@ pub(super) enum Looking {
     Done(Box<Look>),
     /// It changed while it was read.
     Unstable(Dirt),
+    /// It could not be looked at, for this reason.
+    Failed(Dirt, String),
 }
 
 impl Look {
@@ -131,7 +133,7 @@ pub(super) fn look_at(
     Ok(looks.into_iter().flatten().collect())
 }
 
-/// None if the path is none of the share's business, or cannot be read.
+/// None if the path is none of the share's business.
 fn look_at_one(
     share: &Share,
     reader: &Reader,
@@ -169,8 +171,9 @@ fn look_at_one(
     let found = match found {
         Ok(found) => found,
         Err(error) => {
-            tracing::warn!(share = %share.name, "cannot look at {path}: {error}");
-            return Ok(None);
+            let known_dir = record.as_ref().is_some_and(|record| record.row.is_live_dir());
+            let is_ours = !share.is_excluded(path, known_dir);
+            return Ok(is_ours.then(|| Looking::Failed(dirt, error.to_string())));
         }
     };
     let here = here_of(&record, &elsewhere).cloned().map(Box::new);

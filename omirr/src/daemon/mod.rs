@@ -7,6 +7,8 @@
 //! receiver (`receiver`). One event source serves all shares (`events`).
 //! Decisions are the engine's; here is only who talks to whom, and when to end.
 
+mod again;
+mod budget;
 mod claim;
 mod conflicts;
 pub mod control;
@@ -36,12 +38,13 @@ mod share;
 mod state_dir;
 mod steps;
 mod sweep;
+mod unread;
 mod who;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
@@ -53,6 +56,7 @@ use crate::engine::{self, AtStart, Start};
 use crate::index::{Durable, Home, Index};
 use crate::net::{Identity, Listener, PublicKey};
 use crate::source::ebpf::pins;
+use budget::{Budget, PEER_BYTES_MAX};
 use keeper::Keeper;
 use share::{Link, Parts, Share};
 
@@ -77,6 +81,8 @@ pub(crate) fn now_ms() -> u64 {
 enum End {
     Stop,
     Reload(Box<Config>),
+    /// A share that had stopped for now can go on.
+    Again,
 }
 
 /// Runs the mirror in the foreground until SIGTERM or SIGINT.
@@ -90,11 +96,39 @@ pub fn run(config_path: &Path) -> anyhow::Result<()> {
         .build()
         .context("cannot start the worker threads")?;
     raise_file_limit();
+    let mut pause = None;
     loop {
-        let end = runtime.block_on(run_once(&config, config_path, &state))?;
+        let started = Instant::now();
+        let ended = runtime.block_on(run_once(
+            &config,
+            config_path,
+            &state,
+            pause.unwrap_or(again::PAUSE_MIN),
+        ));
+        if started.elapsed() > again::PAUSE_MAX {
+            pause = None;
+        }
+        let end = match (ended, pause) {
+            (Err(error), Some(pause)) => {
+                // It ran before, and other than a user's first start nobody is
+                // there to read why it has ended.
+                tracing::error!("cannot start again, trying on: {error:#}");
+                runtime.block_on(async {
+                    match tokio::time::timeout(pause, wait_for_end(config_path)).await {
+                        Ok(end) => end,
+                        Err(_elapsed) => Ok(End::Again),
+                    }
+                })?
+            }
+            (ended, _) => ended?,
+        };
         match end {
             End::Stop => break,
             End::Reload(new) => config = *new,
+            End::Again => {
+                let next = pause.map_or(again::PAUSE_MIN, |pause| pause * 2);
+                pause = Some(next.min(again::PAUSE_MAX));
+            }
         }
     }
     service::stopping();
@@ -111,8 +145,19 @@ pub fn unpin(config_path: &Path) -> anyhow::Result<bool> {
     pins::remove(&base).with_context(|| format!("{} cannot be removed; it takes root", base.display()))
 }
 
+/// How many inodes and directories the journal in `folder` names.
+pub fn noted_changes(folder: &Path) -> std::io::Result<usize> {
+    let (_, left) = journal::Journal::open(folder)?;
+    Ok(left.inodes.len() + left.dirs.len())
+}
+
 /// The mirror with one configuration.
-async fn run_once(config: &Config, config_path: &Path, state: &StateDir) -> anyhow::Result<End> {
+async fn run_once(
+    config: &Config,
+    config_path: &Path,
+    state: &StateDir,
+    pause: Duration,
+) -> anyhow::Result<End> {
     let identity = Arc::new(Identity::load(&config.node.key)?);
     let (stop, stopped) = watch::channel(false);
     let mut shares = Vec::new();
@@ -122,8 +167,12 @@ async fn run_once(config: &Config, config_path: &Path, state: &StateDir) -> anyh
             .with_context(|| format!("share {name} cannot be served"))?;
         if share.stopped().is_none() {
             let path = index_path(state.path(), name);
-            recover::recover(&share, path.parent().unwrap_or(&path))
-                .with_context(|| format!("share {name} cannot be served"))?;
+            if let Err(error) = recover::recover(&share, path.parent().unwrap_or(&path)) {
+                if !share::is_passing(&error) {
+                    return Err(error.context(format!("share {name} cannot be served")));
+                }
+                share.stop_because(&error.context("what the last run has left cannot be put in order"));
+            }
         }
         let keeper = Keeper::new(
             Arc::clone(&share),
@@ -133,7 +182,7 @@ async fn run_once(config: &Config, config_path: &Path, state: &StateDir) -> anyh
         );
         let thread = std::thread::Builder::new()
             .name(format!("keep-{name}"))
-            .spawn(move || keeper.run())
+            .spawn(move || run_keeper(keeper))
             .context("cannot start a thread")?;
         keepers.insert(name.clone(), thread);
         shares.push(share);
@@ -181,7 +230,11 @@ async fn run_once(config: &Config, config_path: &Path, state: &StateDir) -> anyh
     service::ready();
     tracing::info!(node = %config.node.name, key = %identity.public_key(), listen = ?config.node.listen, "running");
 
-    let end = wait_for_end(config_path).await?;
+    let folder = |name: &str| state.path().join("shares").join(name);
+    let end = tokio::select! {
+        end = wait_for_end(config_path) => end?,
+        () = again::worth_it(Arc::clone(&shares), folder, pause) => End::Again,
+    };
     stop.send_replace(true);
     drop(source);
     for share in shares.iter() {
@@ -199,6 +252,20 @@ async fn run_once(config: &Config, config_path: &Path, state: &StateDir) -> anyh
         }
     }
     Ok(end)
+}
+
+/// Runs a keeper to its end. A panic in it, a damaged index say, stops its share
+/// like any other error; the panic's own words are in the log.
+fn run_keeper(keeper: Keeper) {
+    let share = keeper.share();
+    if std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| keeper.run())).is_err() {
+        share.index.freeze();
+        share.stop(
+            "its keeper met something impossible, which the log tells: restart omirr; if that does not help, the \
+             index is damaged: remove it, and the share is compared anew"
+                .to_owned(),
+        );
+    }
 }
 
 /// Waits for SIGTERM or SIGINT, or for SIGHUP with a configuration that is right.
@@ -314,11 +381,11 @@ fn open_share(
                 key: *settings.key.as_bytes(),
                 place,
                 mode: *mode,
-                inbounds: Default::default(),
                 acked: watch::Sender::new(0),
                 marks: Default::default(),
                 alive: tokio::sync::Notify::new(),
                 claims: Default::default(),
+                budget: Budget::new(PEER_BYTES_MAX),
                 state: Default::default(),
                 clock: Default::default(),
             })

@@ -16,8 +16,9 @@ use rayon::prelude::*;
 use rustc_hash::FxHashMap;
 use tokio::sync::{mpsc, watch};
 
+use super::budget::Held;
 use super::sender::INLINE_MAX;
-use super::share::{Arrival, Command, Fetched, Figures, Inbound, Input, Link, Share};
+use super::share::{Arrival, Command, Fetched, Figures, Inbound, Input, Share, Tries};
 use crate::apply::{self, Ahead, ApplyError, DirFd, Ready, Staged};
 use crate::content::{self, Assembler, ChunkSize, OwnChunks};
 use crate::engine::{self, Verdict};
@@ -118,8 +119,8 @@ async fn session(connection: Connection, key: PublicKey, shares: &[Arc<Share>]) 
             .await?;
         return Ok(());
     }
-    let held = match link.claims.take(address.to_string()).await {
-        Ok(held) => held,
+    let claim = match link.claims.take(address.to_string()).await {
+        Ok(claim) => claim,
         Err(other) => {
             let reason = format!(
                 "{} is connected already, from {other}, and this is another node with its key: was it cloned? Give one \
@@ -159,10 +160,8 @@ async fn session(connection: Connection, key: PublicKey, shares: &[Arc<Share>]) 
         commands,
         closed: AtomicBool::new(false),
     });
-    link.inbounds.fetch_add(1, Ordering::Relaxed);
     let _closing = Closing {
         share: Arc::clone(share),
-        link: Arc::clone(link),
         inbound: Arc::clone(&inbound),
     };
     let mut fetches = Fetches::new(share, &inbound);
@@ -186,7 +185,9 @@ async fn session(connection: Connection, key: PublicKey, shares: &[Arc<Share>]) 
             }
             message = tokio::time::timeout(SILENCE_MAX, reader.recv()) => {
                 let Ok(message) = message else { bail!("{} has said nothing for {} s", link.peer, SILENCE_MAX.as_secs()) };
-                match message? {
+                let message = message?;
+                let held = link.budget.take(message.weight()).await;
+                match message {
                     Message::Batch { upto, rows } => {
                         if upto < last_upto {
                             bail!("{} sends rows up to {upto} after row {last_upto}", link.peer);
@@ -195,12 +196,12 @@ async fn session(connection: Connection, key: PublicKey, shares: &[Arc<Share>]) 
                         let bytes = rows.iter().filter_map(|row| row.inline.as_ref()).map(|inline| inline.len() as u64).sum();
                         Figures::add(&share.figures.content_received_bytes, bytes);
                         let rows = prepare(share, rows).await?;
-                        let input = Input::Batch { inbound: Arc::clone(&inbound), upto, rows };
+                        let input = Input::Batch { inbound: Arc::clone(&inbound), upto, rows, held };
                         if share.inputs.send(input).await.is_err() {
                             bail!("the share is stopped here");
                         }
                     }
-                    Message::Content { id, parts, last } => fetches.answer(id, Piece::Parts(parts, last)).await?,
+                    Message::Content { id, parts, last } => fetches.answer(id, Piece::Parts { parts, last, held }).await?,
                     Message::Gone { id, reason } => fetches.answer(id, Piece::Gone(reason)).await?,
                     Message::Again { after } => {
                         if plains == 0 {
@@ -214,13 +215,13 @@ async fn session(connection: Connection, key: PublicKey, shares: &[Arc<Share>]) 
                         }
                     }
                     // Only asked for on a second node's account.
-                    Message::Pong { .. } => held.is_alive(),
+                    Message::Pong { .. } => claim.is_alive(),
                     Message::Ping => drop(say.send(Message::Pong { clock_ms: super::now_ms() })),
                     other => bail!("{} sends a message of kind {}, which is not for this node to receive", link.peer, other.name()),
                 }
             }
-            () = held.asked() => drop(say.send(Message::Ping)),
-            () = held.given_up() => bail!("{} has connected anew, and does not answer here", link.peer),
+            () = claim.asked() => drop(say.send(Message::Ping)),
+            () = claim.given_up() => bail!("{} has connected anew, and does not answer here", link.peer),
             Some(order) = orders.recv() => match order {
                 Command::Ack { durable, pending, reason, head } => {
                     drop(say.send(Message::Ack { durable, pending, reason, head }));
@@ -269,7 +270,11 @@ fn stage_ahead(share: &Share, rows: Vec<WireRow>) -> Result<Vec<Arrival>, IndexE
         if ready.is_some() {
             row.inline = None;
         }
-        Arrival { row, ready, tries: 0 }
+        Arrival {
+            row,
+            ready,
+            tries: Tries::default(),
+        }
     };
     Ok(if jobs.len() <= PREPARED_HERE {
         jobs.into_iter().map(stage).collect()
@@ -304,14 +309,12 @@ fn stage_inline(ahead: &Ahead<'_, '_>, place: &DirFd, row: &WireRow) -> Result<O
 /// Tells the keeper when the connection ends, however it ends.
 struct Closing {
     share: Arc<Share>,
-    link: Arc<Link>,
     inbound: Arc<Inbound>,
 }
 
 impl Drop for Closing {
     fn drop(&mut self) {
         self.inbound.closed.store(true, Ordering::Release);
-        self.link.inbounds.fetch_sub(1, Ordering::Relaxed);
         let (share, inbound) = (Arc::clone(&self.share), Arc::clone(&self.inbound));
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             runtime.spawn(async move {
@@ -338,7 +341,12 @@ impl Wanted {
 
 /// What the sender answers to a request, in order.
 enum Piece {
-    Parts(Vec<Part>, bool),
+    Parts {
+        parts: Vec<Part>,
+        last: bool,
+        /// Given back when they are written.
+        held: Held,
+    },
     Gone(String),
 }
 
@@ -438,7 +446,7 @@ impl Fetches {
     }
 
     async fn answer(&mut self, id: u64, piece: Piece) -> anyhow::Result<()> {
-        let last = !matches!(piece, Piece::Parts(_, false));
+        let last = !matches!(piece, Piece::Parts { last: false, .. });
         if let Some((wanted, content)) = self.open_small.remove(&id) {
             return self.answer_small(id, wanted, content, piece).await;
         }
@@ -466,7 +474,7 @@ impl Fetches {
     ) -> anyhow::Result<()> {
         let outcome = match piece {
             Piece::Gone(reason) => Err(reason),
-            Piece::Parts(parts, last) => {
+            Piece::Parts { parts, last, held: _ } => {
                 let bytes = parts.iter().map(Part::data_bytes).sum();
                 Figures::add(&self.share.figures.content_received_bytes, bytes);
                 match put_together(&wanted, &mut content, &parts, last) {
@@ -558,8 +566,8 @@ fn fetch(
     })?;
     let mut assembler = Assembler::new(InOrder(staged), size, hash, own)?;
     loop {
-        let (parts, last) = match incoming.blocking_recv() {
-            Some(Piece::Parts(parts, last)) => (parts, last),
+        let (parts, last, _held) = match incoming.blocking_recv() {
+            Some(Piece::Parts { parts, last, held }) => (parts, last, held),
             Some(Piece::Gone(reason)) => bail!("{reason}"),
             None => bail!("the connection has ended"),
         };

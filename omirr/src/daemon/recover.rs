@@ -115,7 +115,9 @@ pub(super) fn recover(share: &Share, journal: &Path) -> anyhow::Result<()> {
             this.into_iter().for_each(|one| one.2 = Some(sig));
         }
     }
-    apply::sync_all(&share.root)?;
+    if !done.is_empty() {
+        apply::sync_all(&share.root)?;
+    }
     share.index.write(|w| {
         for (path, _) in &intents {
             w.settle(path)?;

@@ -25,7 +25,7 @@ use super::dirty::Hint;
 use super::keeper::{Keeper, RETRY_AFTER};
 use super::locks::lock_again;
 use super::look::is_dir;
-use super::share::{Arrival, Command, Fetched, Figures, Inbound};
+use super::share::{Arrival, Command, Fetched, Figures, Inbound, Tries};
 use super::steps::{Outcome, execute, stage, step_once};
 use crate::apply::{self, ApplyError, Dirs};
 use crate::engine::{self, Arrived, Content, Context, Decided, Expansion, Install, Progress, Step, Work};
@@ -34,16 +34,19 @@ use crate::model::{Record, RelPath};
 use crate::observe;
 use crate::wire::WireRow;
 
+/// A content that could not be taken is asked for again after [`RETRY_AFTER`],
+/// then after twice as long, up to so many times.
+const TRANSFER_PAUSES: u32 = 3;
+
 /// A row that could not be applied yet.
 pub(super) struct Pending {
     pub(super) row: WireRow,
     pub(super) inbound: Arc<Inbound>,
-    /// Why, in words; none while its content is on the way.
-    pub(super) reason: Option<String>,
     /// When to try again; none while something is awaited.
     pub(super) again: Option<Instant>,
-    /// How often it was found that the disk is not what the index says.
-    pub(super) tries: u32,
+    /// With the reason, in words; none while its content is on the way for the
+    /// first time.
+    pub(super) tries: Tries,
 }
 
 /// What has come over one connection and is to be applied together.
@@ -138,8 +141,12 @@ impl Keeper {
                 }
             }
             Err(reason) => {
-                pending.reason = Some(reason);
-                pending.again = Some(Instant::now() + RETRY_AFTER);
+                // All of it is sent again with each try.
+                let pause = RETRY_AFTER * (1 << pending.tries.transfers.min(TRANSFER_PAUSES));
+                tracing::warn!(share = %self.share.name, peer = %group.inbound.peer, "cannot fetch '{path}' yet: {reason}");
+                pending.tries.transfers += 1;
+                pending.tries.reason = Some(reason);
+                pending.again = Some(Instant::now() + pause);
             }
         }
     }
@@ -222,7 +229,7 @@ impl Keeper {
                     moved_tree: made.moved_tree,
                 },
                 ready: None,
-                tries: 0,
+                tries: Tries::default(),
             });
         }
         self.apply(inbound, arrivals)?;
@@ -314,12 +321,22 @@ impl Keeper {
         let now = share.resolver.lock().now();
         let mut outcome = Outcome::new(Progress::new(reader, &decided)?, now);
         let locked = self.unlock(&dirs, reader, &steps, &mut outcome)?;
-        let staged = stage(&dirs, reader, &steps, &mut arrivals, &mut outcome);
+        let mut staged = stage(&dirs, reader, &steps, &mut arrivals, &mut outcome);
         if self.unflushed.is_some() {
-            // One sync for this batch's contents and the last batch's names.
-            apply::sync_all(&share.root)?;
+            // One sync for this batch's contents and the last batch's names. If it
+            // fails, which of them are on the disk is not known.
+            if let Err(error) = self.sync_names() {
+                self.keep_unsynced(inbound, arrivals, &error);
+                return Ok(());
+            }
         } else {
-            apply::sync_batch(&share.root, &staged.values().collect::<Vec<_>>())?;
+            for error in apply::sync_batch(&share.root, &staged.values().collect::<Vec<_>>()) {
+                staged.remove(error.path());
+                let staging = |step: &&Step| matches!(step, Step::Stage { path, .. } if path == error.path());
+                if let Some(step) = steps.iter().find(staging) {
+                    outcome.fail(step, error);
+                }
+            }
         }
         let cursors = if self.unflushed.is_some() {
             self.cursors_before(inbound)
@@ -506,7 +523,7 @@ impl Keeper {
             })
             .collect();
         let decided = engine::decide_remote(reader, arrived, inbound.place, &mut self.author, &context)?;
-        let steps = match arrivals.iter().any(|arrival| arrival.tries > 0) {
+        let steps = match arrivals.iter().any(|arrival| arrival.tries.any()) {
             true => engine::plan_one_by_one(reader, &decided)?,
             false => engine::plan(reader, &decided)?,
         };
@@ -514,7 +531,7 @@ impl Keeper {
     }
 
     /// Asks for the content of a row, which waits until it is there.
-    fn fetch(&mut self, inbound: &Arc<Inbound>, row: WireRow, tries: u32) {
+    fn fetch(&mut self, inbound: &Arc<Inbound>, row: WireRow, tries: Tries) {
         if row.row.entry.content().is_some() {
             let want = Command::Want {
                 path: row.path.clone(),
@@ -531,15 +548,28 @@ impl Keeper {
             let _ = inbound.commands.send(want);
         }
         let row = WireRow { inline: None, ..row };
+        self.wait_for(inbound, row, None, tries);
+    }
+
+    fn wait_for(&mut self, inbound: &Arc<Inbound>, row: WireRow, again: Option<Instant>, tries: Tries) {
         let pending = Pending {
             row,
             inbound: Arc::clone(inbound),
-            reason: None,
-            again: None,
+            again,
             tries,
         };
         self.pending
             .insert((inbound.place, pending.row.path.clone()), pending);
+    }
+
+    /// Nothing of these rows was done, because what was done before cannot be
+    /// brought to the disk.
+    fn keep_unsynced(&mut self, inbound: &Arc<Inbound>, arrivals: Vec<Arrival>, error: &ApplyError) {
+        let again = Instant::now() + RETRY_AFTER;
+        for Arrival { row, mut tries, .. } in arrivals {
+            tries.reason = Some(error.concerning(&row.path).to_string());
+            self.wait_for(inbound, row, Some(again), tries);
+        }
     }
 
     /// Cursors as of before the batch that is being applied for `inbound`.
@@ -607,48 +637,48 @@ impl Keeper {
         let mut look: Vec<_> = outcome.touched.drain(..).map(|path| (path, changed)).collect();
         look.extend(outcome.renamed.drain(..).map(|path| (path, Hint::default())));
         let now = Instant::now();
-        for Arrival { row, tries, .. } in arrivals {
+        for Arrival { mut row, tries, .. } in arrivals {
             if outcome.progress.is_done(&row.path) {
                 continue;
             }
+            // By itself it is a row like any other.
+            row.moved_tree = None;
             let error = outcome.errors.remove(&row.path);
             let error = error.unwrap_or_else(|| ApplyError::Changed {
                 path: row.path.clone(),
             });
-            let (reason, wait, tries) = if error.is_changed() {
+            let (reason, wait, changed) = if error.is_changed() {
                 // It is looked at first; then the rows are decided again. What
                 // does not come right by that needs a person or a newer row.
                 look.push((row.path.clone(), changed));
                 look.push((error.path().clone(), changed));
                 look.extend(row.path.parent().map(|parent| (parent, Hint::default())));
-                let wait = Duration::from_millis(5 << tries.min(9)).min(RETRY_AFTER);
-                ((tries > 5).then(|| error.to_string()), wait, tries + 1)
+                let wait = Duration::from_millis(5 << tries.changed.min(9)).min(RETRY_AFTER);
+                (
+                    (tries.changed > 5).then(|| error.to_string()),
+                    wait,
+                    tries.changed + 1,
+                )
             } else {
                 look.push((error.path().clone(), Hint::default()));
-                (Some(error.to_string()), RETRY_AFTER, tries.max(1))
+                // There may be very many such rows, and it may take days; the peer
+                // sends it again.
+                row.inline = None;
+                (Some(error.to_string()), RETRY_AFTER, tries.changed)
             };
-            let key = (inbound.place, row.path.clone());
-            if let Some(reason) = &reason
-                && self.told.get(&key) != Some(reason)
+            if let Some(reason) = reason
+                .as_ref()
+                .filter(|reason| tries.reason.as_ref() != Some(reason))
             {
-                self.told.insert(key, reason.clone());
                 tracing::warn!(share = %self.share.name, peer = %inbound.peer, "cannot apply yet: {reason}");
             }
-            let pending = Pending {
-                // By itself it is a row like any other.
-                row: WireRow {
-                    moved_tree: None,
-                    ..row
-                },
-                inbound: Arc::clone(inbound),
+            let tries = Tries {
+                changed,
                 reason,
-                again: Some(now + wait),
-                tries,
+                ..tries
             };
-            self.pending
-                .insert((inbound.place, pending.row.path.clone()), pending);
+            self.wait_for(inbound, row, Some(now + wait), tries);
         }
-        self.told.retain(|key, _| self.pending.contains_key(key));
         // Directories that are not as expected, in which something was done.
         look.extend(outcome.errors.into_keys().map(|path| (path, Hint::default())));
         self.share.touch(look);

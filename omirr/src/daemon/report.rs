@@ -245,10 +245,12 @@ async fn caught_up(
     share.wake.notify_one();
     let Ok(Ok(head)) = tokio::time::timeout_at(deadline, looked).await else {
         let left = share.dirty().len();
-        let scanned = share.progress.lock().scanned;
-        return Err(match scanned {
-            false => "the tree is still being compared with the index".to_owned(),
-            true => format!("{left} changed paths are still to be looked at"),
+        let progress = share.progress.lock();
+        return Err(match (progress.scanned, &progress.unread) {
+            (false, _) => "the tree is still being compared with the index".to_owned(),
+            (true, Some((1, why))) => format!("1 path cannot be looked at: {why}"),
+            (true, Some((more, why))) => format!("{more} paths cannot be looked at, one because: {why}"),
+            (true, None) => format!("{left} changed paths are still to be looked at"),
         });
     };
     Ok(head)
@@ -291,7 +293,7 @@ fn share_report(share: &Share) -> ShareReport {
             let clock = *link.clock.lock();
             let connected = match link.mode.sends() {
                 true => state.connected,
-                false => link.inbounds.load(Ordering::Relaxed) > 0,
+                false => link.claims.is_held(),
             };
             PeerReport {
                 name: link.peer.clone(),

@@ -54,7 +54,7 @@ pub async fn run(share: Arc<Share>, mut stop: watch::Receiver<bool>) {
         match tokio::task::spawn_blocking(task).await {
             Ok(Ok(())) => share.wake.notify_one(),
             Ok(Err(error)) => {
-                share.stop(format!("the tree cannot be scanned: {error:#}"));
+                share.stop_because(&error.context("the tree cannot be scanned"));
                 return;
             }
             Err(_cancelled) => return,
@@ -148,9 +148,15 @@ fn scan(share: &Arc<Share>, occasion: Occasion) -> anyhow::Result<()> {
     })?;
     failed?;
     apply::remove_leftovers(&share.root.batch(), &summary.leftovers);
-    for unseen in summary.unseen.iter().filter(|unseen| !unseen.foreign) {
-        tracing::warn!(share = %share.name, "cannot look at {}: {}", unseen.path, unseen.why);
-    }
+    // The keeper finds the same and says so, and tries again until it can be read.
+    let unseen = summary.unseen.iter().filter(|unseen| !unseen.foreign);
+    share.touch(unseen.map(|unseen| {
+        let hint = Hint {
+            subtree: true,
+            ..Hint::default()
+        };
+        (unseen.path.clone(), hint)
+    }));
     // What the index has and the walk has not met is gone, or was made since.
     for pair in reader.beneath(&RelPath::root())? {
         let (path, record) = pair?;

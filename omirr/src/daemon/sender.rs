@@ -331,7 +331,7 @@ async fn prepare_batches(
             // Everything up to the head is on its way, or waits for more rows.
             Ok(None) => sent = durable,
             Err(error) => {
-                share.stop(format!("{error:#}"));
+                share.stop_because(&error);
                 return;
             }
         }

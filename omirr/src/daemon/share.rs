@@ -4,7 +4,7 @@
 //! tree; everyone else reads the index in snapshots, adds to the dirty set, or
 //! sends the keeper an [`Input`].
 
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Instant;
 
@@ -13,15 +13,16 @@ use parking_lot::Mutex;
 use rustc_hash::FxHashSet;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
+use super::budget::{Budget, Held};
 use super::claim::Claims;
 use super::dirty::{DirtySet, Hint};
 use super::journal::Journal;
 use super::recent::Recent;
 use super::recovered::Recovering;
-use crate::apply::{Ready, ShareRoot};
+use crate::apply::{ApplyError, Ready, ShareRoot};
 use crate::config::Excludes;
 use crate::engine::{Marks, Offset, Policy};
-use crate::index::Index;
+use crate::index::{Index, IndexError};
 use crate::model::{Entry, Mode, RelPath, ReplicaId};
 use crate::resolve::Resolver;
 use crate::resolve::fallback::Locator;
@@ -35,6 +36,8 @@ pub enum Input {
         inbound: Arc<Inbound>,
         upto: u64,
         rows: Vec<Arrival>,
+        /// Given back when the keeper has taken them.
+        held: Held,
     },
     /// Content that was asked for has arrived, or could not be had.
     Content {
@@ -64,8 +67,25 @@ pub struct Arrival {
     pub row: WireRow,
     /// The row's content with the row's attributes, waiting for its name.
     pub ready: Option<Ready>,
+    pub tries: Tries,
+}
+
+/// What came of a row so far, while it waits.
+#[derive(Clone, Debug, Default)]
+pub struct Tries {
     /// How often it was found that the disk is not what the index says.
-    pub tries: u32,
+    pub changed: u32,
+    /// How often its content was sent in vain.
+    pub transfers: u32,
+    /// What was wrong the last time: shown until it has been tried again.
+    pub reason: Option<String>,
+}
+
+impl Tries {
+    /// Whether it was tried before.
+    pub fn any(&self) -> bool {
+        self.changed > 0 || self.transfers > 0 || self.reason.is_some()
+    }
 }
 
 /// Content that was asked for.
@@ -119,8 +139,8 @@ pub struct Link {
     pub place: u32,
     /// Which way the share's changes go.
     pub mode: Mode,
-    /// How many connections the peer has made to send.
-    pub inbounds: AtomicUsize,
+    /// What the peer may let this node hold.
+    pub budget: Budget,
     /// This node's sequence up to which the peer has everything durably.
     pub acked: watch::Sender<u64>,
     /// Which of this node's tombstones the peer is past.
@@ -162,8 +182,12 @@ pub struct Progress {
     pub scan_seen: u64,
     /// Why the share no longer takes part.
     pub stopped: Option<String>,
-    /// Rows received but not applied.
+    /// Whether that may come right by itself: see `again`.
+    pub stopped_for_now: bool,
+    /// Rows received but not applied, and paths of this node that cannot be looked at.
     pub pending: u64,
+    /// How many of those are this node's own, and what is wrong with the first.
+    pub unread: Option<(u64, String)>,
     /// The first of them.
     pub waiting: Vec<Waiting>,
     /// Received rows that are applied but not yet durable.
@@ -439,7 +463,30 @@ impl Share {
         }
     }
 
+    /// Ends it because of something that failed; for now only, if that was the
+    /// disk's refusal to be written.
+    pub fn stop_because(&self, error: &anyhow::Error) {
+        if is_passing(error) {
+            self.stop(format!(
+                "{error:#}; nothing is lost or acknowledged by that, and it starts again by itself when it can be \
+                 written to"
+            ));
+            self.progress.lock().stopped_for_now = true;
+        } else {
+            self.stop(format!("{error:#}"));
+        }
+    }
+
     pub fn stopped(&self) -> Option<String> {
         self.progress.lock().stopped.clone()
     }
+}
+
+/// Whether something failed that may come right by itself: a full disk, say.
+pub fn is_passing(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        let index = cause.downcast_ref::<IndexError>().map(IndexError::is_passing);
+        let tree = cause.downcast_ref::<ApplyError>().map(ApplyError::is_transient);
+        index.or(tree).unwrap_or(false)
+    })
 }

@@ -278,7 +278,7 @@ impl Outcome {
         Ok(Ok(expect))
     }
 
-    fn fail(&mut self, step: &Step, error: ApplyError) {
+    pub(super) fn fail(&mut self, step: &Step, error: ApplyError) {
         self.progress.fail(step);
         self.errors.insert(step.path().clone(), error);
     }

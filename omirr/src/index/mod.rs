@@ -10,18 +10,23 @@
 //! at the *durable head*: a row leaves this node only after it is on disk, so
 //! that a sequence number is never used for two different rows.
 
+mod backend;
 mod home;
 mod read;
 mod rows;
 mod write;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
+use redb::backends::FileBackend;
 use redb::{MultimapTableDefinition, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::{Deserialize, Serialize};
 
 use crate::model::{ReplicaId, Stamp};
+use backend::Freezable;
 
 pub use home::Home;
 pub use read::Reader;
@@ -67,6 +72,14 @@ pub enum IndexError {
     Corrupt { path: PathBuf, what: String },
     #[error("cannot make {path}: {why}")]
     Io { path: PathBuf, why: std::io::Error },
+}
+
+impl IndexError {
+    /// Whether it may come right by itself: the disk was full, say. A damaged
+    /// index, or one of another format, does not.
+    pub fn is_passing(&self) -> bool {
+        matches!(self, IndexError::Storage { .. } | IndexError::Io { .. })
+    }
 }
 
 /// What is known of one peer of this share.
@@ -117,6 +130,8 @@ pub struct Meta {
 pub struct Index {
     path: PathBuf,
     db: redb::Database,
+    /// See [`Index::freeze`].
+    frozen: Arc<AtomicBool>,
     /// As of the last commit.
     meta: Mutex<Meta>,
     /// As of the opening; none in an index that is new.
@@ -125,7 +140,19 @@ pub struct Index {
 
 impl Index {
     /// Opens the index at `path`, or makes an empty one for the node `node`.
+    ///
+    /// The store checks what it repairs and trusts what it finds closed in order,
+    /// so damage can make it panic. That is one more word for damage.
     pub fn open(path: &Path, node: &str) -> Result<Index, IndexError> {
+        std::panic::catch_unwind(|| Index::open_sound(path, node)).unwrap_or_else(|_panic| {
+            Err(IndexError::Corrupt {
+                path: path.into(),
+                what: "its pages contradict one another".to_owned(),
+            })
+        })
+    }
+
+    fn open_sound(path: &Path, node: &str) -> Result<Index, IndexError> {
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder).map_err(|why| IndexError::Io {
                 path: folder.into(),
@@ -133,9 +160,18 @@ impl Index {
             })?;
         }
         let fail = |error: redb::Error| storage(path, error);
+        let file = std::fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(path)
+            .map_err(|why| fail(redb::Error::Io(why)))?;
+        let frozen = Arc::new(AtomicBool::new(false));
+        let file = FileBackend::new(file).map_err(|error| fail(error.into()))?;
         let db = redb::Database::builder()
             .set_cache_size(CACHE_BYTES)
-            .create(path)
+            .create_with_backend(Freezable::new(file, Arc::clone(&frozen)))
             .map_err(|error| fail(error.into()))?;
         let txn = db.begin_write().map_err(|error| fail(error.into()))?;
         let (found, home) = {
@@ -207,6 +243,7 @@ impl Index {
         let index = Index {
             path: path.into(),
             db,
+            frozen,
             meta: Mutex::new(meta),
             home,
         };
@@ -248,6 +285,13 @@ impl Index {
         let (result, after) = write::transaction(&self.path, &self.db, before, work)?;
         *self.meta.lock() = after;
         Ok(result)
+    }
+
+    /// Takes nothing more: what was committed `Later` and no durable commit has
+    /// followed is as if it had never been, at the next opening. Without this,
+    /// closing makes it durable.
+    pub fn freeze(&self) {
+        self.frozen.store(true, Ordering::Release);
     }
 
     fn fail(&self, error: impl Into<redb::Error>) -> IndexError {
@@ -440,6 +484,32 @@ mod tests {
         assert!(failed.is_err());
         assert_eq!(index.meta().head, 0);
         assert!(index.read().unwrap().get(&path("a")).unwrap().is_none());
+    }
+
+    #[test]
+    fn what_is_not_durable_when_it_is_frozen_is_not_there_afterwards() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("index.redb");
+        for (freeze, name) in [(false, "a"), (true, "b")] {
+            let index = Index::open(&file, "one").unwrap();
+            index
+                .write(|w| {
+                    let seq = w.next_seq();
+                    Ok((
+                        w.put(&path(name), &record(seq, seq, false, None))?,
+                        Durable::Later,
+                    ))
+                })
+                .unwrap();
+            if freeze {
+                index.freeze();
+            }
+        }
+        let index = Index::open(&file, "one").unwrap();
+        let reader = index.read().unwrap();
+        assert!(reader.get(&path("a")).unwrap().is_some());
+        assert!(reader.get(&path("b")).unwrap().is_none());
+        assert_eq!(index.meta().head, 1);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::io;
 use std::time::Duration;
 
-use super::PublicKey;
+use super::{Limit, PublicKey};
 use crate::wire::{PROTOCOL, WireError};
 
 /// `peer` is the other side as the message shows it: the address from the
@@ -60,8 +60,11 @@ pub enum NetError {
     Protocol { peer: String, theirs: u32 },
     #[error("{peer} hung up {doing}")]
     HungUp { peer: String, doing: &'static str },
-    #[error("{peer} had to give way: more than {limit} connections were being set up at once")]
-    Crowded { peer: String, limit: usize },
+    #[error("{peer} had to give way: {}", match .limit {
+        Limit::All(all) => format!("more than {all} connections were being set up at once"),
+        Limit::Each(each) => format!("more than {each} connections were being set up at once from its address"),
+    })]
+    Crowded { peer: String, limit: Limit },
 
     #[error("{peer} sent {why}")]
     Received { peer: String, why: WireError },

@@ -1,30 +1,30 @@
 //! The sockets that peers dial, and how they are let in.
 //!
 //! Anybody can connect, so what a stranger can take up is bounded: a handshake
-//! has a time limit, and only so many are under way at once. When one more
-//! arrives the oldest gives way: a peer's handshake takes milliseconds and is
+//! has a time limit, and only so many are under way at once, fewer still from one
+//! address. When one more arrives the oldest gives way: a peer's handshake takes milliseconds and is
 //! hardly ever the oldest, so that strangers who dawdle do not keep peers out.
 
-use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::sync::Notify;
 use tokio_rustls::{TlsAcceptor, TlsStream};
 
 use super::error::shown;
 use super::handshake::{Side, check_greeting, handshake_error, read_greeting, tune, write_greeting};
+use super::turns::{Turn, Turns};
 use super::{Connection, Identity, NetError, PublicKey, tls};
 
 /// Handshakes under way at once.
 pub const MAX_HANDSHAKES: usize = 64;
+/// Of those, from one address.
+pub const MAX_HANDSHAKES_EACH: usize = 16;
 const BACKLOG: u32 = 256;
 /// The type of the TLS record that a handshake begins with.
 const TLS_HANDSHAKE: u8 = 22;
@@ -40,7 +40,7 @@ pub type Known = Arc<dyn Fn(&PublicKey) -> bool + Send + Sync>;
 #[derive(Debug)]
 pub struct Listener {
     sockets: Vec<TcpListener>,
-    handshakes: Arc<Handshakes>,
+    handshakes: Arc<Turns<IpAddr>>,
 }
 
 impl Listener {
@@ -80,7 +80,7 @@ impl Listener {
         }
         Ok(Listener {
             sockets,
-            handshakes: Arc::default(),
+            handshakes: Turns::new(MAX_HANDSHAKES, MAX_HANDSHAKES_EACH),
         })
     }
 
@@ -108,7 +108,7 @@ impl Listener {
             });
             match accepted.await {
                 Ok((tcp, from)) => {
-                    let turn = Handshakes::begin(&self.handshakes);
+                    let turn = Turns::begin(&self.handshakes, from.ip().to_canonical());
                     return Ok(Incoming { tcp, from, turn });
                 }
                 Err(error) if is_passing(&error) => {
@@ -182,7 +182,7 @@ fn is_passing(error: &io::Error) -> bool {
 pub struct Incoming {
     tcp: TcpStream,
     from: SocketAddr,
-    turn: Turn,
+    turn: Turn<IpAddr>,
 }
 
 impl Incoming {
@@ -206,7 +206,7 @@ pub async fn accept(
         outcome = tokio::time::timeout(timeout, let_in(tcp, from, local, known)) => outcome.unwrap_or_else(|_elapsed| {
             Err(NetError::Timeout { peer, doing: "during the handshake", after: timeout })
         }),
-        () = turn.over.notified() => Err(NetError::Crowded { peer, limit: MAX_HANDSHAKES }),
+        limit = turn.is_over() => Err(NetError::Crowded { peer, limit }),
     }
 }
 
@@ -288,44 +288,5 @@ async fn linger(mut tcp: TcpStream) {
     // However it ends, the connection is over.
     if let Ok(Err(error)) = tokio::time::timeout(LINGER, drain).await {
         tracing::trace!(%error, "a refused connection ended early");
-    }
-}
-
-/// The handshakes under way, oldest first.
-#[derive(Debug, Default)]
-struct Handshakes(Mutex<VecDeque<Arc<Notify>>>);
-
-impl Handshakes {
-    /// Enters a new one; the oldest gives way if there are too many.
-    fn begin(handshakes: &Arc<Handshakes>) -> Turn {
-        let over = Arc::new(Notify::new());
-        let mut under_way = handshakes.0.lock();
-        if under_way.len() >= MAX_HANDSHAKES
-            && let Some(oldest) = under_way.pop_front()
-        {
-            oldest.notify_one();
-        }
-        under_way.push_back(Arc::clone(&over));
-        Turn {
-            handshakes: Arc::clone(handshakes),
-            over,
-        }
-    }
-}
-
-/// A place among the handshakes under way, until dropped.
-#[derive(Debug)]
-struct Turn {
-    handshakes: Arc<Handshakes>,
-    /// Notified when this one must give way.
-    over: Arc<Notify>,
-}
-
-impl Drop for Turn {
-    fn drop(&mut self) {
-        self.handshakes
-            .0
-            .lock()
-            .retain(|other| !Arc::ptr_eq(other, &self.over));
     }
 }

@@ -20,6 +20,7 @@ pub mod key;
 mod link;
 pub mod listener;
 mod tls;
+mod turns;
 
 pub use connection::{Connection, Reader, Writer};
 pub use dial::dial;
@@ -27,6 +28,7 @@ pub use error::NetError;
 pub use handshake::check_protocol;
 pub use key::{Identity, KeyError, PublicKey};
 pub use listener::{Incoming, Known, Listener, accept};
+pub use turns::{Limit, Turn, Turns};
 
 use std::time::Duration;
 

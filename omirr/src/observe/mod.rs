@@ -123,18 +123,10 @@ impl Found<'_> {
                 Ok(Observed::Unchanged { sig })
             }
             Ok(observed) => Ok(observed),
-            // Gone, or replaced by another kind, since `stat` saw it. An open
-            // with O_NONBLOCK also answers "again" while someone holds a lease
-            // on it.
-            Err(
-                Errno::NOENT
-                | Errno::NOTDIR
-                | Errno::ISDIR
-                | Errno::LOOP
-                | Errno::NXIO
-                | Errno::AGAIN
-                | Errno::INVAL,
-            ) => Ok(Observed::Unstable { sig }),
+            // Gone, or replaced by another kind, since `stat` saw it.
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::ISDIR | Errno::LOOP | Errno::NXIO | Errno::INVAL) => {
+                Ok(Observed::Unstable { sig })
+            }
             Err(errno) => Err(ApplyError::system("read", self.path, errno)),
         }
     }

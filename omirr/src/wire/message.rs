@@ -8,7 +8,7 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::model::{Hash, RelPath, ReplicaId, Row, TreeMove};
+use crate::model::{Hash, Kind, RelPath, ReplicaId, Row, TreeMove};
 
 /// First bytes of every connection, before the first frame, in both directions.
 pub const MAGIC: [u8; 8] = *b"omirr\0\0\x04";
@@ -137,6 +137,26 @@ pub enum Message {
     Again { after: u64 },
 }
 
+impl WireRow {
+    /// About what it takes up in memory, bytes.
+    fn weight(&self) -> usize {
+        let entry = &self.row.entry;
+        let xattrs: usize = entry
+            .xattrs
+            .iter()
+            .map(|xattr| size_of_val(xattr) + xattr.name.len() + xattr.value.len())
+            .sum();
+        let target = match &entry.kind {
+            Kind::Symlink { target } => target.len(),
+            _ => 0,
+        };
+        let pairs = self.row.version.vector.pairs().len() * size_of::<(ReplicaId, u64)>();
+        let moved_from = self.moved_from.as_ref().map_or(0, |from| from.as_bytes().len());
+        let inline = self.inline.as_ref().map_or(0, Bytes::len);
+        size_of::<WireRow>() + self.path.as_bytes().len() + moved_from + xattrs + target + pairs + inline
+    }
+}
+
 impl Part {
     /// Bytes of data that it carries.
     pub fn data_bytes(&self) -> u64 {
@@ -151,6 +171,21 @@ impl Message {
     /// Whether it carries content, and may thus be worth compressing.
     pub fn is_bulky(&self) -> bool {
         matches!(self, Message::Batch { .. } | Message::Content { .. })
+    }
+
+    /// About what it takes up in memory, bytes: what a peer may let this node
+    /// hold is counted in these.
+    pub fn weight(&self) -> usize {
+        let own = match self {
+            Message::Batch { rows, .. } => rows.iter().map(WireRow::weight).sum(),
+            Message::Content { parts, .. } => {
+                let data: u64 = parts.iter().map(Part::data_bytes).sum();
+                usize::try_from(data).unwrap_or(usize::MAX) + size_of_val(&parts[..])
+            }
+            Message::Want { have, .. } => size_of_val(&have[..]),
+            _ => 0,
+        };
+        size_of::<Message>() + own
     }
 
     /// What it is, for error messages.

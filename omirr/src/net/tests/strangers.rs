@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 use tokio_rustls::TlsConnector;
 
 use super::*;
-use crate::net::listener::MAX_HANDSHAKES;
+use crate::net::listener::{MAX_HANDSHAKES, MAX_HANDSHAKES_EACH};
 use crate::wire::{MAGIC, Message};
 
 #[tokio::test]
@@ -162,17 +162,40 @@ async fn a_handshake_that_dawdles_is_ended() {
     node.assert_serves().await;
 }
 
+/// A connection from another of loopback's addresses.
+async fn connect_from(host: usize, to: SocketAddr) -> TcpStream {
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    let host = u8::try_from(host).unwrap();
+    socket.bind(SocketAddr::from(([127, 0, 0, host], 0))).unwrap();
+    socket.connect(to).await.unwrap()
+}
+
 #[tokio::test]
 async fn strangers_who_dawdle_do_not_keep_peers_out() {
     let mut node = Node::start().await;
     let mut idle = Vec::new();
-    for _ in 0..MAX_HANDSHAKES * 2 {
-        idle.push(TcpStream::connect(node.at).await.unwrap());
+    // Of the addresses of this machine, each has as many as it may.
+    for host in 1..=MAX_HANDSHAKES / MAX_HANDSHAKES_EACH {
+        for _ in 0..MAX_HANDSHAKES_EACH {
+            idle.push(connect_from(host, node.at).await);
+        }
     }
-    for _ in 0..MAX_HANDSHAKES {
+    // No further one can be told from no error at all, so one is awaited that
+    // must come: one more from the first address, then one more altogether.
+    idle.push(connect_from(1, node.at).await);
+    let error = node.error().await;
+    assert!(
+        error.ends_with(
+            "had to give way: more than 16 connections were being set up at once from its address"
+        ),
+        "{error}"
+    );
+    assert!(error.starts_with("127.0.0.1:"), "{error}");
+    for _ in 0..MAX_HANDSHAKES_EACH {
+        idle.push(connect_from(100, node.at).await);
         let error = node.error().await;
         assert!(
-            error.contains("had to give way: more than 64 connections"),
+            error.ends_with("had to give way: more than 64 connections were being set up at once"),
             "{error}"
         );
     }
