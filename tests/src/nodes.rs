@@ -5,7 +5,7 @@
 
 use std::fmt::Write as _;
 use std::net::TcpListener;
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
@@ -91,17 +91,15 @@ pub struct Node {
 }
 
 impl Node {
-    /// Makes folder and key of a node beneath `base`.
+    /// Makes folder and key of a node beneath `base`, unless they are there.
     pub fn new(base: &Path, name: &str) -> Node {
         let folder = base.join(name);
         let share = folder.join("share");
         std::fs::create_dir_all(&share).expect("the test's folder can be made");
         let key_file = folder.join("node.key");
-        let made = omirr(&[
-            "key",
-            "generate",
-            key_file.to_str().expect("test paths are UTF-8"),
-        ]);
+        // A folder that a node has been in keeps its key.
+        let verb = if key_file.exists() { "show" } else { "generate" };
+        let made = omirr(&["key", verb, key_file.to_str().expect("test paths are UTF-8")]);
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
         let printed = String::from_utf8(made.stdout).expect("omirr prints UTF-8");
         let key = printed
@@ -286,6 +284,19 @@ impl Node {
         self.signal(rustix::process::Signal::KILL);
         let mut child = self.child.take().expect("the node runs");
         child.wait().expect("the daemon can be waited for");
+    }
+
+    /// Whether the daemon has been killed, by itself or another; then it can be
+    /// started again. It must not have ended in any other way.
+    pub fn has_died(&mut self) -> bool {
+        let child = self.child.as_mut().expect("the node was started");
+        let Some(status) = child.try_wait().expect("the daemon can be waited for") else {
+            return false;
+        };
+        self.child = None;
+        let killed = status.signal() == Some(libc::SIGKILL);
+        assert!(killed, "{} ended with {status}\n{}", self.name, self.log_tail());
+        true
     }
 
     pub fn stop_reading(&self) {

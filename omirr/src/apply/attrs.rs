@@ -15,6 +15,7 @@ use rustix::fs::{
 use rustix::io::{self, Errno};
 
 use super::error::ApplyError;
+use crate::crash::{self, Point};
 use crate::model::{Entry, RelPath, StatSig, Time, Xattr};
 use crate::observe::{XattrOf, read_xattrs};
 
@@ -30,6 +31,7 @@ pub(super) fn set_all_but_time(
     let chown = (have.uid, have.gid) != (entry.uid, entry.gid);
     if chown {
         set_owner(of, entry).map_err(|errno| owner_error(path, entry, errno))?;
+        crash::here(Point::OwnerSet);
     }
     let touched_acl = set_xattrs(of, path, &entry.xattrs)?;
     if file_type == FileType::Symlink {
@@ -43,6 +45,7 @@ pub(super) fn set_all_but_time(
             XattrOf::Handle(_) | XattrOf::Named(..) => chmodat(CWD, of.proc_path(), mode, AtFlags::empty()),
         }
         .map_err(|errno| ApplyError::system("set the mode of", path, errno))?;
+        crash::here(Point::ModeSet);
     }
     Ok(())
 }
@@ -64,7 +67,9 @@ pub(super) fn set_mtime(of: XattrOf<'_>, path: &RelPath, mtime: Time) -> Result<
         XattrOf::Handle(fd) => utimensat(fd, c"", &times, AtFlags::EMPTY_PATH),
         XattrOf::Named(dir, name) => utimensat(dir, name, &times, AtFlags::SYMLINK_NOFOLLOW),
     }
-    .map_err(|errno| ApplyError::system("set the time of", path, errno))
+    .map_err(|errno| ApplyError::system("set the time of", path, errno))?;
+    crash::here(Point::TimeSet);
+    Ok(())
 }
 
 fn set_owner(of: XattrOf<'_>, entry: &Entry) -> io::Result<()> {
@@ -120,6 +125,7 @@ fn set_xattrs(of: XattrOf<'_>, path: &RelPath, wanted: &[Xattr]) -> Result<bool,
             }
         })
         .map_err(|errno| xattr_error("remove an extended attribute of", path, &old.name, errno))?;
+        crash::here(Point::XattrRemoved);
     }
     for new in wanted.iter().filter(|new| !have.contains(new)) {
         touched_acl |= is_acl(&new.name);
@@ -131,6 +137,7 @@ fn set_xattrs(of: XattrOf<'_>, path: &RelPath, wanted: &[Xattr]) -> Result<bool,
             }
         }
         .map_err(|errno| xattr_error("set an extended attribute of", path, &new.name, errno))?;
+        crash::here(Point::XattrSet);
     }
     Ok(touched_acl)
 }

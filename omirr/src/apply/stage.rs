@@ -21,6 +21,7 @@ use rustix::process::{Resource, getrlimit};
 use super::beneath::{DirFd, Dirs, ShareRoot};
 use super::error::ApplyError;
 use super::{attrs, is_as_expected, temp_name};
+use crate::crash::{self, Point};
 use crate::model::{Entry, Hash, RelPath, StatSig};
 use crate::observe::{XattrOf, hash_from_start, sig_of, statx_fd};
 
@@ -304,6 +305,7 @@ impl Staged {
         if have.size != at {
             ftruncate(&inner.fd, at).map_err(fail)?;
             have.size = at;
+            crash::here(Point::ContentTruncated);
         }
         let (actual_size, actual) = match running {
             Running::Hasher(hasher) => (at, Hash(*hasher.finalize().as_bytes())),
@@ -323,6 +325,7 @@ impl Staged {
         attrs::set_all_but_time(of, path, &have, entry)?;
         attrs::set_mtime(of, path, entry.mtime)?;
         let sig = sig_of(&statx_fd(inner.fd.as_fd()).map_err(fail)?);
+        crash::here(Point::ContentFinished);
         Ok(Ready { inner, sig })
     }
 
@@ -332,6 +335,7 @@ impl Staged {
                 Ok(put) => {
                     bytes = &bytes[put..];
                     at += put as u64;
+                    crash::here(Point::ContentWritten);
                 }
                 Err(Errno::INTR) => {}
                 Err(errno) => return Err(ApplyError::system("write", &self.inner.path, errno)),
@@ -361,7 +365,9 @@ impl Ready {
 
     /// Returns once content and size are on the disk.
     pub fn sync(&self) -> Result<(), ApplyError> {
-        fdatasync(&self.inner.fd).map_err(|errno| ApplyError::system("sync", self.path(), errno))
+        fdatasync(&self.inner.fd).map_err(|errno| ApplyError::system("sync", self.path(), errno))?;
+        crash::here(Point::ContentSynced);
+        Ok(())
     }
 
     pub(super) fn fd(&self) -> &OwnedFd {
@@ -405,5 +411,8 @@ pub fn sync_names(dirs: &Dirs<'_>, parents: &[RelPath]) -> Result<(), ApplyError
 
 /// Returns once everything on the filesystem of the share is on the disk.
 pub fn sync_all(root: &ShareRoot) -> Result<(), ApplyError> {
-    syncfs(root.fd()).map_err(|errno| ApplyError::system("sync the filesystem of", &RelPath::root(), errno))
+    syncfs(root.fd())
+        .map_err(|errno| ApplyError::system("sync the filesystem of", &RelPath::root(), errno))?;
+    crash::here(Point::FilesystemSynced);
+    Ok(())
 }

@@ -19,6 +19,7 @@ use super::remote::{Group, Pending};
 use super::share::{Command, Inbound, Input, Share, Waiting};
 use super::who::Origins;
 use crate::apply;
+use crate::crash::{self, Point};
 use crate::engine::Author;
 use crate::index::Durable;
 use crate::model::{RelPath, ReplicaId};
@@ -52,8 +53,8 @@ pub struct Keeper {
     pub(super) inbounds: Vec<Delivered>,
     /// Rows that could not be applied yet, by the peer's place and path.
     pub(super) pending: FxHashMap<(u32, RelPath), Pending>,
-    /// Who waits for everything dirty to be looked at.
-    barriers: VecDeque<oneshot::Sender<u64>>,
+    /// Who waits, since when, for everything to be looked at that was dirty then.
+    barriers: VecDeque<(Instant, oneshot::Sender<u64>)>,
     idle_since: Instant,
     trimmed: bool,
 }
@@ -115,14 +116,7 @@ impl Keeper {
     fn step(&mut self) -> anyhow::Result<bool> {
         let force = !self.barriers.is_empty();
         let mut busy = self.local_pass(force)?;
-        if force && self.share.dirty().is_empty() && self.share.has_compared() {
-            // Conflict copies of what was applied are rows of this node's own.
-            self.flush()?;
-            for barrier in self.barriers.drain(..) {
-                // Whoever asked may have given up.
-                let _ = barrier.send(*self.share.head.borrow());
-            }
-        }
+        self.answer_barriers()?;
         while let Some(input) = self.next_input() {
             busy = true;
             self.take(input)?;
@@ -148,6 +142,29 @@ impl Keeper {
             return Ok(!*self.stop.borrow());
         }
         self.wait()
+    }
+
+    /// Answers those before whom everything has been looked at that was dirty
+    /// when they came. What users do meanwhile is not theirs to wait for: on a
+    /// busy share there is always something.
+    fn answer_barriers(&mut self) -> anyhow::Result<()> {
+        let Some(&(since, _)) = self.barriers.front() else {
+            return Ok(());
+        };
+        if self.share.dirty().has_from_before(since) || !self.share.has_compared() {
+            return Ok(());
+        }
+        // Conflict copies of what was applied are rows of this node's own.
+        self.flush()?;
+        while let Some((since, done)) = self.barriers.pop_front() {
+            if self.share.dirty().has_from_before(since) {
+                self.barriers.push_front((since, done));
+                break;
+            }
+            // Whoever asked may have given up.
+            let _ = done.send(*self.share.head.borrow());
+        }
+        Ok(())
     }
 
     fn next_input(&mut self) -> Option<Input> {
@@ -205,7 +222,7 @@ impl Keeper {
                 self.pending
                     .retain(|_, pending| !Arc::ptr_eq(&pending.inbound, &inbound));
             }
-            Input::Barrier(done) => self.barriers.push_back(done),
+            Input::Barrier(done) => self.barriers.push_back((Instant::now(), done)),
             // Several peers may ask for it at once.
             Input::Renew if self.share.index.meta().replica != self.share.first_replica => {}
             Input::Renew => {
@@ -233,6 +250,7 @@ impl Keeper {
                         w.meta().names.extend(new);
                         Ok(((), Durable::Later))
                     })?;
+                    crash::here(Point::NamesNoted);
                 }
             }
         }
@@ -252,6 +270,7 @@ impl Keeper {
                 }
                 Ok(((), Durable::Yes))
             })?;
+            crash::here(Point::CursorsDurable);
         }
         self.durable_now();
         Ok(())
@@ -321,6 +340,7 @@ impl Keeper {
                     pending: count,
                     reason,
                 });
+                crash::here(Point::Acknowledged);
             }
         }
     }

@@ -16,6 +16,7 @@ use super::keeper::Keeper;
 use super::look::{Look, Looking, is_dir, look_at, other_names};
 use super::share::Figures;
 use crate::apply::{self, Dirs};
+use crate::crash::{self, Point};
 use crate::engine::{self, Name, Rows, Seen};
 use crate::index::{Durable, IndexError, Reader};
 use crate::model::{LinkGroup, Record, RelPath, StatSig};
@@ -38,17 +39,13 @@ struct Queue {
     looked: FxHashSet<RelPath>,
     /// What was looked at before something was found that may have changed it:
     /// for the next pass.
-    again: Vec<(RelPath, Hint)>,
+    again: Vec<(RelPath, Dirt)>,
 }
 
 impl Queue {
     fn add(&mut self, path: RelPath, dirt: Dirt) {
         if self.looked.contains(&path) {
-            let hint = Hint {
-                content: dirt.content,
-                ..Hint::default()
-            };
-            self.again.push((path, hint));
+            self.again.push((path, dirt));
         } else {
             let level = self.todo.entry(path.depth()).or_default();
             level.entry(path).or_insert(dirt);
@@ -136,7 +133,14 @@ impl Keeper {
                 done.insert(path, *look);
             }
         }
-        self.share.touch(queue.again);
+        let now = Instant::now();
+        for (path, dirt) in queue.again {
+            let hint = Hint {
+                content: dirt.content,
+                ..Hint::default()
+            };
+            self.share.dirty().add_for(path, hint, &dirt, now);
+        }
         Ok(done)
     }
 
@@ -237,6 +241,7 @@ impl Keeper {
             // their names must be on the disk before.
             apply::sync_all(&share.root)?;
         }
+        crash::here(Point::RowsDecided);
         share.index.write(|w| {
             for one in decided {
                 let sig = sigs.remove(&one.path).filter(|_| !one.row.deleted);
@@ -256,6 +261,7 @@ impl Keeper {
             Ok(((), if made > 0 { Durable::Yes } else { Durable::Later }))
         })?;
         if made > 0 {
+            crash::here(Point::RowsDurable);
             Figures::add(&share.figures.rows_made, made);
             for look in looks.values().filter(|look| look.seen.is_some()) {
                 share.figures.delay(look.dirt.since);

@@ -44,6 +44,7 @@ use tokio::sync::watch;
 
 use crate::apply::ShareRoot;
 use crate::config::Config;
+use crate::crash::{self, Point};
 use crate::index::{Durable, Index};
 use crate::net::{Identity, Listener};
 use crate::source::ebpf::pins;
@@ -241,6 +242,7 @@ fn open_share(
         }
         Ok(((), Durable::Yes))
     })?;
+    crash::here(Point::PeersNoted);
     let meta = index.meta();
     let links = settings
         .peers
@@ -285,6 +287,7 @@ fn open_share(
                 w.meta().root = Some(identity);
                 Ok(((), Durable::Yes))
             })?;
+            crash::here(Point::RootNoted);
         }
     }
     Ok((share, inputs))

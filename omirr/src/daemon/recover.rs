@@ -4,16 +4,21 @@
 //! then has its row, or never happened; see `engine::recover` and `docs/INDEX.md`.
 //! Runs before anything else of the share does.
 
+use std::cmp::Reverse;
+use std::collections::BTreeSet;
 use std::path::Path;
 
-use rustc_hash::FxHashSet;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::journal::Journal;
+use super::remote::{follow_up, relinking};
 use super::share::Share;
-use crate::apply;
-use crate::engine;
+use super::steps::Outcome;
+use crate::apply::{self, Dirs};
+use crate::crash::{self, Point};
+use crate::engine::{self, Progress};
 use crate::index::Durable;
-use crate::model::{Record, RelPath, Row, StatSig};
+use crate::model::{Entry, LinkGroup, Record, RelPath, Row, StatSig, Time};
 use crate::observe::{self, Observed, Reading};
 use crate::source::{Recoverable, Recovered, Signal};
 
@@ -28,11 +33,16 @@ pub(super) fn recover(share: &Share, journal: &Path) -> anyhow::Result<()> {
     tracing::info!(share = %share.name, rows = intents.len(), "the last run was cut off while it applied rows");
     let dirs = share.root.batch();
     note(share, journal, &intents)?;
+    crash::here(Point::RecoveryNoted);
+    sweep(share, &intents);
     let mut done = Vec::new();
     // Those at whose paths there was nothing before.
     let mut fresh = FxHashSet::default();
     let mut untouched = FxHashSet::default();
-    let mut restored = Vec::new();
+    // Directories, with the times that they shall have: what was done within them,
+    // and what is taken back here, has moved them, which must not pass for a
+    // user's change.
+    let mut dated: Vec<(RelPath, Time, StatSig)> = Vec::new();
     for (path, row) in &intents {
         let base = reader.get(path)?;
         let (seen, sig) = match observe::observe(&dirs, path, None, Reading::Always) {
@@ -46,20 +56,20 @@ pub(super) fn recover(share: &Share, journal: &Path) -> anyhow::Result<()> {
             (engine::Found::Done, sig) => {
                 let is_new = base.and_then(Row::live).is_none();
                 fresh.extend(is_new.then(|| path.clone()));
+                dated.extend(date(path, row.live(), sig));
                 done.push((path.clone(), row.clone(), sig));
             }
             (engine::Found::Halfway, Some(sig)) => {
                 if let Ok(applied) = apply::set_attrs(&dirs, path, &row.entry, &sig) {
+                    crash::here(Point::RecoveryCompleted);
+                    dated.extend(date(path, row.live(), applied.sig()));
                     done.push((path.clone(), row.clone(), applied.sig()));
                 }
             }
-            // The peer sends it again. What was done within a directory has
-            // moved its times, which must not pass for a user's change.
+            // The peer sends it again.
             (engine::Found::Untouched, Some(sig)) => {
                 untouched.insert(sig.ino);
-                if let Some(entry) = base.and_then(Row::live).filter(|entry| entry.is_dir()) {
-                    restored.push((path.clone(), entry.mtime, sig));
-                }
+                dated.extend(date(path, base.and_then(Row::live), Some(sig)));
             }
             // Changed here since, or gone: it is looked at like anything else.
             _ => {}
@@ -76,20 +86,25 @@ pub(super) fn recover(share: &Share, journal: &Path) -> anyhow::Result<()> {
         }
         // If it cannot be removed, it is looked at like anything else.
         drop(apply::remove_file(&dirs, path, &sig));
+        crash::here(Point::RecoveryTakenBack);
         false
     });
-    restored.sort_by_key(|(path, ..)| std::cmp::Reverse(path.depth()));
-    for (path, mtime, sig) in &restored {
+    let mut sigs: FxHashMap<RelPath, Option<StatSig>> = FxHashMap::default();
+    dated.sort_by_key(|(path, ..)| Reverse(path.depth()));
+    for (path, mtime, sig) in &dated {
         // If it cannot be set, the directory is looked at like anything else.
-        drop(apply::set_dir_time(&dirs, path, *mtime, sig));
-    }
-    apply::sync_all(&share.root)?;
-    share.index.write(|w| {
-        for (path, _) in &intents {
-            w.settle(path)?;
+        if let Ok(sig) = apply::set_dir_time(&dirs, path, *mtime, sig) {
+            sigs.insert(path.clone(), Some(sig));
         }
+        crash::here(Point::RecoveryTimesSet);
+    }
+    // Seen by this run, and not by the next one if this one dies before the end:
+    // that begins anew, with the intents.
+    let groups: Vec<LinkGroup> = done.iter().filter_map(|(_, row, _)| row.live()?.link).collect();
+    share.index.write(|w| {
         for (path, row, sig) in done {
             let seq = w.next_seq();
+            let sig = sigs.get(&path).copied().unwrap_or(sig);
             w.put(
                 &path,
                 &Record {
@@ -101,9 +116,51 @@ pub(super) fn recover(share: &Share, journal: &Path) -> anyhow::Result<()> {
                 },
             )?;
         }
+        Ok(((), Durable::Later))
+    })?;
+    join(share, &dirs, groups)?;
+    apply::sync_all(&share.root)?;
+    crash::here(Point::RecoverySynced);
+    share.index.write(|w| {
+        for (path, _) in &intents {
+            w.settle(path)?;
+        }
         Ok(((), Durable::Yes))
     })?;
+    crash::here(Point::RecoveryDurable);
     Ok(())
+}
+
+/// A directory's place among those that get their times last.
+fn date(path: &RelPath, entry: Option<&Entry>, sig: Option<StatSig>) -> Option<(RelPath, Time, StatSig)> {
+    let entry = entry.filter(|entry| entry.is_dir())?;
+    Some((path.clone(), entry.mtime, sig?))
+}
+
+/// Joins what the rows say is one inode and is not. A name whose content and
+/// attributes are right is found done, whichever inode it names.
+fn join(share: &Share, dirs: &Dirs<'_>, groups: Vec<LinkGroup>) -> anyhow::Result<()> {
+    let reader = share.index.read()?;
+    let steps = relinking(&reader, groups)?;
+    let mut after = Outcome::new(Progress::default(), share.resolver.lock().now());
+    // What cannot be joined is looked at like anything else.
+    follow_up(share, dirs, &reader, &steps, &mut after)
+}
+
+/// Removes temporary names where something was under way, before anything is
+/// looked at: were they to go later, their directories' times would move again,
+/// which must not pass for a user's change, least of all in a directory that a
+/// peer has deleted.
+fn sweep(share: &Share, intents: &[(RelPath, Row)]) {
+    let dirs = share.root.batch();
+    let parents: BTreeSet<RelPath> = intents.iter().filter_map(|(path, _)| path.parent()).collect();
+    for parent in parents {
+        // One that is gone has none; one that cannot be read is the scan's to
+        // tell of.
+        if let Ok(listed) = observe::list(&share.root, &parent, &|_, _| false) {
+            apply::remove_leftovers(&dirs, &listed.leftovers);
+        }
+    }
 }
 
 /// Notes where something was under way: what else it left there, a copy that was

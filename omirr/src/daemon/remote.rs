@@ -24,12 +24,13 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use super::dirty::Hint;
 use super::keeper::{Keeper, RETRY_AFTER};
 use super::look::is_dir;
-use super::share::{Arrival, Command, Figures, Inbound};
+use super::share::{Arrival, Command, Figures, Inbound, Share};
 use super::steps::{Outcome, execute, stage, step_once};
 use crate::apply::{self, ApplyError, Dirs, Ready};
+use crate::crash::{self, Point};
 use crate::engine::{self, Arrived, Content, Context, Decided, Install, Progress, Step, Work};
-use crate::index::{Durable, Reader};
-use crate::model::{Record, RelPath};
+use crate::index::{Durable, IndexError, Reader};
+use crate::model::{LinkGroup, Record, RelPath};
 use crate::observe;
 use crate::wire::WireRow;
 
@@ -269,9 +270,11 @@ impl Keeper {
             }
             Ok(((), Durable::Yes))
         })?;
+        crash::here(Point::Intended);
 
         self.forget_doomed(reader, &steps)?;
         execute(&dirs, reader, &steps, staged, &mut outcome)?;
+        crash::here(Point::Executed);
 
         let mut applied = 0;
         share.index.write(|w| {
@@ -312,6 +315,7 @@ impl Keeper {
             }
             Ok(((), Durable::Later))
         })?;
+        crash::here(Point::RowsCommitted);
         Figures::add(&share.figures.rows_applied, applied);
         self.tidy_up(&dirs, &decided, &mut outcome)?;
         self.learn(&dirs, reader, &decided, &outcome)?;
@@ -343,31 +347,11 @@ impl Keeper {
     fn tidy_up(&self, dirs: &Dirs<'_>, decided: &[Decided], outcome: &mut Outcome) -> anyhow::Result<()> {
         let reader = self.share.index.read()?;
         let mut steps = outcome.progress.take_back(&reader)?;
-        let mut groups: Vec<_> = decided.iter().filter_map(|one| one.row.live()?.link).collect();
-        groups.sort_unstable();
-        groups.dedup();
-        for group in groups {
-            let mut members = Vec::new();
-            for path in reader.group(group)? {
-                members.extend(reader.get(&path)?.map(|record| (path, record)));
-            }
-            steps.extend(engine::relink(&reader, &members)?);
-        }
-        if steps.is_empty() {
-            return Ok(());
-        }
+        let groups = decided.iter().filter_map(|one| one.row.live()?.link).collect();
+        steps.extend(relinking(&reader, groups)?);
         let mut after = Outcome::new(Progress::default(), outcome.since);
         after.sigs.clone_from(&outcome.sigs);
-        for step in &steps {
-            let done = step_once(dirs, &reader, step, &after)?;
-            after.note(step, done);
-        }
-        self.share.index.write(|w| {
-            for (path, sig) in &after.sigs {
-                w.set_sig(path, *sig)?;
-            }
-            Ok(((), Durable::Later))
-        })?;
+        follow_up(&self.share, dirs, &reader, &steps, &mut after)?;
         outcome.touched.extend(after.touched);
         outcome.renamed.extend(after.renamed);
         outcome.touched.extend(after.errors.into_keys());
@@ -529,6 +513,47 @@ impl Keeper {
         look.extend(outcome.errors.into_keys().map(|path| (path, Hint::default())));
         self.share.touch(look);
     }
+}
+
+/// The steps that join what the rows of these groups say is one inode.
+pub(super) fn relinking(reader: &Reader, mut groups: Vec<LinkGroup>) -> Result<Vec<Step>, IndexError> {
+    groups.sort_unstable();
+    groups.dedup();
+    let mut steps = Vec::new();
+    for group in groups {
+        let mut members = Vec::new();
+        for path in reader.group(group)? {
+            members.extend(reader.get(&path)?.map(|record| (path, record)));
+        }
+        steps.extend(engine::relink(reader, &members)?);
+    }
+    Ok(steps)
+}
+
+/// Does steps that follow from rows in the index already, and notes what `stat`
+/// says then.
+pub(super) fn follow_up(
+    share: &Share,
+    dirs: &Dirs<'_>,
+    reader: &Reader,
+    steps: &[Step],
+    after: &mut Outcome,
+) -> anyhow::Result<()> {
+    if steps.is_empty() {
+        return Ok(());
+    }
+    for step in steps {
+        let done = step_once(dirs, reader, step, after)?;
+        after.note(step, done);
+    }
+    share.index.write(|w| {
+        for (path, sig) in &after.sigs {
+            w.set_sig(path, *sig)?;
+        }
+        Ok(((), Durable::Later))
+    })?;
+    crash::here(Point::TidiedUp);
+    Ok(())
 }
 
 /// Paths whose content neither came with the row nor was fetched.

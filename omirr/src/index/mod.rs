@@ -20,6 +20,7 @@ use parking_lot::Mutex;
 use redb::{MultimapTableDefinition, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::{Deserialize, Serialize};
 
+use crate::crash::{self, Point};
 use crate::model::{ReplicaId, Stamp};
 
 pub use read::Reader;
@@ -117,6 +118,7 @@ impl Index {
             .set_cache_size(CACHE_BYTES)
             .create(path)
             .map_err(|error| fail(error.into()))?;
+        crash::here(Point::IndexMade);
         let txn = db.begin_write().map_err(|error| fail(error.into()))?;
         let found = {
             let table = txn.open_table(META).map_err(|error| fail(error.into()))?;
@@ -169,12 +171,14 @@ impl Index {
         }
         txn.open_table(INTENTS).map_err(|error| fail(error.into()))?;
         txn.commit().map_err(|error| fail(error.into()))?;
+        crash::here(Point::IndexTables);
         let index = Index {
             path: path.into(),
             db,
             meta: Mutex::new(meta),
         };
         index.write(|_| Ok(((), Durable::Yes)))?;
+        crash::here(Point::IndexOpened);
         Ok(index)
     }
 
