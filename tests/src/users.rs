@@ -210,14 +210,21 @@ impl Diary {
         }
         let folder = share.join(&self.name);
         let mut found: BTreeMap<String, String> = BTreeMap::new();
-        for entry in fs::read_dir(folder.join(format!("pages-{pages}"))).into_iter().flatten() {
+        for entry in fs::read_dir(folder.join(format!("pages-{pages}")))
+            .into_iter()
+            .flatten()
+        {
             let entry = entry.expect("a folder can be read");
             let name = entry.file_name().to_string_lossy().into_owned();
             found.insert(name, fs::read_to_string(entry.path()).unwrap_or_default());
         }
         for (page, text) in &expected {
             if found.get(page) != Some(text) {
-                wrong.push(format!("{}/pages-{pages}/{page}: {:?}", self.name, found.get(page)));
+                wrong.push(format!(
+                    "{}/pages-{pages}/{page}: {:?}",
+                    self.name,
+                    found.get(page)
+                ));
             }
         }
         for page in found.keys().filter(|page| !expected.contains_key(*page)) {
@@ -227,7 +234,10 @@ impl Diary {
             let latest = fs::read_to_string(folder.join("latest")).ok();
             let expected = self.line(last - last % 7);
             if latest.as_ref() != Some(&expected) {
-                wrong.push(format!("{}/latest: {latest:?} instead of {expected:?}", self.name));
+                wrong.push(format!(
+                    "{}/latest: {latest:?} instead of {expected:?}",
+                    self.name
+                ));
             }
         }
         let mut names: Vec<String> = fs::read_dir(&folder)

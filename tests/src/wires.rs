@@ -345,8 +345,8 @@ impl Shared {
             };
             drop(inner);
             // A device that does not take it loses it, as networks do.
-            match (&self.devices[packet.to]).write(&packet.bytes) {
-                Ok(_) => self.carried.fetch_add(1, Ordering::Relaxed),
+            match (&self.devices[packet.to]).write_all(&packet.bytes) {
+                Ok(()) => self.carried.fetch_add(1, Ordering::Relaxed),
                 Err(_) => self.lost.fetch_add(1, Ordering::Relaxed),
             };
             inner = self.inner.lock().expect("no thread panicked");
