@@ -16,11 +16,13 @@
 //! - [`net`]: keys, TLS, connections.
 //! - [`apply`]: writing beneath a share's root.
 //! - [`daemon`]: the tasks that join the rooms.
+//! - [`crash`]: places at which a debug build can be made to die.
 
 pub mod apply;
 pub mod cli;
 pub mod config;
 pub mod content;
+pub mod crash;
 pub mod daemon;
 pub mod engine;
 pub mod index;

@@ -19,6 +19,7 @@
 
 use std::env;
 
+pub use xtask::guest::qemu::End;
 pub use xtask::guest::{Disk, Guest, Outcome, Streams};
 pub use xtask::kernel::{Kernel, NAMES as KERNELS};
 

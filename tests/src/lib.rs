@@ -5,16 +5,21 @@
 //! - [`disk`]: small filesystems, for what goes wrong with disks.
 //! - [`guest`]: booting kernels and running a test's own code inside.
 //! - [`net`]: two network namespaces joined by a cable.
-//! - [`nodes`]: real nodes on this machine.
+//! - [`nodes`]: real nodes on this machine; [`crowd`]: more than two.
 //! - [`skip`]: saying aloud that a test cannot run here.
 //! - [`treewalk`]: an independent walk of a tree, and what differs between two.
+//! - [`users`]: random users of a tree.
+//! - [`wires`]: a network of several nodes, as bad as wanted.
 
 pub mod coverage;
+pub mod crowd;
 pub mod disk;
 pub mod guest;
 pub mod net;
 pub mod nodes;
 pub mod treewalk;
+pub mod users;
+pub mod wires;
 
 use std::env;
 use std::fs::OpenOptions;

@@ -105,22 +105,31 @@ impl Cable {
     /// The namespace is gone.
     #[must_use]
     pub fn command(&self, side: Side, program: impl AsRef<Path>) -> Command {
-        let path: PathBuf = Path::new("/run/netns").join(self.name(side));
-        let namespace = File::open(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-        let mut command = Command::new(program.as_ref());
-        // SAFETY: setns is a plain system call, allowed after fork; the closure
-        // owns the descriptor, so it is open.
-        unsafe {
-            command.pre_exec(move || {
-                if libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET) == 0 {
-                    Ok(())
-                } else {
-                    Err(io::Error::last_os_error())
-                }
-            });
-        }
-        command
+        command_in(self.name(side), program.as_ref())
     }
+}
+
+/// A command with the network of that namespace, and else as if run here.
+///
+/// # Panics
+/// The namespace is gone.
+#[must_use]
+pub fn command_in(namespace: &str, program: &Path) -> Command {
+    let path: PathBuf = Path::new("/run/netns").join(namespace);
+    let namespace = File::open(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let mut command = Command::new(program);
+    // SAFETY: setns is a plain system call, allowed after fork; the closure
+    // owns the descriptor, so it is open.
+    unsafe {
+        command.pre_exec(move || {
+            if libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET) == 0 {
+                Ok(())
+            } else {
+                Err(io::Error::last_os_error())
+            }
+        });
+    }
+    command
 }
 
 impl Drop for Cable {
@@ -132,7 +141,7 @@ impl Drop for Cable {
     }
 }
 
-fn ip(arguments: &[&str]) {
+pub(crate) fn ip(arguments: &[&str]) {
     let output = Command::new("ip")
         .args(arguments)
         .output()

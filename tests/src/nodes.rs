@@ -5,7 +5,7 @@
 
 use std::fmt::Write as _;
 use std::net::TcpListener;
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
@@ -61,9 +61,10 @@ pub fn copy_all(from: &Path, to: &Path) {
     );
 }
 
-/// Makes a private key; returns the public one.
-fn generate_key(file: &Path) -> String {
-    let made = omirr(&["key", "generate", file.to_str().expect("test paths are UTF-8")]);
+/// The public key of the private one in `file`, which is made if it is not there.
+fn key_of(file: &Path) -> String {
+    let verb = if file.exists() { "show" } else { "generate" };
+    let made = omirr(&["key", verb, file.to_str().expect("test paths are UTF-8")]);
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
     let printed = String::from_utf8(made.stdout).expect("omirr prints UTF-8");
     let key = printed.split_whitespace().last();
@@ -115,12 +116,12 @@ pub struct Node {
 }
 
 impl Node {
-    /// Makes folder and key of a node beneath `base`.
+    /// Makes folder and key of a node beneath `base`, unless they are there.
     pub fn new(base: &Path, name: &str) -> Node {
         let folder = base.join(name);
         let share = folder.join("share");
         std::fs::create_dir_all(&share).expect("the test's folder can be made");
-        let key = generate_key(&folder.join("node.key"));
+        let key = key_of(&folder.join("node.key"));
         Node {
             name: name.to_owned(),
             folder,
@@ -155,7 +156,7 @@ impl Node {
     pub fn renew_key(&mut self) {
         let file = self.folder.join("node.key");
         std::fs::remove_file(&file).expect("the node has a key");
-        self.key = generate_key(&file);
+        self.key = key_of(&file);
     }
 
     pub fn knows(&mut self, other: &Node) {
@@ -319,6 +320,19 @@ impl Node {
         self.signal(rustix::process::Signal::KILL);
         let mut child = self.child.take().expect("the node runs");
         child.wait().expect("the daemon can be waited for");
+    }
+
+    /// Whether the daemon has been killed, by itself or another; then it can be
+    /// started again. It must not have ended in any other way.
+    pub fn has_died(&mut self) -> bool {
+        let child = self.child.as_mut().expect("the node was started");
+        let Some(status) = child.try_wait().expect("the daemon can be waited for") else {
+            return false;
+        };
+        self.child = None;
+        let killed = status.signal() == Some(libc::SIGKILL);
+        assert!(killed, "{} ended with {status}\n{}", self.name, self.log_tail());
+        true
     }
 
     pub fn stop_reading(&self) {

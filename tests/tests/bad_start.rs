@@ -2,7 +2,7 @@
 //! the sentence that it says, and that the mirror goes on once it is put right.
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::fs::chown;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;

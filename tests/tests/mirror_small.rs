@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use omirr_tests::nodes::{Pair, may_mirror};
@@ -252,4 +253,32 @@ fn what_is_excluded_stays_here() {
     let two = &pair.two.share;
     assert!(two.join("a/b.txt").exists() && two.join("a/cache").exists());
     assert!(!two.join("a/b.tmp").exists() && !two.join("cache").exists());
+}
+
+#[test]
+fn wait_returns_though_a_user_never_pauses() {
+    let Some(pair) = pair() else { return };
+    let share = pair.one.share.clone();
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut nth = 0_u64;
+            while !stop.load(Ordering::Relaxed) {
+                fs::write(share.join(format!("busy-{}", nth % 64)), nth.to_string()).unwrap();
+                nth += 1;
+            }
+        });
+        until("the user is at work", || share.join("busy-63").exists());
+        fs::write(share.join("before"), "the call").unwrap();
+        let done = pair.one.wait("60s");
+        stop.store(true, Ordering::Relaxed);
+        let there = fs::read_to_string(pair.two.share.join("before"));
+        assert!(
+            done.status.success(),
+            "{}{}",
+            String::from_utf8_lossy(&done.stderr),
+            pair.one.log_tail()
+        );
+        assert!(there.is_ok_and(|text| text == "the call"));
+    });
 }

@@ -22,6 +22,7 @@ use rustix::io::{self, Errno};
 use super::error::ApplyError;
 use super::flags;
 use super::owners::Owners;
+use crate::crash::{self, Point};
 use crate::model::{Entry, Flags, Here, RelPath, StatSig, Time, Xattr};
 use crate::observe::{XattrOf, is_kept_xattr, is_label, read_xattrs};
 
@@ -110,6 +111,7 @@ pub(super) fn set_all_but_time(
     let mut is_owned = true;
     if chown {
         is_owned = change_owner(of, path, uid, gid, &mut lacks)?;
+        crash::here(Point::OwnerSet);
     }
     let touched_acl = set_xattrs(of, path, &entry.xattrs, &mut lacks)?;
     if file_type == FileType::Symlink {
@@ -138,6 +140,7 @@ pub(super) fn set_all_but_time(
             }
             Err(errno) => return Err(ApplyError::system("set the mode of", path, errno)),
         }
+        crash::here(Point::ModeSet);
     }
     set_flags(of, file_type, path, entry, &mut lacks)?;
     Ok(lacks)
@@ -188,7 +191,9 @@ pub(super) fn set_mtime(of: XattrOf<'_>, path: &RelPath, mtime: Time) -> Result<
         XattrOf::Handle(fd) => utimensat(fd, c"", &times, AtFlags::EMPTY_PATH),
         XattrOf::Named(dir, name) => utimensat(dir, name, &times, AtFlags::SYMLINK_NOFOLLOW),
     }
-    .map_err(|errno| ApplyError::system("set the time of", path, errno))
+    .map_err(|errno| ApplyError::system("set the time of", path, errno))?;
+    crash::here(Point::TimeSet);
+    Ok(())
 }
 
 /// Whether the inode has its owner then; the group alone is better than nothing.
@@ -255,6 +260,7 @@ fn set_xattrs(
             Err(Errno::NODATA) => {}
             Err(errno) => lack_xattr("remove an extended attribute of", path, name, errno, lacks)?,
         }
+        crash::here(Point::XattrRemoved);
     }
     for new in wanted.iter().filter(|new| !have.contains(new)) {
         let name = &new.name[..];
@@ -272,6 +278,7 @@ fn set_xattrs(
             Ok(()) => touched_acl |= is_acl(name),
             Err(errno) => lack_xattr("set an extended attribute of", path, name, errno, lacks)?,
         }
+        crash::here(Point::XattrSet);
     }
     Ok(touched_acl)
 }

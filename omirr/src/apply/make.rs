@@ -14,6 +14,7 @@ use super::beneath::{DirFd, Dirs};
 use super::error::ApplyError;
 use super::place::{Temp, outcome, place};
 use super::{Applied, Expect, is_as_expected, settled, temp_name};
+use crate::crash::{self, Point};
 use crate::model::{Entry, Kind, RelPath, StatSig, Time};
 use crate::observe::{sig_of, statx_fd};
 
@@ -91,6 +92,7 @@ fn make(
     };
     let temp = temp_name();
     create(&dir, &temp).map_err(fail)?;
+    crash::here(Point::EntryMade);
     let temp = Temp::new(&dir, temp, entry.is_dir());
     let made = open_handle(&dir, temp.name().as_bytes()).map_err(fail)?;
     let look = || Ok(sig_of(&statx_fd(made.as_fd()).map_err(fail)?));

@@ -17,6 +17,7 @@ use super::beneath::{DirFd, Dirs};
 use super::error::ApplyError;
 use super::stage::Ready;
 use super::{Applied, Expect, is_as_expected, is_dir, is_temp_name, same_object, settled, temp_name};
+use crate::crash::{self, Point};
 use crate::model::{RelPath, StatSig};
 use crate::observe::{XattrOf, sig_of, statx_at, statx_fd};
 
@@ -76,7 +77,7 @@ pub fn install(dirs: &Dirs<'_>, mut ready: Ready, expect: &Expect) -> Result<App
         place(dirs, &path, temp, &ready.sig, expect)?;
     } else if let Expect::Absent = expect {
         match link_fd(ready.fd(), &dir, name) {
-            Ok(()) => {}
+            Ok(()) => crash::here(Point::FileLinked),
             Err(Errno::EXIST) => return Err(ApplyError::changed(&path)),
             Err(errno) => return Err(ApplyError::system("create", &path, errno)),
         }
@@ -84,6 +85,7 @@ pub fn install(dirs: &Dirs<'_>, mut ready: Ready, expect: &Expect) -> Result<App
         let temp = temp_name();
         link_fd(ready.fd(), &dir, temp.as_bytes())
             .map_err(|errno| ApplyError::system("create", &path, errno))?;
+        crash::here(Point::FileBesides);
         place(dirs, &path, Temp::new(&dir, temp, false), &ready.sig, expect)?;
     }
     Ok(outcome(&dir, name, &ready.sig).but(here))
@@ -154,6 +156,7 @@ pub(super) fn place(
         Expect::Absent => match renameat_with(&dir, temp.name(), &dir, name, RenameFlags::NOREPLACE) {
             Ok(()) => {
                 temp.used_up();
+                crash::here(Point::Named);
                 Ok(())
             }
             Err(Errno::EXIST) => Err(ApplyError::changed(path)),
@@ -177,6 +180,7 @@ fn swap_in(
 ) -> Result<(), ApplyError> {
     let dir = DirFd::clone(&temp.dir);
     exchange(&dir, temp.name().as_bytes(), &dir, path)?;
+    crash::here(Point::Exchanged);
     temp.armed = false;
     dirs.forget(path);
     let fits = statx_at(&dir, temp.name()).is_ok_and(|found| same_object(expected, &sig_of(&found)));
@@ -193,8 +197,9 @@ fn swap_in(
     } else {
         Err(ApplyError::changed(path))
     };
-    if removed.is_err() {
-        put_back(&dir, &mut temp, path.name(), put);
+    match removed {
+        Ok(()) => crash::here(Point::DisplacedRemoved),
+        Err(_) => put_back(&dir, &mut temp, path.name(), put),
     }
     removed
 }
@@ -278,7 +283,7 @@ pub fn link_existing(
     let (dir, name) = dirs.parent(path)?;
     match expect {
         Expect::Absent => match link_fd(&inode, &dir, name) {
-            Ok(()) => {}
+            Ok(()) => crash::here(Point::SecondName),
             Err(Errno::EXIST) => return Err(ApplyError::changed(path)),
             Err(errno) => return Err(ApplyError::system("link", path, errno)),
         },
@@ -287,6 +292,7 @@ pub fn link_existing(
             let temp = temp_name();
             link_fd(&inode, &dir, temp.as_bytes())
                 .map_err(|errno| ApplyError::system("link", path, errno))?;
+            crash::here(Point::SecondBesides);
             place(dirs, path, Temp::new(&dir, temp, false), &found, expect)?;
         }
     }
@@ -314,7 +320,7 @@ fn take_away(dir: &DirFd, path: &RelPath, expected: &StatSig) -> Result<(), Appl
     let name = path.name();
     let temp = temp_name();
     match renameat_with(dir, name, dir, temp.as_str(), RenameFlags::NOREPLACE) {
-        Ok(()) => {}
+        Ok(()) => crash::here(Point::TakenAway),
         Err(Errno::NOENT) => return Err(ApplyError::changed(path)),
         Err(errno) => return Err(ApplyError::system("remove", path, errno)),
     }
@@ -325,10 +331,11 @@ fn take_away(dir: &DirFd, path: &RelPath, expected: &StatSig) -> Result<(), Appl
     } else {
         Err(ApplyError::changed(path))
     };
-    if removed.is_err() {
+    match removed {
+        Ok(()) => crash::here(Point::FileRemoved),
         // If the name has been taken again at this very moment, what was there
         // stays under its temporary name rather than be lost.
-        _ = renameat_with(dir, temp.as_str(), dir, name, RenameFlags::NOREPLACE);
+        Err(_) => _ = renameat_with(dir, temp.as_str(), dir, name, RenameFlags::NOREPLACE),
     }
     removed
 }
@@ -352,6 +359,7 @@ pub fn remove_dir(dirs: &Dirs<'_>, path: &RelPath) -> Result<DirRemoval, ApplyEr
     };
     match unlinkat(&dir, name, AtFlags::REMOVEDIR) {
         Ok(()) => {
+            crash::here(Point::DirRemoved);
             dirs.forget(path);
             Ok(DirRemoval::Removed)
         }
@@ -382,7 +390,7 @@ pub fn move_entry(
         }
     };
     match renameat_with(&from_dir, from_name, &to_dir, to_name, flags) {
-        Ok(()) => {}
+        Ok(()) => crash::here(Point::EntryMoved),
         Err(Errno::EXIST) => return Err(ApplyError::changed(to)),
         Err(Errno::NOENT) => return Err(ApplyError::changed(from)),
         Err(errno) => return Err(ApplyError::system("move to", to, errno)),
@@ -465,7 +473,11 @@ pub fn remove_leftover(dirs: &Dirs<'_>, path: &RelPath) -> Result<(), ApplyError
         other => other,
     };
     match result {
-        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Ok(()) => {
+            crash::here(Point::LeftoverRemoved);
+            Ok(())
+        }
+        Err(Errno::NOENT) => Ok(()),
         Err(errno) => Err(ApplyError::system("remove the leftover", path, errno)),
     }
 }

@@ -23,6 +23,7 @@ use super::error::ApplyError;
 use super::owners::Owners;
 use super::{attrs, flags, is_as_expected, temp_name};
 use crate::content::{self, Hasher};
+use crate::crash::{self, Point};
 use crate::model::{Entry, Flags, Here, RelPath, StatSig};
 use crate::observe::{XattrOf, sig_of, statx_fd};
 
@@ -358,6 +359,7 @@ impl Staged {
         if have.size != at {
             ftruncate(&inner.fd, at).map_err(fail)?;
             have.size = at;
+            crash::here(Point::ContentTruncated);
         }
         let (actual_size, actual) = match running {
             Running::Hasher(hasher) => (at, hasher.finish()),
@@ -379,6 +381,7 @@ impl Staged {
         attrs::set_mtime(of, path, entry.mtime)?;
         let sig = sig_of(&statx_fd(inner.fd.as_fd()).map_err(fail)?);
         let here = lacks.here(of, path, &sig, entry)?;
+        crash::here(Point::ContentFinished);
         Ok(Ready { inner, sig, here })
     }
 
@@ -388,6 +391,7 @@ impl Staged {
                 Ok(put) => {
                     bytes = &bytes[put..];
                     at += put as u64;
+                    crash::here(Point::ContentWritten);
                 }
                 Err(Errno::INTR) => {}
                 Err(errno) => return Err(ApplyError::system("write", &self.inner.path, errno)),
@@ -417,7 +421,9 @@ impl Ready {
 
     /// Returns once content and size are on the disk.
     pub fn sync(&self) -> Result<(), ApplyError> {
-        fdatasync(&self.inner.fd).map_err(|errno| ApplyError::system("sync", self.path(), errno))
+        fdatasync(&self.inner.fd).map_err(|errno| ApplyError::system("sync", self.path(), errno))?;
+        crash::here(Point::ContentSynced);
+        Ok(())
     }
 
     pub(super) fn fd(&self) -> &OwnedFd {
@@ -464,6 +470,7 @@ pub fn sync_names(dirs: &Dirs<'_>, parents: &[RelPath]) -> Result<(), ApplyError
 pub fn sync_all(root: &ShareRoot) -> Result<(), ApplyError> {
     let fail = |errno| ApplyError::system("sync the filesystem of", &RelPath::root(), errno);
     syncfs(root.fd()).map_err(fail)?;
+    crash::here(Point::FilesystemSynced);
     // A filesystem that has become read-only because of an error has nothing to
     // sync, says the kernel, whatever was changed in it before.
     let state = rustix::fs::fstatvfs(root.fd()).map_err(fail)?;

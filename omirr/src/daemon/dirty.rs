@@ -96,6 +96,21 @@ impl DirtySet {
         self.paths.values().any(|dirt| dirt.age < self.age)
     }
 
+    /// Whether something is left that was first added at `moment` or before.
+    pub fn has_from_before(&self, moment: Instant) -> bool {
+        self.paths.values().any(|dirt| dirt.since <= moment)
+    }
+
+    /// Adds `path` at `now` because of something that is no newer than `cause`:
+    /// whoever waits for that waits for this.
+    pub fn add_for(&mut self, path: RelPath, hint: Hint, cause: &Dirt, now: Instant) {
+        self.add(path.clone(), hint, now);
+        if let Some(dirt) = self.paths.get_mut(&path) {
+            dirt.since = dirt.since.min(cause.since);
+            dirt.age = dirt.age.min(cause.age);
+        }
+    }
+
     /// Adds a change of `path` at `now`.
     pub fn add(&mut self, path: RelPath, hint: Hint, now: Instant) {
         let dirt = self.paths.entry(path).or_insert(Dirt {
@@ -238,6 +253,24 @@ mod tests {
             now,
         );
         assert_eq!(set.take(now + SETTLE, false, 10).len(), 1);
+    }
+
+    #[test]
+    fn what_came_later_is_told_from_what_was_there() {
+        let mut set = DirtySet::default();
+        let start = Instant::now();
+        let moment = start + Duration::from_millis(5);
+        let later = start + Duration::from_millis(10);
+        set.add(path("a"), Hint::default(), start);
+        set.add(path("b"), Hint::default(), later);
+        assert!(set.has_from_before(moment));
+        let dirt = set.remove(&path("a")).unwrap();
+        assert!(!set.has_from_before(moment));
+        // What is looked at again for an older one's sake is as old.
+        set.turn();
+        set.add(path("c"), Hint::default(), later);
+        set.add_for(path("c"), Hint::default(), &dirt, later);
+        assert!(set.has_from_before(moment) && set.has_older());
     }
 
     #[test]

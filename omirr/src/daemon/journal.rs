@@ -19,6 +19,7 @@ use std::{
 };
 
 use super::recovered::Recovering;
+use crate::crash::{self, Point};
 use crate::source::{Event, Op, Recovered, Signal, now_ns};
 
 /// Bytes of a record: the inode, its directory, and two directories in which
@@ -93,6 +94,7 @@ impl Journal {
         self.in_hand = Some(0);
         self.files[self.current].write_all(&self.buffer)?;
         self.lengths[self.current] += self.buffer.len() as u64;
+        crash::here(Point::JournalWritten);
         Ok(())
     }
 
@@ -156,6 +158,7 @@ impl Journal {
         if self.lengths[n] > 0 {
             self.files[n].set_len(0)?;
             self.lengths[n] = 0;
+            crash::here(Point::JournalEmptied);
         }
         Ok(())
     }

@@ -21,6 +21,7 @@ use super::share::{Command, Inbound, Input, Share, Waiting};
 use super::unread::Unread;
 use super::who::Origins;
 use crate::apply::{self, ApplyError};
+use crate::crash::{self, Point};
 use crate::engine::Author;
 use crate::index::{Durable, Meta};
 use crate::model::{RelPath, ReplicaId};
@@ -62,8 +63,8 @@ pub struct Keeper {
     pub(super) unread: Unread,
     /// The share's filesystem could not be synced: not before this moment again.
     sync_again: Option<(Instant, ApplyError)>,
-    /// Who waits for everything dirty to be looked at.
-    barriers: VecDeque<oneshot::Sender<u64>>,
+    /// Who waits, since when, for everything to be looked at that was dirty then.
+    barriers: VecDeque<(Instant, oneshot::Sender<u64>)>,
     /// Everything in the tree was looked at once.
     pub(super) compared: bool,
     /// Files that the first comparison found with an older content than before.
@@ -161,16 +162,7 @@ impl Keeper {
             self.share.compared_at.store(head, Ordering::Release);
             self.say_what_went_back();
         }
-        if force && self.has_looked() {
-            // Conflict copies of what was applied are rows of this node's own.
-            self.flush()?;
-        }
-        if force && self.has_looked() && self.unflushed.is_none() {
-            for barrier in self.barriers.drain(..) {
-                // Whoever asked may have given up.
-                let _ = barrier.send(*self.share.head.borrow());
-            }
-        }
+        self.answer_barriers()?;
         while let Some(input) = self.next_input() {
             busy = true;
             self.take(input)?;
@@ -217,9 +209,35 @@ impl Keeper {
         }
     }
 
-    /// Whether everything that was dirty is in the index.
-    fn has_looked(&self) -> bool {
-        self.share.dirty().is_empty() && self.unread.is_empty() && self.share.has_compared()
+    /// Answers those before whom everything has been looked at that was dirty
+    /// when they came. What users do meanwhile is not theirs to wait for: on a
+    /// busy share there is always something.
+    fn answer_barriers(&mut self) -> anyhow::Result<()> {
+        let Some(&(since, _)) = self.barriers.front() else {
+            return Ok(());
+        };
+        if !self.has_looked(since) {
+            return Ok(());
+        }
+        // Conflict copies of what was applied are rows of this node's own.
+        self.flush()?;
+        if self.unflushed.is_some() {
+            return Ok(());
+        }
+        while let Some((since, done)) = self.barriers.pop_front() {
+            if !self.has_looked(since) {
+                self.barriers.push_front((since, done));
+                break;
+            }
+            // Whoever asked may have given up.
+            let _ = done.send(*self.share.head.borrow());
+        }
+        Ok(())
+    }
+
+    /// Whether everything that was dirty at `since` is in the index.
+    fn has_looked(&self, since: Instant) -> bool {
+        !self.share.dirty().has_from_before(since) && self.unread.is_empty() && self.share.has_compared()
     }
 
     /// Whether it is not yet too early for another try to sync.
@@ -317,7 +335,7 @@ impl Keeper {
             }
             Input::Barrier(done) => {
                 self.unread.hurry(Instant::now());
-                self.barriers.push_back(done);
+                self.barriers.push_back((Instant::now(), done));
             }
             // Several peers may ask for it at once.
             Input::Renew if self.share.index.meta().replica != self.share.first_replica => {}
@@ -349,6 +367,7 @@ impl Keeper {
                         w.meta().names.extend(new);
                         Ok(((), Durable::Later))
                     })?;
+                    crash::here(Point::NamesNoted);
                 }
             }
         }
@@ -372,6 +391,7 @@ impl Keeper {
                 }
                 Ok(((), Durable::Yes))
             })?;
+            crash::here(Point::CursorsDurable);
         }
         self.durable_now();
         Ok(())
@@ -449,6 +469,7 @@ impl Keeper {
                     reason,
                     head,
                 });
+                crash::here(Point::Acknowledged);
             }
         }
     }

@@ -16,6 +16,7 @@ use super::keeper::{Keeper, RETRY_AFTER};
 use super::look::{Look, Looking, is_dir, look_at, other_names};
 use super::share::Figures;
 use crate::apply::{self, ApplyError, Dirs};
+use crate::crash::{self, Point};
 use crate::engine::{self, Name, Rows, Seen};
 use crate::index::{Durable, IndexError, Reader};
 use crate::model::{Entry, Here, LinkGroup, Record, RelPath, StatSig};
@@ -38,17 +39,13 @@ struct Queue {
     looked: FxHashSet<RelPath>,
     /// What was looked at before something was found that may have changed it:
     /// for the next pass.
-    again: Vec<(RelPath, Hint)>,
+    again: Vec<(RelPath, Dirt)>,
 }
 
 impl Queue {
     fn add(&mut self, path: RelPath, dirt: Dirt) {
         if self.looked.contains(&path) {
-            let hint = Hint {
-                content: dirt.content,
-                ..Hint::default()
-            };
-            self.again.push((path, hint));
+            self.again.push((path, dirt));
         } else {
             let level = self.todo.entry(path.depth()).or_default();
             let kept = level.entry(path).or_insert(dirt);
@@ -205,7 +202,14 @@ impl Keeper {
                 }
             }
         }
-        self.share.touch(queue.again);
+        let now = Instant::now();
+        for (path, dirt) in queue.again {
+            let hint = Hint {
+                content: dirt.content,
+                ..Hint::default()
+            };
+            self.share.dirty().add_for(path, hint, &dirt, now);
+        }
         Ok(done)
     }
 
@@ -346,6 +350,7 @@ impl Keeper {
         let decided = engine::decide_local(reader, observed, &mut self.author, super::now_ms())?;
         let made = decided.len() as u64;
         let moves = engine::whole_moves(&decided, &|_| true);
+        crash::here(Point::RowsDecided);
         share.index.write(|w| {
             w.put_moves(moves)?;
             for one in decided {
@@ -370,6 +375,7 @@ impl Keeper {
             Ok(((), if made > 0 { Durable::Yes } else { Durable::Later }))
         })?;
         if made > 0 {
+            crash::here(Point::RowsDurable);
             Figures::add(&share.figures.rows_made, made);
             for look in looks.values().filter(|look| look.seen.is_some()) {
                 share.figures.delay(look.dirt.since);

@@ -40,7 +40,10 @@ fn concerned(steps: &[Step]) -> BTreeSet<RelPath> {
             }
             Step::Install { path, how, .. } => {
                 renamed(path);
-                if let Install::Link { existing: other } | Install::Moved { from: other } = how {
+                if let Install::Link { existing: other }
+                | Install::Moved { from: other }
+                | Install::MovedTree { from: other } = how
+                {
                     renamed(other);
                 }
             }

@@ -52,6 +52,7 @@ use tokio::sync::watch;
 
 use crate::apply::ShareRoot;
 use crate::config::Config;
+use crate::crash::{self, Point};
 use crate::engine::{self, AtStart, Start};
 use crate::index::{Durable, Home, Index};
 use crate::net::{Identity, Listener, PublicKey};
@@ -315,6 +316,7 @@ fn open_share(
         }
         Ok(((), Durable::Yes))
     })?;
+    crash::here(Point::PeersNoted);
     let path = index_path(state_dir, name);
     let home = Home::of(&path, *key.as_bytes())?;
     let copied = index.home().and_then(|known| home.differs_from(known));

@@ -4,17 +4,22 @@
 //! then has its row, or never happened; see `engine::recover` and `docs/INDEX.md`.
 //! Runs before anything else of the share does.
 
+use std::cmp::Reverse;
+use std::collections::BTreeSet;
 use std::path::Path;
 
-use rustc_hash::FxHashSet;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::journal::Journal;
 use super::look::known_elsewhere;
+use super::remote::{follow_up, relinking};
 use super::share::Share;
+use super::steps::Outcome;
 use crate::apply::{self, Applied, ApplyError, Dirs};
-use crate::engine;
+use crate::crash::{self, Point};
+use crate::engine::{self, Progress};
 use crate::index::{Durable, IndexError, Reader};
-use crate::model::{Flags, Here, Record, RelPath, Row, StatSig};
+use crate::model::{Entry, Flags, Here, LinkGroup, Record, RelPath, Row, StatSig, Time};
 use crate::observe::{self, Observed, Reading, Sight};
 use crate::source::{Recoverable, Recovered, Signal};
 
@@ -29,11 +34,16 @@ pub(super) fn recover(share: &Share, journal: &Path) -> anyhow::Result<()> {
     tracing::info!(share = %share.name, rows = intents.len(), "the last run was cut off while it applied rows");
     let dirs = share.root.batch();
     note(share, journal, &intents)?;
+    crash::here(Point::RecoveryNoted);
+    sweep(share, &intents);
     let mut done = Vec::new();
     // Those at whose paths there was nothing before.
     let mut fresh = FxHashSet::default();
     let mut untouched = FxHashSet::default();
-    let mut restored = Vec::new();
+    // Directories, with the times that they shall have: what was done within them,
+    // and what is taken back here, has moved them, which must not pass for a
+    // user's change.
+    let mut dated: Vec<(RelPath, Time, StatSig)> = Vec::new();
     // What must be locked again, with its row's entry.
     let mut locked = Vec::new();
     for (path, row) in &intents {
@@ -57,6 +67,7 @@ pub(super) fn recover(share: &Share, journal: &Path) -> anyhow::Result<()> {
             (engine::Found::Done, sig) => {
                 let is_new = base.and_then(Row::live).is_none();
                 fresh.extend(is_new.then(|| path.clone()));
+                dated.extend(date(path, row.live(), sig));
                 let here = known_here(base_record.as_ref(), row);
                 done.push((path.clone(), row.clone(), sig, here));
             }
@@ -66,23 +77,22 @@ pub(super) fn recover(share: &Share, journal: &Path) -> anyhow::Result<()> {
                 let sig = apply::unlock(&dirs, path, &sig).unwrap_or(sig);
                 locked.push((path.clone(), row.entry.flags, sig));
                 if let Ok(applied) = apply::set_attrs(&dirs, path, &row.entry, &sig) {
+                    crash::here(Point::RecoveryCompleted);
                     let sig = applied.sig();
                     let here = match applied {
                         Applied::Short { here, .. } => Some(here),
                         _ => None,
                     };
+                    dated.extend(date(path, row.live(), sig));
                     done.push((path.clone(), row.clone(), sig, here));
                 }
             }
-            // The peer sends it again. What was done within a directory has
-            // moved its times, which must not pass for a user's change.
+            // The peer sends it again.
             (engine::Found::Untouched, Some(sig)) => {
                 untouched.insert(sig.ino);
                 let flags = base.and_then(Row::live).map(|entry| entry.flags);
                 locked.extend(flags.map(|flags| (path.clone(), flags, sig)));
-                if let Some(entry) = base.and_then(Row::live).filter(|entry| entry.is_dir()) {
-                    restored.push((path.clone(), entry.mtime, sig));
-                }
+                dated.extend(date(path, base.and_then(Row::live), Some(sig)));
             }
             // Changed here since, or gone: it is looked at like anything else.
             _ => {}
@@ -100,34 +110,38 @@ pub(super) fn recover(share: &Share, journal: &Path) -> anyhow::Result<()> {
             }
             // If it cannot be removed, it is looked at like anything else.
             drop(apply::remove_file(&dirs, path, &sig));
+            crash::here(Point::RecoveryTakenBack);
             false
         },
     );
-    restored.sort_by_key(|(path, ..)| std::cmp::Reverse(path.depth()));
-    for (path, mtime, sig) in &restored {
+    let mut sigs: FxHashMap<RelPath, Option<StatSig>> = FxHashMap::default();
+    dated.sort_by_key(|(path, ..)| Reverse(path.depth()));
+    for (path, mtime, sig) in &dated {
         // If it cannot be set, the directory is looked at like anything else.
-        drop(apply::set_dir_time(&dirs, path, *mtime, sig));
+        if let Ok(sig) = apply::set_dir_time(&dirs, path, *mtime, sig) {
+            sigs.insert(path.clone(), Some(sig));
+        }
+        crash::here(Point::RecoveryTimesSet);
     }
     let is_locked = |(_, flags, _): &(RelPath, Flags, StatSig)| !(*flags & Flags::LOCKS).is_empty();
     for (path, flags, sig) in locked.iter().filter(|one| is_locked(one)) {
-        if let Ok((sig, _)) = apply::lock(&dirs, path, *flags, sig) {
-            let this = done.iter_mut().find(|one| one.0 == *path);
-            this.into_iter().for_each(|one| one.2 = Some(sig));
+        let sig = sigs.get(path).copied().flatten().unwrap_or(*sig);
+        if let Ok((sig, _)) = apply::lock(&dirs, path, *flags, &sig) {
+            sigs.insert(path.clone(), Some(sig));
         }
     }
-    if !done.is_empty() {
-        apply::sync_all(&share.root)?;
-    }
+    // Seen by this run, and not by the next one if this one dies before the end:
+    // that begins anew, with the intents.
+    let groups: Vec<LinkGroup> = done.iter().filter_map(|(_, row, ..)| row.live()?.link).collect();
+    let any = !done.is_empty();
     share.index.write(|w| {
-        for (path, _) in &intents {
-            w.settle(path)?;
-        }
-        if !done.is_empty() {
+        if any {
             let meta = w.meta();
             meta.head = meta.head.max(share.began_at);
         }
         for (path, row, sig, here) in done {
             let seq = w.next_seq();
+            let sig = sigs.get(&path).copied().unwrap_or(sig);
             w.put(
                 &path,
                 &Record {
@@ -140,9 +154,54 @@ pub(super) fn recover(share: &Share, journal: &Path) -> anyhow::Result<()> {
                 },
             )?;
         }
+        Ok(((), Durable::Later))
+    })?;
+    join(share, &dirs, groups)?;
+    // A filesystem that has become read-only cannot be synced, and need not be.
+    if any {
+        apply::sync_all(&share.root)?;
+    }
+    crash::here(Point::RecoverySynced);
+    share.index.write(|w| {
+        for (path, _) in &intents {
+            w.settle(path)?;
+        }
         Ok(((), Durable::Yes))
     })?;
+    crash::here(Point::RecoveryDurable);
     Ok(())
+}
+
+/// A directory's place among those that get their times last.
+fn date(path: &RelPath, entry: Option<&Entry>, sig: Option<StatSig>) -> Option<(RelPath, Time, StatSig)> {
+    let entry = entry.filter(|entry| entry.is_dir())?;
+    Some((path.clone(), entry.mtime, sig?))
+}
+
+/// Joins what the rows say is one inode and is not. A name whose content and
+/// attributes are right is found done, whichever inode it names.
+fn join(share: &Share, dirs: &Dirs<'_>, groups: Vec<LinkGroup>) -> anyhow::Result<()> {
+    let reader = share.index.read()?;
+    let steps = relinking(&reader, groups)?;
+    let mut after = Outcome::new(Progress::default(), share.resolver.lock().now());
+    // What cannot be joined is looked at like anything else.
+    follow_up(share, dirs, &reader, &steps, &[], &mut after)
+}
+
+/// Removes temporary names where something was under way, before anything is
+/// looked at: were they to go later, their directories' times would move again,
+/// which must not pass for a user's change, least of all in a directory that a
+/// peer has deleted.
+fn sweep(share: &Share, intents: &[(RelPath, Row)]) {
+    let dirs = share.root.batch();
+    let parents: BTreeSet<RelPath> = intents.iter().filter_map(|(path, _)| path.parent()).collect();
+    for parent in parents {
+        // One that is gone has none; one that cannot be read is the scan's to
+        // tell of.
+        if let Ok(listed) = observe::list(&share.root, &parent, &|_, _| false) {
+            apply::remove_leftovers(&dirs, &listed.leftovers);
+        }
+    }
 }
 
 /// What a path has that is as its intent says, as far as its record knows.

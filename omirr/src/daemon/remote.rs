@@ -25,12 +25,13 @@ use super::dirty::Hint;
 use super::keeper::{Keeper, RETRY_AFTER};
 use super::locks::lock_again;
 use super::look::is_dir;
-use super::share::{Arrival, Command, Fetched, Figures, Inbound, Tries};
+use super::share::{Arrival, Command, Fetched, Figures, Inbound, Share, Tries};
 use super::steps::{Outcome, execute, stage, step_once};
 use crate::apply::{self, ApplyError, Dirs};
+use crate::crash::{self, Point};
 use crate::engine::{self, Arrived, Content, Context, Decided, Expansion, Install, Progress, Step, Work};
-use crate::index::{Durable, Reader};
-use crate::model::{Record, RelPath};
+use crate::index::{Durable, IndexError, Reader};
+use crate::model::{LinkGroup, Record, RelPath};
 use crate::observe;
 use crate::wire::WireRow;
 
@@ -364,9 +365,11 @@ impl Keeper {
             }
             Ok(((), Durable::Yes))
         })?;
+        crash::here(Point::Intended);
 
         self.forget_doomed(reader, &steps)?;
         execute(&dirs, reader, &steps, staged, &mut outcome)?;
+        crash::here(Point::Executed);
         lock_again(&dirs, reader, &locked, &decided, &mut outcome)?;
         for (from, to) in &outcome.carried {
             self.renamed.note(from.clone(), to.clone(), Instant::now());
@@ -415,6 +418,7 @@ impl Keeper {
             }
             Ok(((), Durable::Later))
         })?;
+        crash::here(Point::RowsCommitted);
         self.say_lacks(&outcome);
         Figures::add(&share.figures.rows_applied, applied);
         self.tidy_up(&dirs, &decided, &mut outcome)?;
@@ -458,36 +462,12 @@ impl Keeper {
     fn tidy_up(&mut self, dirs: &Dirs<'_>, decided: &[Decided], outcome: &mut Outcome) -> anyhow::Result<()> {
         let reader = self.share.index.read()?;
         let mut steps = outcome.progress.take_back(&reader)?;
-        let mut groups: Vec<_> = decided.iter().filter_map(|one| one.row.live()?.link).collect();
-        groups.sort_unstable();
-        groups.dedup();
-        for group in groups {
-            let mut members = Vec::new();
-            for path in reader.group(group)? {
-                members.extend(reader.get(&path)?.map(|record| (path, record)));
-            }
-            steps.extend(engine::relink(&reader, &members)?);
-        }
-        if steps.is_empty() {
-            return Ok(());
-        }
+        let groups = decided.iter().filter_map(|one| one.row.live()?.link).collect();
+        steps.extend(relinking(&reader, groups)?);
         let mut after = Outcome::new(Progress::default(), outcome.since);
         after.sigs.clone_from(&outcome.sigs);
         let locked = self.unlock(dirs, &reader, &steps, &mut after)?;
-        for step in &steps {
-            let done = step_once(dirs, &reader, step, &after)?;
-            after.note(&reader, step, done)?;
-        }
-        lock_again(dirs, &reader, &locked, &[], &mut after)?;
-        self.share.index.write(|w| {
-            for path in &locked {
-                w.settle(path)?;
-            }
-            for (path, sig) in &after.sigs {
-                w.set_sig(path, *sig)?;
-            }
-            Ok(((), Durable::Later))
-        })?;
+        follow_up(&self.share, dirs, &reader, &steps, &locked, &mut after)?;
         outcome.touched.extend(after.touched);
         outcome.renamed.extend(after.renamed);
         outcome.touched.extend(after.errors.into_keys());
@@ -683,6 +663,52 @@ impl Keeper {
         look.extend(outcome.errors.into_keys().map(|path| (path, Hint::default())));
         self.share.touch(look);
     }
+}
+
+/// The steps that join what the rows of these groups say is one inode.
+pub(super) fn relinking(reader: &Reader, mut groups: Vec<LinkGroup>) -> Result<Vec<Step>, IndexError> {
+    groups.sort_unstable();
+    groups.dedup();
+    let mut steps = Vec::new();
+    for group in groups {
+        let mut members = Vec::new();
+        for path in reader.group(group)? {
+            members.extend(reader.get(&path)?.map(|record| (path, record)));
+        }
+        steps.extend(engine::relink(reader, &members)?);
+    }
+    Ok(steps)
+}
+
+/// Does steps that follow from rows in the index already, locks again what was
+/// unlocked for that, and notes what `stat` says then.
+pub(super) fn follow_up(
+    share: &Share,
+    dirs: &Dirs<'_>,
+    reader: &Reader,
+    steps: &[Step],
+    locked: &[RelPath],
+    after: &mut Outcome,
+) -> anyhow::Result<()> {
+    if steps.is_empty() {
+        return Ok(());
+    }
+    for step in steps {
+        let done = step_once(dirs, reader, step, after)?;
+        after.note(reader, step, done)?;
+    }
+    lock_again(dirs, reader, locked, &[], after)?;
+    share.index.write(|w| {
+        for path in locked {
+            w.settle(path)?;
+        }
+        for (path, sig) in &after.sigs {
+            w.set_sig(path, *sig)?;
+        }
+        Ok(((), Durable::Later))
+    })?;
+    crash::here(Point::TidiedUp);
+    Ok(())
 }
 
 /// Paths whose content neither came with the row nor was fetched.

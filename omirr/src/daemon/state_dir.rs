@@ -13,6 +13,8 @@ use std::{
 
 use rustix::{fs::FlockOperation, io::Errno};
 
+use crate::crash::{self, Point};
+
 /// Only the daemon's user looks in: the index holds every name in every share.
 const MODE: u32 = 0o700;
 
@@ -56,6 +58,7 @@ impl StateDir {
                 _ => failed("make the state directory", path)(why),
             });
         }
+        crash::here(Point::StateDirMade);
         let found = fs::metadata(path).map_err(failed("look at the state directory", path))?;
         if found.mode() & 0o077 != 0 {
             fs::set_permissions(path, fs::Permissions::from_mode(MODE))
@@ -84,6 +87,7 @@ impl StateDir {
         lock.set_len(0)
             .and_then(|()| lock.write_all(format!("{}\n", std::process::id()).as_bytes()))
             .map_err(failed("write this process's number to", &lock_path))?;
+        crash::here(Point::LockTaken);
         Ok(StateDir {
             path: path.to_owned(),
             _lock: lock,

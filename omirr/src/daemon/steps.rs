@@ -272,6 +272,8 @@ impl Outcome {
                     Some(sig) => Expect::Sig(sig),
                     None => return Ok(Err(changed())),
                 },
+                // Always there: without a row, it has not been looked at yet.
+                _ if path.is_root() => return Ok(Err(changed())),
                 _ => Expect::Absent,
             },
         };

@@ -25,6 +25,7 @@ use redb::backends::FileBackend;
 use redb::{MultimapTableDefinition, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::{Deserialize, Serialize};
 
+use crate::crash::{self, Point};
 use crate::model::{ReplicaId, Stamp};
 use backend::Freezable;
 
@@ -173,6 +174,7 @@ impl Index {
             .set_cache_size(CACHE_BYTES)
             .create_with_backend(Freezable::new(file, Arc::clone(&frozen)))
             .map_err(|error| fail(error.into()))?;
+        crash::here(Point::IndexMade);
         let txn = db.begin_write().map_err(|error| fail(error.into()))?;
         let (found, home) = {
             let table = txn.open_table(META).map_err(|error| fail(error.into()))?;
@@ -240,6 +242,7 @@ impl Index {
         txn.open_table(INTENTS).map_err(|error| fail(error.into()))?;
         txn.open_table(MOVES).map_err(|error| fail(error.into()))?;
         txn.commit().map_err(|error| fail(error.into()))?;
+        crash::here(Point::IndexTables);
         let index = Index {
             path: path.into(),
             db,
@@ -248,6 +251,7 @@ impl Index {
             home,
         };
         index.write(|_| Ok(((), Durable::Yes)))?;
+        crash::here(Point::IndexOpened);
         Ok(index)
     }
 

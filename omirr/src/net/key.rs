@@ -6,6 +6,7 @@
 use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -14,9 +15,13 @@ use std::sync::Arc;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use ring::signature::{Ed25519KeyPair, KeyPair};
+use rustix::fs::{AtFlags, CWD, OFlags, linkat};
+use rustix::io::Errno;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use rustls::sign::CertifiedKey;
+
+use crate::crash::{self, Point};
 
 /// What stands before the 32 bytes of an Ed25519 key in a SubjectPublicKeyInfo
 /// (RFC 8410): a sequence of the algorithm 1.3.101.112 and a bit string.
@@ -134,12 +139,7 @@ impl Identity {
             path: path.to_owned(),
             why,
         };
-        let opened = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(path);
-        let mut file = opened.map_err(|why| match why.kind() {
+        write_new(path, pem.as_bytes()).map_err(|why| match why.kind() {
             io::ErrorKind::AlreadyExists => KeyError::Exists {
                 path: path.to_owned(),
             },
@@ -148,15 +148,6 @@ impl Identity {
             }
             _ => write(why),
         })?;
-        if let Err(why) = file.write_all(pem.as_bytes()).and_then(|()| file.sync_all()) {
-            // Half a key is of no use and would be in the way of the next try.
-            return Err(match std::fs::remove_file(path) {
-                Ok(()) => write(why),
-                Err(too) => write(io::Error::other(format!(
-                    "{why}, and it cannot be removed: {too}"
-                ))),
-            });
-        }
         Ok(identity)
     }
 
@@ -251,6 +242,47 @@ impl fmt::Debug for Identity {
             .field("public", &self.public)
             .finish_non_exhaustive()
     }
+}
+
+/// Writes a file that must not exist yet: it is there whole and on the disk, or
+/// not at all. Half a key would be of no use and in the way of the next try.
+fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let folder = match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    let mut options = OpenOptions::new();
+    options.write(true).mode(0o600);
+    let nameless = options
+        .clone()
+        .custom_flags(OFlags::TMPFILE.bits().cast_signed())
+        .open(folder);
+    match nameless {
+        Ok(mut file) => {
+            file.write_all(bytes)?;
+            file.sync_all()?;
+            crash::here(Point::KeyWritten);
+            let inode = format!("/proc/self/fd/{}", file.as_raw_fd());
+            linkat(CWD, inode, CWD, path, AtFlags::SYMLINK_FOLLOW)?;
+        }
+        // A filesystem without files that have no name.
+        Err(why)
+            if matches!(
+                Errno::from_io_error(&why),
+                Some(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL)
+            ) =>
+        {
+            let mut file = options.create_new(true).open(path)?;
+            if let Err(why) = file.write_all(bytes).and_then(|()| file.sync_all()) {
+                return Err(match std::fs::remove_file(path) {
+                    Ok(()) => why,
+                    Err(too) => io::Error::other(format!("{why}, and it cannot be removed: {too}")),
+                });
+            }
+        }
+        Err(why) => return Err(why),
+    }
+    File::open(folder)?.sync_all()
 }
 
 #[cfg(test)]

@@ -206,6 +206,12 @@ impl Node {
                 }
             }
         }
+        self.relink(
+            intents
+                .values()
+                .filter_map(|intent| intent.row.live()?.link)
+                .collect(),
+        );
     }
 
     /// Everything is to be looked at: events may have been lost.
@@ -722,13 +728,12 @@ impl Node {
         for want in applier.wants {
             self.wants.push((peer, want));
         }
-        self.relink(decided);
+        self.relink(decided.iter().filter_map(|one| one.row.live()?.link).collect());
         Ok(progress)
     }
 
     /// Joins what the rows say is one inode and is not.
-    fn relink(&mut self, decided: &[Decided]) {
-        let groups: BTreeSet<LinkGroup> = decided.iter().filter_map(|one| one.row.live()?.link).collect();
+    fn relink(&mut self, groups: BTreeSet<LinkGroup>) {
         for group in groups {
             let members = sure(self.index.linked(group)).into_iter();
             let members: Vec<(RelPath, Record)> = members

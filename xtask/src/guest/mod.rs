@@ -32,7 +32,7 @@ use crate::shell::{capture, say};
 use crate::workspace::{self, which};
 use initramfs::Archive;
 use modules::Modules;
-use qemu::{End, Machine};
+use qemu::{End, Machine, PowerOff};
 
 /// How many guests run at once, in all processes together. Each keeps about two
 /// processors busy; more at once only makes every one of them slower than its
@@ -58,6 +58,9 @@ pub struct Guest {
     environment: Vec<(OsString, OsString)>,
     modules: Vec<String>,
     disks: Vec<Disk>,
+    /// Images of disks that stay, by their places among the disks.
+    images: Vec<(usize, PathBuf)>,
+    power_off: Option<PowerOff>,
     kernel_arguments: String,
     streams: Streams,
 }
@@ -134,6 +137,7 @@ impl Outcome {
             End::Panic(line) => format!("the guest's kernel panicked: {line}"),
             End::NotBooted(why) => format!("the guest did not boot: {why}"),
             End::Timeout(limit) => format!("the guest did not end within {} s", limit.as_secs()),
+            End::PoweredOff => format!("the power was cut after {seconds:.1} s, as wanted"),
             End::Silent => {
                 format!("the guest stopped after {seconds:.1} s without a word from its init")
             }
@@ -171,6 +175,8 @@ impl Guest {
             environment: Vec::new(),
             modules: Vec::new(),
             disks: Vec::new(),
+            images: Vec::new(),
+            power_off: None,
             kernel_arguments: String::new(),
             streams: Streams::Keep,
         }
@@ -280,6 +286,25 @@ impl Guest {
         self
     }
 
+    /// A disk whose image stays when the guest is gone; it is made if it is not
+    /// there, and else taken as another guest has left it.
+    #[must_use]
+    pub fn disk_in(mut self, disk: Disk, image: &Path) -> Self {
+        self.images.push((self.disks.len(), image.to_owned()));
+        self.disk(disk)
+    }
+
+    /// Cuts the power so long after the command has printed that text: what the
+    /// guest's kernel has not written to its disks by then is gone.
+    #[must_use]
+    pub fn power_off(mut self, after: &str, delay: Duration) -> Self {
+        self.power_off = Some(PowerOff {
+            after: after.to_owned(),
+            delay,
+        });
+        self
+    }
+
     /// More of the kernel's command line.
     #[must_use]
     pub fn kernel_arguments(mut self, arguments: &str) -> Self {
@@ -310,7 +335,12 @@ impl Guest {
             .with_context(|| format!("{} cannot be written", initramfs.display()))?;
         let mut disks = Vec::new();
         for (number, disk) in self.disks.iter().enumerate() {
-            disks.push(make_disk(disk, &scratch.0.join(format!("disk{number}")))?);
+            let kept = self.images.iter().find(|(place, _)| *place == number);
+            disks.push(match kept {
+                Some((_, image)) if image.exists() => image.clone(),
+                Some((_, image)) => make_disk(disk, image)?,
+                None => make_disk(disk, &scratch.0.join(format!("disk{number}")))?,
+            });
         }
         let log_path = folder.join(format!("{}.log", self.name));
         let machine = Machine {
@@ -321,6 +351,7 @@ impl Guest {
             cpus: self.cpus,
             counted: self.counted,
             kernel_arguments: &self.kernel_arguments,
+            power_off: self.power_off.as_ref(),
         };
         let mut outcome = self.boot(&machine, &log_path)?;
         for _ in 1..BOOT_ATTEMPTS {

@@ -57,6 +57,17 @@ pub struct Machine<'a> {
     pub counted: bool,
     /// More of the kernel's command line.
     pub kernel_arguments: &'a str,
+    /// When to cut the power, if at all.
+    pub power_off: Option<&'a PowerOff>,
+}
+
+/// When a machine loses its power.
+#[derive(Clone, Debug)]
+pub struct PowerOff {
+    /// After the command has printed this.
+    pub after: String,
+    /// So much later.
+    pub delay: Duration,
 }
 
 /// How a run ended.
@@ -71,6 +82,8 @@ pub enum End {
     /// `init` was not reached: the emulator or the kernel hung, or it panicked
     /// with this line.
     NotBooted(String),
+    /// The power was cut, as wanted.
+    PoweredOff,
     /// The machine stopped with no word of `init`.
     Silent,
 }
@@ -172,8 +185,17 @@ impl Machine<'_> {
             output: Vec::new(),
         };
         let mut end = End::Silent;
+        let mut printed = String::new();
+        let mut cut_at = None;
         loop {
-            match pieces.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            if cut_at.is_some_and(|at| Instant::now() >= at) {
+                // At once: nothing in the guest hears of it.
+                running.0.kill().context("QEMU cannot be killed")?;
+                lines.flush()?;
+                return Ok(End::PoweredOff);
+            }
+            let until = cut_at.map_or(deadline, |at| deadline.min(at));
+            match pieces.recv_timeout(until.saturating_duration_since(Instant::now())) {
                 Ok(Piece::Output(bytes)) => {
                     // Only a command prints there; init's word on the console may
                     // have been cut in two by the kernel's.
@@ -181,6 +203,11 @@ impl Machine<'_> {
                     deadline = started + timeout;
                     output(&bytes);
                     lines.output(&bytes)?;
+                    if let Some(power_off) = self.power_off.filter(|_| cut_at.is_none()) {
+                        printed.push_str(&String::from_utf8_lossy(&bytes));
+                        cut_at =
+                            (printed.contains(&power_off.after)).then(|| Instant::now() + power_off.delay);
+                    }
                 }
                 Ok(Piece::Console(bytes)) => {
                     for line in lines.console(&bytes)? {
@@ -200,6 +227,7 @@ impl Machine<'_> {
                         }
                     }
                 }
+                Err(RecvTimeoutError::Timeout) if cut_at.is_some_and(|at| Instant::now() >= at) => {}
                 Err(RecvTimeoutError::Timeout) => {
                     lines.flush()?;
                     let hung = || format!("no sign of life from its init within {} s", BOOTING.as_secs());

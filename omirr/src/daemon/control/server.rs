@@ -26,6 +26,7 @@ use super::{
     ConflictsReport, ConflictsRequest, LogReport, LogRequest, REQUEST_BYTES_MAX, Reply, Request, ShareReport,
     StatsReport, StatusReport, WaitReply, WaitRequest, socket_path,
 };
+use crate::crash::{self, Point};
 use crate::daemon::StateDir;
 
 /// Connections at once; further ones wait for a free place.
@@ -98,12 +99,14 @@ pub fn bind(state: &StateDir) -> Result<UnixListener, ControlError> {
                 return Err(ControlError::Live { path });
             }
             fs::remove_file(&path).map_err(|why| failed("remove", why))?;
+            crash::here(Point::SocketRemoved);
         }
     }
     // Between these two calls the directory's own mode, 0700, keeps others out.
     let listener = UnixListener::bind(&path).map_err(|why| failed("open", why))?;
     fs::set_permissions(&path, fs::Permissions::from_mode(0o600))
         .map_err(|why| failed("close to others", why))?;
+    crash::here(Point::SocketBound);
     Ok(listener)
 }
 
