@@ -431,8 +431,8 @@ fn who_made_the_rows_of_a_batch_is_written_once() {
     }
     // A row that names a process which is not in the table.
     let mut bytes = written(1, b"nginx");
-    let place = bytes.len() - 3;
-    assert_eq!(bytes[place..], [1, 0, 0]);
+    let place = bytes.len() - 4;
+    assert_eq!(bytes[place..], [1, 0, 0, 0]);
     bytes[place] = 2;
     let said = body(&[&bytes]).unwrap_err().to_string();
     assert!(said.contains("number 2 of 1 processes"), "{said}");
