@@ -290,12 +290,12 @@ mod tests {
     #[test]
     fn a_path_may_be_as_long_and_as_deep_as_the_limit_and_no_more() {
         // One letter and one slash each: the bytes limit the depth, too.
-        let deepest = b"a/".repeat(PATH_MAX / 2 + 1);
-        let deepest = &deepest[..PATH_MAX];
-        assert_eq!(RelPath::new(deepest).unwrap().depth(), 2048);
-        let deeper = [deepest, b"/a"].concat();
+        let deepest = [&b"a/".repeat(PATH_MAX / 2 - 1)[..], b"aa"].concat();
+        assert_eq!(deepest.len(), PATH_MAX);
+        assert_eq!(RelPath::new(&deepest).unwrap().depth(), PATH_MAX / 2);
+        let deeper = [&deepest[..PATH_MAX - 1], b"/a"].concat();
         assert_eq!(RelPath::new(&deeper), Err(PathError::TooLong));
-        let one_more = [deepest, b"a"].concat();
+        let one_more = [&deepest[..], b"a"].concat();
         assert_eq!(RelPath::new(&one_more), Err(PathError::TooLong));
         assert!(RelPath::new(&[b'x'; NAME_MAX]).is_ok());
         assert_eq!(RelPath::new(&[b'x'; NAME_MAX + 1]), Err(PathError::NameTooLong));

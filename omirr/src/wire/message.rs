@@ -150,7 +150,7 @@ impl WireRow {
             Kind::Symlink { target } => target.len(),
             _ => 0,
         };
-        let pairs = self.row.version.vector.pairs().len() * size_of::<(ReplicaId, u64)>();
+        let pairs = size_of_val(self.row.version.vector.pairs());
         let moved_from = self.moved_from.as_ref().map_or(0, |from| from.as_bytes().len());
         let inline = self.inline.as_ref().map_or(0, Bytes::len);
         size_of::<WireRow>() + self.path.as_bytes().len() + moved_from + xattrs + target + pairs + inline
