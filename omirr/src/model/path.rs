@@ -46,9 +46,10 @@ pub enum PathError {
 
 /// A path beneath a share's root. The root itself is the empty path.
 ///
-/// Orders by bytes, so that a parent comes before what is beneath it.
+/// Orders by bytes, so that a parent comes before what is beneath it. A clone is
+/// another reference: paths are keys of many maps at once.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct RelPath(Box<[u8]>);
+pub struct RelPath(std::sync::Arc<[u8]>);
 
 fn check_name(name: &[u8]) -> Result<(), PathError> {
     if name.is_empty() {
@@ -89,7 +90,7 @@ impl RelPath {
 
     /// The share's root.
     pub fn root() -> RelPath {
-        RelPath(Box::default())
+        RelPath(std::sync::Arc::from([]))
     }
 
     pub fn is_root(&self) -> bool {

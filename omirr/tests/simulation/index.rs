@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
 use omirr::engine::{Past, Reserve, Rows, Sequence, may_forget};
 use omirr::model::{Hash, LinkGroup, Moved, Record, RelPath, ReplicaId, Row, Stamp};
@@ -20,7 +21,8 @@ pub(crate) struct Intent {
 
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Index {
-    pub(crate) records: BTreeMap<RelPath, Record>,
+    /// Shared with the clones that crashes leave, until one changes.
+    pub(crate) records: BTreeMap<RelPath, Arc<Record>>,
     pub(crate) by_seq: BTreeMap<u64, RelPath>,
     /// Per peer: everything of this replica up to here is in `records`.
     pub(crate) cursors: BTreeMap<u32, (ReplicaId, u64)>,
@@ -43,7 +45,7 @@ impl Index {
         self.head = self.head.max(record.seq);
         self.stamp = self.stamp.max(Some(record.row.version.stamp));
         self.by_seq.insert(record.seq, path.clone());
-        self.records.insert(path, record);
+        self.records.insert(path, Arc::new(record));
     }
 
     /// Keeps the last few.
@@ -55,10 +57,19 @@ impl Index {
     }
 
     pub(crate) fn live_at_and_beneath(&self, top: &RelPath) -> Vec<RelPath> {
-        let live = self.records.iter().filter(|(_, record)| !record.row.deleted);
-        live.filter(|(at, _)| at.is_within(top))
+        let own = self.records.get_key_value(top).into_iter();
+        own.chain(self.beneath(top))
+            .filter(|(_, record)| !record.row.deleted)
             .map(|(at, _)| at.clone())
             .collect()
+    }
+
+    /// What lies strictly beneath `top`, in path order.
+    fn beneath<'a>(&'a self, top: &'a RelPath) -> impl Iterator<Item = (&'a RelPath, &'a Arc<Record>)> {
+        // No name is less than this one.
+        let first = top.join(b"\x01").unwrap_or_else(|_| top.clone());
+        let from_there = self.records.range(first..);
+        from_there.take_while(move |(at, _)| at.is_within(top))
     }
 
     pub(crate) fn head(&self) -> u64 {
@@ -97,7 +108,7 @@ impl Index {
     }
 
     pub(crate) fn get(&self, path: &RelPath) -> Option<&Record> {
-        self.records.get(path)
+        self.records.get(path).map(Arc::as_ref)
     }
 }
 
@@ -113,8 +124,8 @@ impl Rows for Index {
         path: &RelPath,
         each: &mut dyn FnMut(&RelPath) -> ControlFlow<()>,
     ) -> Result<(), Infallible> {
-        for (at, record) in &self.records {
-            if at != path && at.is_within(path) && !record.row.deleted && each(at).is_break() {
+        for (at, record) in self.beneath(path) {
+            if !record.row.deleted && each(at).is_break() {
                 break;
             }
         }
@@ -155,15 +166,12 @@ impl Sequence for Index {
     fn after(&self, seq: u64, limit: usize) -> Result<Vec<(RelPath, Record)>, Infallible> {
         let after = self.by_seq.range(seq + 1..).take(limit);
         Ok(after
-            .map(|(_, path)| (path.clone(), self.records[path].clone()))
+            .map(|(_, path)| (path.clone(), self.records[path].as_ref().clone()))
             .collect())
     }
 
     fn changed_beneath(&self, path: &RelPath, seq: u64) -> Result<bool, Infallible> {
-        Ok(self
-            .records
-            .iter()
-            .any(|(at, record)| at != path && at.is_within(path) && record.seq > seq))
+        Ok(self.beneath(path).any(|(_, record)| record.seq > seq))
     }
 
     fn move_over(&self, seq: u64) -> Result<Option<(u64, Moved)>, Infallible> {

@@ -292,7 +292,7 @@ impl Node {
         }
         for (path, look) in &found {
             if let Some(record) = self.index.records.get_mut(path) {
-                record.sig = look.sig;
+                Arc::make_mut(record).sig = look.sig;
             }
         }
         self.reserve();
@@ -751,7 +751,7 @@ impl Node {
                 let path = step.path();
                 let sig = self.sig(path);
                 match self.index.records.get_mut(path) {
-                    Some(record) if done => record.sig = sig,
+                    Some(record) if done => Arc::make_mut(record).sig = sig,
                     _ => drop(self.dirty.insert(path.clone())),
                 }
             }

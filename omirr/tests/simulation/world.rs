@@ -2,6 +2,7 @@
 //! follows from one seed.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 
 use omirr::engine::{Outgoing, Policy, Rows};
 use omirr::model::{Entry, Flags, Kind, Record, RelPath};
@@ -202,7 +203,7 @@ impl World {
         // The later chapters begin with equal trees.
         let chapters = 1 + self.rng.below(3);
         for _ in 0..chapters {
-            for _ in 0..20 + self.rng.below(180 / chapters) {
+            for _ in 0..20 + self.rng.below(150 / chapters) {
                 self.something();
                 self.drain_logs();
                 self.check_whole()?;
@@ -756,7 +757,7 @@ impl World {
             let rows = &self.places[0].node.index.records;
             let others = &place.node.index.records;
             for path in rows.keys().chain(others.keys()) {
-                let (a, b) = (rows.get(path), others.get(path));
+                let (a, b) = (rows.get(path).map(Arc::as_ref), others.get(path).map(Arc::as_ref));
                 // Tombstones are forgotten where their work is done, and a node
                 // that came late need not have any.
                 let row = |record: Option<&Record>| {
