@@ -47,7 +47,7 @@ pub use place::{
 };
 pub use read::open_file;
 pub use stage::{
-    Ahead, Ready, Staged, clone_local, stage_file, staged_max, sync_all, sync_batch, sync_names,
+    Ahead, Ready, Staged, clone_local, stage_file, staged_max, sync_all, sync_batch, sync_names, sync_seen,
 };
 
 use crate::model::{Here, StatSig, TEMP_PREFIX, Time, is_temp_name};

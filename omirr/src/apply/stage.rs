@@ -449,6 +449,30 @@ pub fn sync_batch(root: &ShareRoot, batch: &[&Ready]) -> Vec<ApplyError> {
     batch.par_iter().filter_map(|ready| ready.sync().err()).collect()
 }
 
+/// Returns once what users have made of these paths is on the disk, as far as it
+/// was there when this was called: content, attributes, and names.
+pub fn sync_seen(dirs: &Dirs<'_>, paths: &[RelPath]) -> Result<(), ApplyError> {
+    if paths.len() > SYNCED_SINGLY {
+        return sync_all(dirs.root());
+    }
+    // Files first: a directory's sync then finds most of it in the same commit of
+    // the filesystem's journal.
+    paths.par_iter().try_for_each(|path| {
+        // What is no file, or not there any more, has its directory's sync.
+        let Ok(file) = super::open_file(dirs, path) else {
+            return Ok(());
+        };
+        fsync(file).map_err(|errno| ApplyError::system("sync", path, errno))
+    })?;
+    let mut parents: Vec<RelPath> = paths
+        .iter()
+        .map(|path| path.parent().unwrap_or_else(RelPath::root))
+        .collect();
+    parents.sort_unstable();
+    parents.dedup();
+    sync_names(dirs, &parents)
+}
+
 /// Returns once the names in these directories, as the steps so far have left
 /// them, are on the disk, together with the attributes of what they name.
 pub fn sync_names(dirs: &Dirs<'_>, parents: &[RelPath]) -> Result<(), ApplyError> {

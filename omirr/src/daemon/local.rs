@@ -337,9 +337,20 @@ impl Keeper {
                 origin: self.origins.of(look.dirt.who),
             });
         }
-        if !observed.is_empty() && self.unflushed.is_some() && self.sync_names().is_err() {
-            // The commit would make the rows of what was received durable, too,
-            // and their names are not on the disk.
+        let synced = match self.unflushed {
+            _ if observed.is_empty() => Ok(()),
+            // The commit makes the rows of what was received durable, too, whose
+            // names are perhaps not on the disk.
+            Some(_) => self.sync_names(),
+            // After a power cut an index must not be ahead of its tree: what is
+            // missing then would pass for a deletion, on all nodes.
+            None => {
+                let paths: Vec<RelPath> = observed.iter().map(|seen| seen.path.clone()).collect();
+                apply::sync_seen(&dirs, &paths)
+            }
+        };
+        if let Err(error) = synced {
+            tracing::debug!(share = %share.name, "changes made here wait: {error}");
             for (path, look) in looks {
                 share
                     .dirty()
