@@ -31,6 +31,9 @@ pub struct Dirt {
     pub subtree: bool,
     /// When it was first added.
     pub since: Instant,
+    /// Since when it may be called so: directories that were renamed before that
+    /// are not its own.
+    pub named: Instant,
     /// Not to be looked at before.
     pub due: Instant,
     /// How often it was found changing while it was read.
@@ -64,6 +67,7 @@ impl Dirt {
             subtree: self.subtree | other.subtree,
             who: self.who.or(other.who),
             since: self.since.min(other.since),
+            named: self.named.min(other.named),
             age: self.age.min(other.age),
             ..other
         }
@@ -118,6 +122,7 @@ impl DirtySet {
             read: false,
             subtree: false,
             since: now,
+            named: now,
             due: now + SETTLE,
             unstable: 0,
             who: None,
@@ -148,6 +153,7 @@ impl DirtySet {
         // What has come meanwhile is newer.
         kept.who = kept.who.or(dirt.who);
         kept.since = kept.since.min(dirt.since);
+        kept.named = kept.named.min(dirt.named);
         kept.age = kept.age.min(dirt.age);
     }
 

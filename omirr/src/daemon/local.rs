@@ -112,8 +112,8 @@ impl Keeper {
         let mut done = Looks::new();
         let mut queue = Queue::default();
         for (path, dirt) in taken {
-            for moved in self.renamed.now_at(&path) {
-                queue.add(moved, dirt);
+            for (moved, named) in self.renamed.now_at(&path, dirt.named) {
+                queue.add(moved, Dirt { named, ..dirt });
             }
             queue.add(path, dirt);
         }

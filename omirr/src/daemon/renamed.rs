@@ -31,14 +31,17 @@ impl Renamed {
         self.moves.push_back((now, from, to));
     }
 
-    /// Where what was called `path` may be by now, one rename after another.
-    pub(super) fn now_at(&self, path: &RelPath) -> Vec<RelPath> {
+    /// Where what was called `path` from `named` on may be by now, one rename after
+    /// another, each with the moment from which it may be called so. Earlier renames
+    /// are not about it; were they applied again to what they gave, a directory that
+    /// was moved into another and back would make ever longer paths.
+    pub(super) fn now_at(&self, path: &RelPath, named: Instant) -> Vec<(RelPath, Instant)> {
         let mut places = Vec::new();
         let mut at = path.clone();
-        for (_, from, to) in &self.moves {
+        for (when, from, to) in self.moves.iter().filter(|(when, ..)| *when >= named) {
             if let Some(moved) = at.rebase(from, to) {
                 at = moved;
-                places.push(at.clone());
+                places.push((at.clone(), *when + Duration::from_nanos(1)));
             }
         }
         places
@@ -59,12 +62,32 @@ mod tests {
         let start = Instant::now();
         renamed.note(path("a"), path("b/c"), start);
         renamed.note(path("b"), path("d"), start + KEPT_FOR);
-        assert_eq!(renamed.now_at(&path("a/x")), [path("b/c/x"), path("d/c/x")]);
-        assert_eq!(renamed.now_at(&path("b/y")), [path("d/y")]);
-        assert_eq!(renamed.now_at(&path("ab")), []);
+        let places = |renamed: &Renamed, text: &str, named: Instant| {
+            let places = renamed.now_at(&path(text), named);
+            places.into_iter().map(|(place, _)| place).collect::<Vec<_>>()
+        };
+        assert_eq!(places(&renamed, "a/x", start), [path("b/c/x"), path("d/c/x")]);
+        assert_eq!(places(&renamed, "b/y", start), [path("d/y")]);
+        assert_eq!(places(&renamed, "ab", start), []);
         let later = start + KEPT_FOR + Duration::from_secs(1);
         renamed.note(path("e"), path("f"), later);
-        assert_eq!(renamed.now_at(&path("a/x")), []);
-        assert_eq!(renamed.now_at(&path("b/y")), [path("d/y")]);
+        assert_eq!(places(&renamed, "a/x", start), []);
+        assert_eq!(places(&renamed, "b/y", start), [path("d/y")]);
+        assert_eq!(places(&renamed, "b/y", later), [], "it was called so afterwards");
+    }
+
+    #[test]
+    fn a_directory_that_goes_to_and_fro_makes_no_endless_paths() {
+        let mut renamed = Renamed::default();
+        let start = Instant::now();
+        renamed.note(path("a"), path("b/a"), start);
+        renamed.note(path("b"), path("a/b"), start + Duration::from_millis(1));
+        let mut all = vec![(path("a/x"), start)];
+        let mut next = 0;
+        while let Some((at, named)) = all.get(next).cloned() {
+            all.extend(renamed.now_at(&at, named));
+            next += 1;
+            assert!(next < 10, "{all:?}");
+        }
     }
 }

@@ -15,7 +15,7 @@ use libfuzzer_sys::fuzz_target;
 use omirr::engine::Rows as _;
 use omirr::index::{Durable, Index};
 use omirr::model::{
-    Entry, Kind, LinkGroup, Record, RelPath, ReplicaId, Row, Stamp, StatSig, Time, Vector, Version,
+    Entry, Flags, Kind, LinkGroup, Record, RelPath, ReplicaId, Row, Stamp, StatSig, Time, Vector, Version,
 };
 
 struct Place {
@@ -60,6 +60,9 @@ fn record(seq: u64) -> Record {
             mtime: time,
             xattrs: Vec::new(),
             link: seq.is_multiple_of(3).then_some(LinkGroup(7)),
+            user: None,
+            group: None,
+            flags: Flags::default(),
         },
         deleted: seq.is_multiple_of(7),
         version: Version {
@@ -88,6 +91,7 @@ fn record(seq: u64) -> Record {
         row,
         seq,
         via: None,
+        here: None,
         moved_from: None,
     }
 }
@@ -120,7 +124,7 @@ fn patched(data: &[u8], good: &[u8], cut: bool) -> Vec<u8> {
     bytes
 }
 
-fn use_it(index: &Index) -> Result<(), omirr::index::IndexError> {
+fn use_it(index: &Index, damaged: bool) -> Result<(), omirr::index::IndexError> {
     let reader = index.read()?;
     reader.rows_after(0, 1000)?;
     for pair in reader.beneath(&RelPath::root())? {
@@ -134,7 +138,12 @@ fn use_it(index: &Index) -> Result<(), omirr::index::IndexError> {
         reader.path_of_ino(ino)?;
         reader.paths_of_ino(ino)?;
     }
-    index.write(fill)
+    // Unwinding out of a transaction that writes, the store meets the damage again
+    // and aborts: docs/INDEX.md, at its end.
+    match damaged {
+        true => Ok(()),
+        false => index.write(fill),
+    }
 }
 
 fuzz_target!(|data: &[u8]| {
@@ -159,7 +168,7 @@ fuzz_target!(|data: &[u8]| {
         // The store trusts pages that it has not written in this run. A panic ends
         // the keeper, which stops its share; see `run_keeper`.
         Ok(index) => {
-            let used = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| use_it(&index)));
+            let used = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| use_it(&index, what != 1)));
             if let Ok(Err(error)) = used {
                 assert!(error.to_string().contains("index.redb"), "{error}");
             }

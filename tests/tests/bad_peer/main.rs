@@ -922,7 +922,9 @@ fn a_peer_that_answers_wrong_is_named_and_tried_again() {
     });
     trio.line("cannot send: mallory refuses: mallory is not in the mood [2J; trying again");
     trio.line("cannot send: mallory speaks omirr protocol 5, this node speaks 4: update the older one; trying again");
-    trio.line("cannot send: mallory acknowledges row 2305843009213693952, which it was never sent; trying again");
+    trio.line(
+        "cannot send: mallory acknowledges row 2305843009213693952, which it was never sent; trying again",
+    );
     trio.line("cannot send: mallory sends a message of kind batch, which is not for this node to receive; trying again");
     assert!(!trio.pair.one.share.join("pushed").exists());
     trio.goes_on();

@@ -112,7 +112,8 @@ fn what_the_disk_fails_to_write_is_not_acknowledged() {
     };
     put_rest(&mut pair);
     disk::fill(&beneath.path().join("filler"), 256);
-    let content = noise(16 << 20);
+    // More than is beneath, wherever the filesystem puts it.
+    let content = noise(20 << 20);
     fs::write(pair.one.share.join("big"), &content).unwrap();
     // The kernel calls it full or an input/output error, by version.
     waits(&pair.two, &pair.one, "big", "cannot sync 'big'");

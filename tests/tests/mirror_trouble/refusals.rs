@@ -1,4 +1,5 @@
-//! A receiver that may not change what is there: flags, leases, swap.
+//! What users do on the receiver with files that peers change: locks, leases,
+//! swap.
 
 use std::fs;
 use std::os::fd::AsRawFd;
@@ -8,44 +9,6 @@ use omirr_tests::disk::run;
 use omirr_tests::nodes::Pair;
 
 use crate::{SOON, heals, on_disk, put_rest, rest_goes_on, until, waits};
-
-fn flag(change: &str, pair: &Pair, path: &str) {
-    run("chattr", &[change, pair.two.share.join(path).to_str().unwrap()]);
-}
-
-#[test]
-fn what_is_immutable_or_append_only_on_the_receiver_waits() {
-    let Some((mut pair, _disk)) = on_disk("immutable files", 16, &[]) else {
-        return;
-    };
-    put_rest(&mut pair);
-    fs::create_dir(pair.one.share.join("dir")).unwrap();
-    for name in ["immutable", "append", "doomed", "dir/doomed"] {
-        fs::write(pair.one.share.join(name), "old").unwrap();
-    }
-    pair.settle(SOON);
-    let flags = [("i", "immutable"), ("a", "append"), ("i", "doomed"), ("i", "dir")];
-    for (letter, path) in flags {
-        flag(&format!("+{letter}"), &pair, path);
-    }
-    pair.settle(SOON);
-    pair.one.put("immutable", "new");
-    pair.one.put("append", "new");
-    pair.one.put("dir/new", "new");
-    fs::remove_file(pair.one.share.join("doomed")).unwrap();
-    fs::remove_file(pair.one.share.join("dir/doomed")).unwrap();
-    for path in ["immutable", "append", "dir/new", "doomed", "dir/doomed"] {
-        waits(&pair.two, &pair.one, path, "immutable");
-    }
-    rest_goes_on(&pair);
-    for path in ["immutable", "append", "doomed", "dir/doomed"] {
-        assert_eq!(fs::read_to_string(pair.two.share.join(path)).unwrap(), "old");
-    }
-    for (letter, path) in flags {
-        flag(&format!("-{letter}"), &pair, path);
-    }
-    heals(&mut pair);
-}
 
 #[test]
 fn locks_leases_and_running_programs_on_the_receiver_hinder_nothing() {
