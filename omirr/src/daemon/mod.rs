@@ -330,13 +330,16 @@ fn open_share(
     });
     let mut stopped = None;
     match start {
-        Start::GoOn => index.write(|w| {
-            w.meta().root = Some(identity);
-            if index.home() != Some(&home) {
-                w.set_home(home);
-            }
-            Ok(((), Durable::Yes))
-        })?,
+        Start::GoOn => {
+            index.write(|w| {
+                w.meta().root = Some(identity);
+                if index.home() != Some(&home) {
+                    w.set_home(home);
+                }
+                Ok(((), Durable::Yes))
+            })?;
+            crash::here(Point::RootNoted);
+        }
         Start::Doubt => {
             let doubted = doubt::doubt(&index, &root, &settings.excludes, home, &config.node.name)?;
             tracing::warn!(
