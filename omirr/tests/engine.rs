@@ -954,3 +954,38 @@ fn an_inode_that_a_crash_left_unlocked_is_not_a_users_change() {
     };
     assert_eq!(found(&base, &deleted, dumped), Found::Changed);
 }
+
+#[test]
+fn a_conflict_copy_that_is_renamed_back_and_loses_again_is_kept_again() {
+    // Made on a node whose clock is far ahead of this one's.
+    let copy = "a.omirr-conflict-19700101-000000-n1.txt";
+    let mut index = Index::default();
+    index.put("a.txt", 1, row(file(2), &[(2, 1)], 500));
+    index.put(copy, 2, row(file(1), &[(2, 2)], 600));
+    let mut author = Author::new(ReplicaId(1), 2, None, None);
+    let seen = |path: &str, seen: Seen, from: Option<&str>| Observed {
+        path: at(path),
+        seen,
+        when_ms: Some(20),
+        moved_from: from.map(at),
+        origin: None,
+    };
+    let observed = vec![
+        seen("a.txt", Seen::Present(file(1)), Some(copy)),
+        seen(copy, Seen::Absent, None),
+    ];
+    let Ok(decided) = decide_local(&index, observed, &mut author, 20);
+    let [back, end] = &decided[..] else {
+        panic!("{decided:?}")
+    };
+    assert!(!back.row.deleted && end.row.deleted);
+    assert!(back.row.version.stamp.wall_ms >= 600, "newer than the copy");
+    assert_eq!(back.row.version.stamp, end.row.version.stamp, "it is one change");
+    index.put("a.txt", 3, back.row.clone());
+    index.put(copy, 4, end.row.clone());
+    // Somebody else's change, made without knowing of it, wins: within the same
+    // second the copy has the same name again.
+    let winner = row(file(9), &[(3, 1)], 900);
+    let decided = decide(&index, &[("a.txt", winner)]);
+    assert_eq!(decided[copy].work, Work::KeepAside { from: at("a.txt") });
+}

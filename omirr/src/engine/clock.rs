@@ -202,8 +202,17 @@ impl Author {
         if !differs(old, seen) {
             return None;
         }
-        let seq = self.next_seq();
         let stamp = self.stamp_for(now_ms, when_ms, old.map(|row| &row.version.stamp));
+        self.observe_at(old, seen, stamp)
+    }
+
+    /// The same with a stamp that this author has given, greater than the old
+    /// row's.
+    pub fn observe_at(&mut self, old: Option<&Row>, seen: &Seen, stamp: Stamp) -> Option<(u64, Row)> {
+        if !differs(old, seen) {
+            return None;
+        }
+        let seq = self.next_seq();
         local_change(old, seen, self.replica, seq, stamp).map(|row| (seq, row))
     }
 }

@@ -15,7 +15,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use crate::model::{Entry, Flags, Kind, Origin, RelPath, ReplicaId, Row, Time, TreeMove, Version};
+use crate::model::{Entry, Flags, Kind, Origin, RelPath, ReplicaId, Row, Stamp, Time, TreeMove, Version};
 
 use super::change::{Seen, differs};
 use super::clock::Author;
@@ -93,15 +93,44 @@ pub fn decide_local<R: Rows>(
         }
         Seen::Absent => (2, Reverse(seen.path.depth()), seen.path.clone()),
     });
+    // A rename is one change, with one stamp: what is there now is newer than what
+    // the former name had, and that name's end is no newer than it. Else the end
+    // of a conflict copy that was renamed back would pass for the removal of a
+    // copy of the very version that it has become.
+    let mut left: BTreeMap<RelPath, Stamp> = BTreeMap::new();
     for (seen, old) in changed {
-        decided.extend(own_row(seen, old.as_ref(), author, now_ms));
+        let old_stamp = old.as_ref().map(|row| row.version.stamp);
+        let stamp = match (&seen.seen, &seen.moved_from) {
+            (Seen::Present(_), Some(from)) => {
+                let before = overlay.row(from)?.map(|row| row.version.stamp);
+                let stamp = author.stamp_for(now_ms, seen.when_ms, old_stamp.max(before).as_ref());
+                left.insert(from.clone(), stamp);
+                Some(stamp)
+            }
+            (Seen::Present(_), None) => None,
+            (Seen::Absent, _) => {
+                let stamp = left.get(&seen.path).copied();
+                stamp.filter(|stamp| Some(*stamp) > old_stamp)
+            }
+        };
+        decided.extend(own_row(seen, old.as_ref(), stamp, author, now_ms));
     }
     Ok(decided)
 }
 
-/// The row for what was observed at a path; none if nothing differs.
-fn own_row(seen: Observed, old: Option<&Row>, author: &mut Author, now_ms: u64) -> Option<Decided> {
-    let (seq, mut row) = author.observe(old, &seen.seen, now_ms, seen.when_ms)?;
+/// The row for what was observed at a path, with this stamp if one is given; none
+/// if nothing differs.
+fn own_row(
+    seen: Observed,
+    old: Option<&Row>,
+    stamp: Option<Stamp>,
+    author: &mut Author,
+    now_ms: u64,
+) -> Option<Decided> {
+    let (seq, mut row) = match stamp {
+        Some(stamp) => author.observe_at(old, &seen.seen, stamp)?,
+        None => author.observe(old, &seen.seen, now_ms, seen.when_ms)?,
+    };
     row.origin = seen.origin;
     Some(Decided {
         path: seen.path,
@@ -138,7 +167,7 @@ fn decide_trees<R: Rows>(
             let Some(seen) = observed.get(&dir) else { continue };
             let old = overlay.row(&dir)?;
             if !old.as_ref().is_some_and(Row::is_live_dir) {
-                parents.extend(own_row(seen.clone(), old.as_ref(), &mut trial, now_ms));
+                parents.extend(own_row(seen.clone(), old.as_ref(), None, &mut trial, now_ms));
             }
         }
         if from != to {
