@@ -147,6 +147,11 @@ impl Author {
         self.replica
     }
 
+    /// What a row must win over at a path that has none; see [`Author::forgets`].
+    pub fn forgotten(&self) -> Option<Stamp> {
+        self.forgotten
+    }
+
     /// The last sequence number given.
     pub fn seq(&self) -> u64 {
         self.seq

@@ -15,7 +15,9 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use crate::model::{Entry, Flags, Kind, Origin, RelPath, ReplicaId, Row, Stamp, Time, TreeMove, Version};
+use crate::model::{
+    Entry, Flags, Kind, Origin, RelPath, Relation, ReplicaId, Row, Stamp, Time, TreeMove, Version,
+};
 
 use super::change::{Seen, differs};
 use super::clock::Author;
@@ -103,7 +105,8 @@ pub fn decide_local<R: Rows>(
         let stamp = match (&seen.seen, &seen.moved_from) {
             (Seen::Present(_), Some(from)) => {
                 let before = overlay.row(from)?.map(|row| row.version.stamp);
-                let stamp = author.stamp_for(now_ms, seen.when_ms, old_stamp.max(before).as_ref());
+                let here = old_stamp.or(author.forgotten());
+                let stamp = author.stamp_for(now_ms, seen.when_ms, here.max(before).as_ref());
                 left.insert(from.clone(), stamp);
                 Some(stamp)
             }
@@ -240,13 +243,18 @@ pub fn decide_remote<R: Rows>(
             }
         };
         let seq = author.next_seq();
+        // The peer may have taken from here what its own deletion wins over, if
+        // it has forgotten that by now: it is told, too.
+        let meets = local.filter(|local| row.deleted && !local.deleted);
+        let crosses =
+            meets.is_some_and(|local| row.version.vector.relation(&local.version.vector) != Relation::After);
         overlay.decided.insert(
             path.clone(),
             Decided {
                 path,
                 seq,
                 row,
-                via: Some(via),
+                via: (!crosses).then_some(via),
                 moved_from,
                 moved_tree,
                 work,

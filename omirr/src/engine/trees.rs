@@ -221,7 +221,8 @@ pub(super) fn decide<R: Rows>(
         .iter()
         .flat_map(|part| [Some(&part.row), part.old.as_ref()])
         .flatten();
-    let newest = olds.map(|row| row.version.stamp).max();
+    // Most of the new names have no row.
+    let newest = olds.map(|row| row.version.stamp).max().max(author.forgotten());
     let stamp = author.stamp_for(now_ms, top.when_ms, newest.as_ref());
     let Ok(count) = u32::try_from(parts.len()) else {
         return Ok(None);
