@@ -293,7 +293,7 @@ fn keep_aside<R: Rows>(
     let Some(entry) = base.live().filter(|entry| !entry.is_dir()) else {
         return Ok(None);
     };
-    let Some((to, old)) = overlay.aside_path(path, entry, &base.version.stamp, context.names)? else {
+    let Some((to, old)) = overlay.aside_path(path, entry, &base.version, context.names)? else {
         return Ok(None);
     };
     let seen = Seen::Present(entry.clone());

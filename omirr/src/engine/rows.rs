@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::{Bound, ControlFlow};
 
-use crate::model::{Entry, Hash, LinkGroup, RelPath, ReplicaId, Row, Stamp, TreeMove};
+use crate::model::{Entry, Hash, LinkGroup, RelPath, ReplicaId, Row, TreeMove, Version};
 
 use super::clock::Author;
 use super::conflict::conflict_path;
@@ -129,9 +129,10 @@ impl<'a, R: Rows> Overlay<'a, R> {
         &self,
         path: &RelPath,
         loser: &Entry,
-        stamp: &Stamp,
+        version: &Version,
         names: &dyn Fn(ReplicaId) -> String,
     ) -> Result<Option<(RelPath, Option<Row>)>, R::Error> {
+        let stamp = &version.stamp;
         let node = names(stamp.replica);
         let mut nth = 1;
         loop {
@@ -139,7 +140,7 @@ impl<'a, R: Rows> Overlay<'a, R> {
             match self.row(&to)? {
                 None => return Ok(Some((to, None))),
                 Some(row)
-                    if same_content(&row.entry, loser) && (!row.deleted || row.version.stamp > *stamp) =>
+                    if same_content(&row.entry, loser) && (!row.deleted || ends(&row.version, version)) =>
                 {
                     return Ok(None);
                 }
@@ -151,4 +152,16 @@ impl<'a, R: Rows> Overlay<'a, R> {
             }
         }
     }
+}
+
+/// Whether a copy's removal is later than the version of which it was one. What
+/// one node has made is told by its numbers: where the clocks of others run ahead,
+/// stamps of different paths do not.
+fn ends(removal: &Version, version: &Version) -> bool {
+    let author = version.stamp.replica;
+    if removal.stamp.replica == author {
+        let made = |version: &Version| version.vector.get(author);
+        return made(removal) > made(version) && removal.stamp != version.stamp;
+    }
+    removal.stamp > version.stamp
 }
