@@ -533,7 +533,10 @@ fn starts_anew(trial: &mut Trial, point: Point) {
     two.start();
     trial.pair.settle_equal(SOON);
     trial.pair.two.stop();
-    let differences = treewalk::diff(&before, &walk(&trial.pair.two.share));
+    let mut differences = treewalk::diff(&before, &walk(&trial.pair.two.share));
+    // A node without its index names hard-link groups anew, which may split those
+    // whose names its peers have got at different times: docs/INDEX.md, "Gone".
+    differences.retain(|line| !line.contains("hard link to"));
     assert!(differences.is_empty(), "{}", differences.join("\n"));
 }
 
