@@ -1,6 +1,8 @@
 //! The engine's decisions one by one: winners, asides, steps, order of sending.
 //! That they work together is what `simulation` shows.
 
+mod rows;
+
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::ops::ControlFlow;
@@ -16,6 +18,7 @@ use omirr::model::{
     Vector, Version,
 };
 use proptest::prelude::*;
+use rows::{at, dir, entry, file};
 
 #[derive(Default)]
 struct Index(BTreeMap<RelPath, Record>);
@@ -91,37 +94,6 @@ impl Sequence for Index {
             .iter()
             .any(|(at, r)| at != path && at.is_within(path) && r.seq > seq))
     }
-}
-
-fn at(path: &str) -> RelPath {
-    RelPath::new(path.as_bytes()).unwrap()
-}
-
-fn entry(kind: Kind) -> Entry {
-    let mtime = Time { secs: 1, nanos: 0 };
-    Entry {
-        kind,
-        mode: 0o644,
-        uid: 0,
-        gid: 0,
-        mtime,
-        xattrs: Vec::new(),
-        flags: Flags::NONE,
-        user: None,
-        group: None,
-        link: None,
-    }
-}
-
-fn file(content: u8) -> Entry {
-    entry(Kind::File {
-        size: 100,
-        hash: Hash([content; 32]),
-    })
-}
-
-fn dir() -> Entry {
-    entry(Kind::Directory)
 }
 
 /// A row with the given vector; its stamp is `wall_ms` of the last replica in it.

@@ -2,6 +2,8 @@
 //! the wire, and what the next node does. That it works together with everything
 //! else is what `simulation` shows.
 
+mod rows;
+
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::ops::ControlFlow;
@@ -10,9 +12,8 @@ use omirr::engine::{
     Arrived, Author, Context, Expansion, Install, Observed, Outgoing, Policy, Progress, Rows, Seen, Sequence,
     Step, Work, decide_local, decide_remote, expand, plan, plan_one_by_one, whole_moves,
 };
-use omirr::model::{
-    Entry, Flags, Hash, Kind, LinkGroup, Moved, Record, RelPath, ReplicaId, Row, Time, TreeMove,
-};
+use omirr::model::{Entry, Hash, LinkGroup, Moved, Record, RelPath, ReplicaId, Row, TreeMove};
+use rows::{at, dir, file};
 
 /// A node that has no disk: what is to be done there is in `steps`.
 struct Node {
@@ -272,36 +273,6 @@ impl Node {
         });
         renamed.collect()
     }
-}
-
-fn at(path: &str) -> RelPath {
-    RelPath::new(path.as_bytes()).unwrap()
-}
-
-fn entry(kind: Kind) -> Entry {
-    Entry {
-        kind,
-        mode: 0o644,
-        uid: 0,
-        gid: 0,
-        user: None,
-        group: None,
-        flags: Flags::default(),
-        mtime: Time { secs: 1, nanos: 0 },
-        xattrs: Vec::new(),
-        link: None,
-    }
-}
-
-fn file(content: u8) -> Entry {
-    entry(Kind::File {
-        size: 100,
-        hash: Hash([content; 32]),
-    })
-}
-
-fn dir() -> Entry {
-    entry(Kind::Directory)
 }
 
 /// Two nodes that both have `d/a`, `d/s/b`, `d/s/c` and `d-e`.

@@ -14,21 +14,18 @@ use std::process::{Command, Output};
 /// # Panics
 /// It does not.
 pub fn run(program: &str, args: &[&str]) -> String {
-    let out = attempt(program, args);
-    assert!(
-        out.status.success(),
-        "{program} {args:?}: {}{}",
-        String::from_utf8_lossy(&out.stdout),
-        String::from_utf8_lossy(&out.stderr)
-    );
-    String::from_utf8_lossy(&out.stdout).into_owned()
+    crate::run(&mut command(program, args))
+}
+
+fn command(program: &str, args: &[&str]) -> Command {
+    let path = std::env::var("PATH").unwrap_or_default();
+    let mut command = Command::new(program);
+    command.args(args).env("PATH", format!("{path}:/usr/sbin:/sbin"));
+    command
 }
 
 fn attempt(program: &str, args: &[&str]) -> Output {
-    let path = std::env::var("PATH").unwrap_or_default();
-    Command::new(program)
-        .args(args)
-        .env("PATH", format!("{path}:/usr/sbin:/sbin"))
+    command(program, args)
         .output()
         .unwrap_or_else(|error| panic!("{program} cannot be started: {error}"))
 }

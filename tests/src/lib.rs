@@ -6,6 +6,7 @@
 //! - [`guest`]: booting kernels and running a test's own code inside.
 //! - [`net`]: two network namespaces joined by a cable.
 //! - [`nodes`]: real nodes on this machine; [`crowd`]: more than two.
+//! - [`run`]: other programs that must succeed.
 //! - [`skip`]: saying aloud that a test cannot run here.
 //! - [`treewalk`]: an independent walk of a tree, and what differs between two.
 //! - [`users`]: random users of a tree.
@@ -25,6 +26,25 @@ use std::env;
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+/// Runs a command that must succeed; returns what it says.
+///
+/// # Panics
+/// It does not succeed.
+pub fn run(command: &mut Command) -> String {
+    let out = command
+        .stdin(Stdio::null())
+        .output()
+        .unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    assert!(
+        out.status.success(),
+        "{command:?}: {}{}",
+        String::from_utf8_lossy(&out.stdout),
+        String::from_utf8_lossy(&out.stderr)
+    );
+    String::from_utf8_lossy(&out.stdout).into_owned()
+}
 
 /// The omirr under test: `OMIRR_BIN`, or the one that was built beside the
 /// running test.

@@ -426,6 +426,33 @@ impl Node {
         )
     }
 
+    /// Waits until `done` says so, for `what`.
+    pub fn until(&self, what: &str, timeout: Duration, mut done: impl FnMut() -> bool) {
+        let deadline = Instant::now() + timeout;
+        while !done() {
+            assert!(
+                Instant::now() < deadline,
+                "never: {what}\n{}\n{}",
+                self.status_text(),
+                self.log_tail()
+            );
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Waits until the share is stopped; says why it is.
+    pub fn stopped_because(&self, timeout: Duration) -> String {
+        let mut reason = None;
+        self.until("the share is stopped", timeout, || {
+            let share = self.status().map(|status| status["shares"][0].clone());
+            reason = share
+                .filter(|share| share["state"] == "stopped")
+                .map(|share| share["reason"].as_str().expect("a reason is text").to_owned());
+            reason.is_some()
+        });
+        reason.expect("it was waited for")
+    }
+
     /// Waits until the log has `text` in it.
     pub fn wait_for_log(&self, text: &str, timeout: Duration) {
         let deadline = Instant::now() + timeout;

@@ -4,9 +4,9 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use omirr_tests::nodes::{Node, Pair, may_mirror};
+use omirr_tests::nodes::{Pair, may_mirror};
 
 const SOON: Duration = Duration::from_secs(60);
 
@@ -22,24 +22,6 @@ fn files(folder: &Path) -> BTreeMap<String, String> {
             )
         })
         .collect()
-}
-
-fn wait_until_stopped(node: &Node) -> String {
-    let deadline = Instant::now() + SOON;
-    loop {
-        if let Some(status) = node.status()
-            && status["shares"][0]["state"] == "stopped"
-        {
-            return status["shares"][0]["reason"].as_str().unwrap().to_owned();
-        }
-        assert!(
-            Instant::now() < deadline,
-            "{}\n{}",
-            node.status_text(),
-            node.log_tail()
-        );
-        std::thread::sleep(Duration::from_millis(20));
-    }
 }
 
 fn full_pair(test: &str) -> Option<Pair> {
@@ -66,7 +48,7 @@ fn a_root_that_is_moved_away_stops_the_share_and_deletes_nothing() {
     let away = root.with_file_name("away");
     fs::rename(&root, &away).unwrap();
     fs::create_dir(&root).unwrap();
-    let reason = wait_until_stopped(&pair.one);
+    let reason = pair.one.stopped_because(SOON);
     assert_eq!(
         reason,
         format!(
@@ -92,7 +74,7 @@ fn a_root_that_is_moved_away_stops_the_share_and_deletes_nothing() {
     // A restart does not make the empty directory the share.
     pair.one.stop();
     pair.one.start();
-    let reason = wait_until_stopped(&pair.one);
+    let reason = pair.one.stopped_because(SOON);
     assert!(
         reason.contains("is not the directory that was mirrored before"),
         "{reason}"
@@ -133,7 +115,7 @@ fn emptying_a_root_that_was_moved_away_deletes_nothing() {
         fs::remove_file(away.join(name)).unwrap();
     }
     fs::remove_dir(&away).unwrap();
-    let reason = wait_until_stopped(&pair.one);
+    let reason = pair.one.stopped_because(SOON);
     assert_eq!(reason, format!("'{}' does not exist any more", root.display()));
     assert_eq!(files(&pair.two.share), all);
 
@@ -142,7 +124,7 @@ fn emptying_a_root_that_was_moved_away_deletes_nothing() {
     fs::create_dir(&root).unwrap();
     pair.one.stop();
     pair.one.start();
-    let reason = wait_until_stopped(&pair.one);
+    let reason = pair.one.stopped_because(SOON);
     assert!(reason.contains("nothing is deleted"), "{reason}");
     pair.one.stop();
     fs::remove_file(pair.one.state_dir().join("shares/tree/index.redb")).unwrap();

@@ -13,24 +13,11 @@ use std::time::Duration;
 use omirr_tests::guest::{self, Guest};
 use omirr_tests::net::Cable;
 use omirr_tests::nodes::Pair;
+use omirr_tests::run;
 
 const LONG: Duration = Duration::from_secs(400);
 /// Where an empty ext4 file system of 16 MiB waits, whole, in the guest.
 const IMAGE: &str = "/image";
-
-fn run(command: &mut Command) -> String {
-    let out = command
-        .stdin(Stdio::null())
-        .output()
-        .expect("the command can be started");
-    assert!(
-        out.status.success(),
-        "{command:?}: {}{}",
-        String::from_utf8_lossy(&out.stdout),
-        String::from_utf8_lossy(&out.stderr)
-    );
-    String::from_utf8_lossy(&out.stdout).into_owned()
-}
 
 /// A guest with git, sqlite3 and the image; none, with the reason printed, where
 /// they cannot be had.

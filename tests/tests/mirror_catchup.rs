@@ -8,7 +8,7 @@ use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use omirr_tests::nodes::{Node, Pair, copy_all, may_mirror};
 use omirr_tests::treewalk;
@@ -85,24 +85,6 @@ fn files(share: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
 fn conflict_copies(share: &Path) -> Vec<PathBuf> {
     let is_copy = |path: &PathBuf| path.to_string_lossy().contains(".omirr-conflict-");
     files(share).into_keys().filter(is_copy).collect()
-}
-
-fn wait_until_stopped(node: &Node) -> String {
-    let deadline = Instant::now() + SOON;
-    loop {
-        if let Some(status) = node.status()
-            && status["shares"][0]["state"] == "stopped"
-        {
-            return status["shares"][0]["reason"].as_str().unwrap().to_owned();
-        }
-        assert!(
-            Instant::now() < deadline,
-            "{}\n{}",
-            node.status_text(),
-            node.log_tail()
-        );
-        std::thread::sleep(Duration::from_millis(20));
-    }
 }
 
 fn index_of(node: &Node) -> PathBuf {
@@ -532,7 +514,7 @@ fn a_share_whose_disk_is_not_mounted_stops_and_goes_on_when_it_is_back() {
 
     // Under the running daemon, by force.
     drop(disk);
-    let reason = wait_until_stopped(&pair.one);
+    let reason = pair.one.stopped_because(SOON);
     assert!(
         reason.contains("is on another filesystem than before"),
         "{reason}"
@@ -540,7 +522,7 @@ fn a_share_whose_disk_is_not_mounted_stops_and_goes_on_when_it_is_back() {
     // And at a start.
     pair.one.stop();
     pair.one.start();
-    let reason = wait_until_stopped(&pair.one);
+    let reason = pair.one.stopped_because(SOON);
     assert!(reason.contains("is its filesystem mounted?"), "{reason}");
     assert!(files(&pair.two.share) == all, "something was deleted");
     assert!(files(&pair.one.share).is_empty(), "the mount point was filled");
@@ -587,7 +569,7 @@ fn a_share_that_something_is_mounted_over_stops_and_a_folder_within_is_left_alon
 
     // Over the share, a directory of the same filesystem.
     let over = Mounted::new(&["--bind", empty.to_str().unwrap()], &pair.one.share).unwrap();
-    let reason = wait_until_stopped(&pair.one);
+    let reason = pair.one.stopped_because(SOON);
     assert!(
         reason.contains("is another directory than the one that was mirrored"),
         "{reason}"
@@ -611,7 +593,7 @@ fn a_share_that_is_found_empty_is_not_taken_for_deleted() {
     pair.one.stop();
     empty(&pair.one.share);
     pair.one.start();
-    let reason = wait_until_stopped(&pair.one);
+    let reason = pair.one.stopped_because(SOON);
     assert!(reason.contains("is empty, and had 2"), "{reason}");
     assert!(
         reason.contains("remove ") && reason.contains("make a file in it"),

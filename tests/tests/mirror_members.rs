@@ -2,25 +2,12 @@
 //! run, deletions that everybody has.
 
 use std::fs;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use omirr_tests::nodes::{Node, Pair, may_mirror};
 use serde_json::Value;
 
 const SOON: Duration = Duration::from_secs(60);
-
-fn until(what: &str, node: &Node, mut done: impl FnMut() -> bool) {
-    let deadline = Instant::now() + SOON;
-    while !done() {
-        assert!(
-            Instant::now() < deadline,
-            "never: {what}\n{}\n{}",
-            node.status_text(),
-            node.log_tail()
-        );
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
 
 /// What `status --json` says of a node's peer.
 fn peer(node: &Node, name: &str) -> Option<Value> {
@@ -47,12 +34,13 @@ fn a_node_that_only_sends_takes_nothing_and_the_peer_is_told() {
     pair.two.wait_for_file("from-one", "a", SOON);
     pair.two.put("from-two", "b");
     pair.two.put("from-one", "changed on two");
-    until("two is told why nothing of it is taken", &pair.two, || {
-        let error = peer(&pair.two, "one").map_or(Value::Null, |peer| peer["last_error"].clone());
-        error
-            .as_str()
-            .is_some_and(|error| error.contains("one only sends share tree") && error.contains("mode"))
-    });
+    pair.two
+        .until("two is told why nothing of it is taken", SOON, || {
+            let error = peer(&pair.two, "one").map_or(Value::Null, |peer| peer["last_error"].clone());
+            error
+                .as_str()
+                .is_some_and(|error| error.contains("one only sends share tree") && error.contains("mode"))
+        });
     let waited = pair.two.wait("1s");
     assert_eq!(waited.status.code(), Some(1), "two has sent nothing");
     assert_eq!(peer(&pair.one, "two").unwrap()["mode"], "send");
@@ -86,9 +74,8 @@ fn a_node_that_only_receives_sends_nothing_and_is_in_sync() {
     assert_eq!(fs::read(pair.two.share.join("from-one")).unwrap(), b"a");
     pair.two.put("from-two", "b");
     pair.two.settle(SOON);
-    until("two is in sync", &pair.two, || {
-        share(&pair.two)["state"] == "in-sync"
-    });
+    pair.two
+        .until("two is in sync", SOON, || share(&pair.two)["state"] == "in-sync");
     let one = peer(&pair.two, "one").unwrap();
     assert_eq!(
         (&one["mode"], &one["state"]),
@@ -118,7 +105,7 @@ fn a_peer_joins_and_leaves_while_the_daemon_runs() {
     pair.settle(SOON);
     let mut three = third(&pair);
     three.start();
-    until("three is told that nobody knows it", &three, || {
+    three.until("three is told that nobody knows it", SOON, || {
         peer(&three, "one").is_some_and(|one| one["last_error"].is_string())
     });
     assert!(!three.share.join("before").exists());
@@ -138,13 +125,13 @@ fn a_peer_joins_and_leaves_while_the_daemon_runs() {
     pair.one.peers.retain(|(name, _, _)| name != "three");
     pair.one.write_config();
     pair.one.hang_up();
-    until("one has left three out", &pair.one, || {
+    pair.one.until("one has left three out", SOON, || {
         pair.one.status().is_some() && peer(&pair.one, "three").is_none()
     });
     pair.one.put("after", "d");
     pair.two.wait_for_file("after", "d", SOON);
     three.put("after-on-three", "e");
-    until("three is told that it is no longer known", &three, || {
+    three.until("three is told that it is no longer known", SOON, || {
         peer(&three, "one").is_some_and(|one| one["state"] == "connecting" && one["last_error"].is_string())
     });
     assert!(!three.share.join("after").exists());
@@ -177,7 +164,7 @@ fn a_deletion_is_remembered_until_every_peer_knows_of_it_and_no_longer() {
     for number in 0..20 {
         fs::remove_file(pair.one.share.join(format!("file-{number}"))).unwrap();
     }
-    until("one has noticed what was deleted", &pair.one, || {
+    pair.one.until("one has noticed what was deleted", SOON, || {
         tombstones(&pair.one) == Some(20)
     });
     // The peer is away: they stay, over a restart and for longer than it takes
@@ -185,13 +172,14 @@ fn a_deletion_is_remembered_until_every_peer_knows_of_it_and_no_longer() {
     pair.one.stop();
     pair.one.start();
     std::thread::sleep(Duration::from_secs(5));
-    until("one is up again", &pair.one, || tombstones(&pair.one).is_some());
+    pair.one
+        .until("one is up again", SOON, || tombstones(&pair.one).is_some());
     assert_eq!(tombstones(&pair.one), Some(20));
     pair.two.start();
     pair.settle(SOON);
     assert!(!pair.two.share.join("file-3").exists());
     for node in [&pair.one, &pair.two] {
-        until("nobody needs them any more", node, || tombstones(node) == Some(0));
+        node.until("nobody needs them any more", SOON, || tombstones(node) == Some(0));
     }
     // What comes back under the same name is not taken for the deleted one, on
     // either side and whenever it was written.

@@ -11,22 +11,9 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use omirr_tests::nodes::{Pair, may_mirror};
+use omirr_tests::run;
 
 const SOON: Duration = Duration::from_secs(180);
-
-fn run(command: &mut Command) -> String {
-    let out = command
-        .stdin(Stdio::null())
-        .output()
-        .unwrap_or_else(|error| panic!("{command:?}: {error}"));
-    assert!(
-        out.status.success(),
-        "{command:?}: {}{}",
-        String::from_utf8_lossy(&out.stdout),
-        String::from_utf8_lossy(&out.stderr)
-    );
-    String::from_utf8_lossy(&out.stdout).into_owned()
-}
 
 /// Whether everything that a test needs is installed; says what is not.
 fn has(test: &str, programs: &[&str]) -> bool {

@@ -13,7 +13,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::dirty::{Dirt, Hint};
 use super::keeper::{Keeper, RETRY_AFTER};
-use super::look::{Look, Looking, is_dir, look_at, other_names};
+use super::look::{Look, Looking, look_at, other_names};
 use super::share::Figures;
 use crate::apply::{self, ApplyError, Dirs};
 use crate::crash::{self, Point};
@@ -164,7 +164,9 @@ impl Keeper {
                         ControlFlow::Continue(())
                     })?;
                 }
-                if let (Some(from), true) = (look.moved_from(), look.sig.as_ref().is_some_and(is_dir)) {
+                if let (Some(from), true) =
+                    (look.moved_from(), look.sig.as_ref().is_some_and(StatSig::is_dir))
+                {
                     // It was another directory's name: all that was in that is
                     // looked for at both places, so that it goes as a whole.
                     reader.live_beneath(from, &mut |beneath| {
@@ -252,7 +254,7 @@ impl Keeper {
         let walked = observe::scan(&share.root, start, &skip, now, |dir, since| {
             let mut resolver = share.resolver.lock();
             for child in &dir.children {
-                if is_dir(&child.sig) {
+                if child.sig.is_dir() {
                     resolver.learn_dir_seen(since, child.sig.ino, dir.ino, &child.name);
                 }
                 names.extend(dir.path.join(&child.name));

@@ -14,15 +14,6 @@ use crate::index::{IndexError, Reader};
 use crate::model::{Entry, Here, LinkGroup, Record, RelPath, StatSig};
 use crate::observe::{self, Observed, Reading, Sight};
 
-/// File types in `st_mode`.
-const S_IFMT: u32 = 0o170_000;
-const S_IFREG: u32 = 0o100_000;
-const S_IFDIR: u32 = 0o040_000;
-
-pub(super) fn is_dir(sig: &StatSig) -> bool {
-    sig.mode & S_IFMT == S_IFDIR
-}
-
 /// A path that was looked at, with its record as of before.
 pub(super) struct Look {
     pub(super) dirt: Dirt,
@@ -51,7 +42,7 @@ pub(super) enum Looking {
 impl Look {
     /// Whether it is a directory of whose names nothing is known, or not enough.
     pub(super) fn is_unknown_dir(&self) -> bool {
-        let Some(sig) = self.sig.filter(is_dir) else {
+        let Some(sig) = self.sig.filter(StatSig::is_dir) else {
             return false;
         };
         let known = self.record.as_ref().filter(|record| record.row.is_live_dir());
@@ -86,7 +77,7 @@ impl Look {
 
     /// The inode with several names, or once with several, that it is.
     pub(super) fn inode(&self) -> Option<u64> {
-        let sig = self.sig.filter(|sig| !is_dir(sig))?;
+        let sig = self.sig.filter(|sig| !sig.is_dir())?;
         let here = self.record.as_ref().and_then(|record| record.row.live());
         let there = self.elsewhere.as_ref().map(|other| &other.record.row.entry);
         let linked = here.into_iter().chain(there).any(|entry| entry.link.is_some());
@@ -210,14 +201,14 @@ fn look_at_one(
         }
     };
     let as_dir = match &sig {
-        Some(sig) => is_dir(sig),
+        Some(sig) => sig.is_dir(),
         None => record.as_ref().is_some_and(|record| record.row.is_live_dir()),
     };
     if share.is_excluded(path, as_dir) {
         // Rows of before it was excluded go with their directory, and only
         // with it.
         let went = sig.is_none() && record.as_ref().is_some_and(|record| !record.row.deleted);
-        let in_dir = |parent| matches!(observe::stat(dirs, &parent), Ok(Some(sig)) if is_dir(&sig));
+        let in_dir = |parent| matches!(observe::stat(dirs, &parent), Ok(Some(sig)) if sig.is_dir());
         if !went || path.parent().is_some_and(in_dir) {
             return Ok(None);
         }
@@ -309,7 +300,7 @@ pub(super) fn known_elsewhere(
     path: &RelPath,
     now: &StatSig,
 ) -> Result<Option<Elsewhere>, IndexError> {
-    if now.mode & S_IFMT != S_IFREG && !is_dir(now) {
+    if !now.is_file() && !now.is_dir() {
         return Ok(None);
     }
     let Some(other) = reader.path_of_ino(now.ino)?.filter(|other| other != path) else {
@@ -318,7 +309,7 @@ pub(super) fn known_elsewhere(
     let Some(record) = reader.get(&other)? else {
         return Ok(None);
     };
-    let same = |sig: &StatSig| match is_dir(now) {
+    let same = |sig: &StatSig| match now.is_dir() {
         true => sig.same_inode(now) && sig.btime.secs != 0,
         false => sig.same_content(now),
     };

@@ -9,7 +9,6 @@
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::dirty::Hint;
-use super::look::is_dir;
 use super::share::Share;
 use crate::apply;
 use crate::index::{IndexError, Reader};
@@ -119,7 +118,7 @@ fn place_of(share: &Share, locator: &Locator, reader: &Reader, dir: u64) -> Resu
     let dirs = share.root.batch();
     for path in &known {
         let found = observe::stat(&dirs, path);
-        if matches!(found, Ok(Some(sig)) if sig.ino == dir && is_dir(&sig)) {
+        if matches!(found, Ok(Some(sig)) if sig.ino == dir && sig.is_dir()) {
             return Ok(Place::At(path.clone()));
         }
     }
@@ -170,7 +169,7 @@ fn compare(
     };
     {
         let mut resolver = share.resolver.lock();
-        for child in dir.children.iter().filter(|child| is_dir(&child.sig)) {
+        for child in dir.children.iter().filter(|child| child.sig.is_dir()) {
             resolver.learn_dir_seen(since, child.sig.ino, dir.ino, &child.name);
         }
     }

@@ -24,14 +24,13 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use super::dirty::Hint;
 use super::keeper::{Keeper, RETRY_AFTER};
 use super::locks::lock_again;
-use super::look::is_dir;
 use super::share::{Arrival, Command, Fetched, Figures, Inbound, Share, Tries};
 use super::steps::{Outcome, execute, stage, step_once};
 use crate::apply::{self, ApplyError, Dirs};
 use crate::crash::{self, Point};
 use crate::engine::{self, Arrived, Content, Context, Decided, Expansion, Install, Progress, Step, Work};
 use crate::index::{Durable, IndexError, Reader};
-use crate::model::{LinkGroup, Record, RelPath};
+use crate::model::{LinkGroup, Record, RelPath, StatSig};
 use crate::observe;
 use crate::wire::WireRow;
 
@@ -448,7 +447,11 @@ impl Keeper {
                 Step::Install { path, how, .. } if *how != Install::Attributes => path,
                 _ => continue,
             };
-            if let Some(sig) = reader.get(path)?.and_then(|record| record.sig).filter(is_dir) {
+            if let Some(sig) = reader
+                .get(path)?
+                .and_then(|record| record.sig)
+                .filter(StatSig::is_dir)
+            {
                 let mut resolver = self.share.resolver.lock();
                 let now = resolver.now();
                 resolver.forget_dir_seen(now, sig.ino);
@@ -577,14 +580,19 @@ impl Keeper {
         for one in decided {
             let since = resolver.lock().now();
             let was = reader.get(&one.path)?.and_then(|record| record.sig);
-            if let Some(was) = was.filter(|was| was.nlink > 1 && !is_dir(was)) {
+            if let Some(was) = was.filter(|was| was.nlink > 1 && !was.is_dir()) {
                 // What users did to it by this name a moment ago has an event
                 // that leads here, where it may not be any more.
                 let names = reader.paths_of_ino(was.ino)?;
                 others.extend(names.into_iter().filter(|name| *name != one.path));
             }
-            let was = was.filter(is_dir);
-            let is = outcome.sigs.get(&one.path).copied().flatten().filter(is_dir);
+            let was = was.filter(StatSig::is_dir);
+            let is = outcome
+                .sigs
+                .get(&one.path)
+                .copied()
+                .flatten()
+                .filter(StatSig::is_dir);
             let carried = outcome.carried.iter().any(|(from, _)| *from == one.path);
             if let Some(was) = was.filter(|was| is.is_none_or(|is| !is.same_inode(was)))
                 && !carried

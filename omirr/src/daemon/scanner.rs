@@ -12,7 +12,6 @@ use rustc_hash::FxHashSet;
 use tokio::sync::watch;
 
 use super::dirty::Hint;
-use super::look::is_dir;
 use super::recovered;
 use super::share::{Figures, Share};
 use crate::apply;
@@ -131,7 +130,7 @@ fn scan(share: &Arc<Share>, occasion: Occasion) -> anyhow::Result<()> {
         }
         {
             let mut resolver = share.resolver.lock();
-            for child in dir.children.iter().filter(|child| is_dir(&child.sig)) {
+            for child in dir.children.iter().filter(|child| child.sig.is_dir()) {
                 resolver.learn_dir_seen(since, child.sig.ino, dir.ino, &child.name);
             }
         }

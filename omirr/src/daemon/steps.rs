@@ -8,7 +8,6 @@
 use rayon::prelude::*;
 use rustc_hash::FxHashMap;
 
-use super::look::is_dir;
 use super::share::Arrival;
 use crate::apply::{self, Applied, ApplyError, DirRemoval, Dirs, Expect, Ready};
 use crate::engine::{Content, Install, Progress, Step};
@@ -347,7 +346,7 @@ pub(super) fn step_once(
             Expect::Absent => changed(path),
         },
         Step::Remove { path } => match expect {
-            Expect::Sig(sig) if is_dir(&sig) => match apply::remove_dir(dirs, path) {
+            Expect::Sig(sig) if sig.is_dir() => match apply::remove_dir(dirs, path) {
                 Ok(DirRemoval::NotEmpty) => Err(ApplyError::NotEmpty { path: path.clone() }),
                 Ok(DirRemoval::Removed | DirRemoval::Absent) => Ok(None),
                 Err(error) => Err(error),
@@ -363,7 +362,7 @@ pub(super) fn step_once(
         },
         // Another one that a user has put there is not this step's business.
         Step::Restore { path, entry } => match reader.get(path)?.and_then(|record| record.sig) {
-            Some(sig) if is_dir(&sig) => match apply::set_dir_time(dirs, path, entry.mtime, &sig) {
+            Some(sig) if sig.is_dir() => match apply::set_dir_time(dirs, path, entry.mtime, &sig) {
                 Ok(sig) => Ok(Some(Applied::AsWritten(sig))),
                 Err(_gone) => Ok(None),
             },

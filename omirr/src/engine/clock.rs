@@ -208,7 +208,7 @@ impl Author {
             return None;
         }
         let stamp = self.stamp_for(now_ms, when_ms, old.map(|row| &row.version.stamp));
-        self.observe_at(old, seen, stamp)
+        self.made(old, seen, stamp)
     }
 
     /// The same with a stamp that this author has given, greater than the old
@@ -217,6 +217,11 @@ impl Author {
         if !differs(old, seen) {
             return None;
         }
+        self.made(old, seen, stamp)
+    }
+
+    /// The row for what differs.
+    fn made(&mut self, old: Option<&Row>, seen: &Seen, stamp: Stamp) -> Option<(u64, Row)> {
         let seq = self.next_seq();
         local_change(old, seen, self.replica, seq, stamp).map(|row| (seq, row))
     }

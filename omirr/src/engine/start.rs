@@ -67,14 +67,11 @@ pub fn start(found: AtStart) -> Start {
 /// tell. Directories are judged by their names, not by their times, which every
 /// restored name changes.
 pub fn bears_out(entry: &Entry, sig: Option<&StatSig>) -> bool {
-    /// `S_IFMT`, `S_IFDIR`, `S_IFREG`.
-    const TYPES: (u32, u32, u32) = (0o170_000, 0o040_000, 0o100_000);
     let Some(sig) = sig else { return false };
-    let found = sig.mode & TYPES.0;
-    if entry.is_dir() || found == TYPES.1 {
-        return entry.is_dir() && found == TYPES.1;
+    if entry.is_dir() || sig.is_dir() {
+        return entry.is_dir() && sig.is_dir();
     }
-    entry.content().is_some() == (found == TYPES.2)
+    entry.content().is_some() == sig.is_file()
         && sig.mtime == entry.mtime
         && entry.content().is_none_or(|(size, _)| size == sig.size)
 }

@@ -53,6 +53,20 @@ pub struct StatSig {
 }
 
 impl StatSig {
+    /// `S_IFMT` and two of its values.
+    const TYPE: u32 = 0o170_000;
+    const DIRECTORY: u32 = 0o040_000;
+    const REGULAR: u32 = 0o100_000;
+
+    pub fn is_dir(&self) -> bool {
+        self.mode & Self::TYPE == Self::DIRECTORY
+    }
+
+    /// Whether it is a regular file's.
+    pub fn is_file(&self) -> bool {
+        self.mode & Self::TYPE == Self::REGULAR
+    }
+
     /// Whether nothing has changed between the two, `racy` aside.
     pub fn same_as(&self, other: &StatSig) -> bool {
         StatSig { racy: false, ..*self }
@@ -65,9 +79,7 @@ impl StatSig {
     /// Whether both are of one inode: ext4 gives the number of one that was
     /// removed to the next that is made.
     pub fn same_inode(&self, other: &StatSig) -> bool {
-        /// `S_IFMT`.
-        const TYPE: u32 = 0o170_000;
-        let of = |sig: &StatSig| (sig.ino, sig.btime, sig.mode & TYPE);
+        let of = |sig: &StatSig| (sig.ino, sig.btime, sig.mode & Self::TYPE);
         of(self) == of(other)
     }
 

@@ -28,7 +28,7 @@ pub use error::NetError;
 pub use handshake::check_protocol;
 pub use key::{Identity, KeyError, PublicKey};
 pub use listener::{Incoming, Known, Listener, accept};
-pub use turns::{Limit, Turn, Turns};
+pub use turns::Limit;
 
 use std::time::Duration;
 

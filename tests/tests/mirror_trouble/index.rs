@@ -5,7 +5,7 @@ use std::fs;
 use omirr_tests::disk::Disk;
 use omirr_tests::nodes::{Node, Pair};
 
-use crate::{SOON, heals, noise, until};
+use crate::{SOON, heals, noise};
 
 /// Mounts something of its own at the node's state directory.
 fn state_on(disk: &Disk, node: &Node) {
@@ -14,7 +14,7 @@ fn state_on(disk: &Disk, node: &Node) {
 }
 
 fn stops_because_of_its_index(node: &Node) {
-    until("the share stops", node, || {
+    node.until("the share stops", SOON, || {
         node.status()
             .is_some_and(|status| status["shares"][0]["state"] == "stopped")
     });
@@ -82,7 +82,7 @@ fn a_disk_that_is_full_for_share_and_index_loses_nothing() {
     disk.fill(512);
     fs::write(pair.one.share.join("big"), noise(4 << 20)).unwrap();
     put_many(&pair);
-    until("the disk is too small", &pair.two, || {
+    pair.two.until("the disk is too small", SOON, || {
         let text = pair.two.status_text();
         text.contains("No space left") || text.contains("the disk is full")
     });

@@ -8,7 +8,7 @@ mod refusals;
 mod sender;
 
 use std::fs;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use omirr_tests::disk::Disk;
 use omirr_tests::nodes::{Node, Pair};
@@ -31,25 +31,11 @@ fn running_on(test: &str, disk: &Disk, prepare: impl FnOnce(&mut Pair)) -> Optio
     })
 }
 
-/// Waits until `done` says so.
-fn until(what: &str, node: &Node, mut done: impl FnMut() -> bool) {
-    let deadline = Instant::now() + SOON;
-    while !done() {
-        assert!(
-            Instant::now() < deadline,
-            "never: {what}\n{}\n{}",
-            node.status_text(),
-            node.log_tail()
-        );
-        std::thread::sleep(Duration::from_millis(10));
-    }
-}
-
 /// Waits until `node` says that `path` waits, for a reason with `why` in it, and
 /// checks that a person is told the same, and by `omirr wait` on `asked`, which
 /// is the node that `path` was changed on.
 fn waits(node: &Node, asked: &Node, path: &str, why: &str) {
-    until(&format!("'{path}' waits because '{why}'"), node, || {
+    node.until(&format!("'{path}' waits because '{why}'"), SOON, || {
         let Some(status) = node.status() else { return false };
         let share = &status["shares"][0];
         let items = share["pending_items"].as_array().cloned().unwrap_or_default();
@@ -72,7 +58,7 @@ fn waits(node: &Node, asked: &Node, path: &str, why: &str) {
 fn heals(pair: &mut Pair) {
     pair.settle_equal(SOON);
     for node in [&pair.one, &pair.two] {
-        until("nothing waits", node, || {
+        node.until("nothing waits", SOON, || {
             node.status()
                 .is_some_and(|status| status["shares"][0]["pending"] == 0)
         });
@@ -89,7 +75,7 @@ fn rest_goes_on(pair: &Pair) {
     pair.one.put("small", "small");
     pair.two.wait_for_file("small", "small", SOON);
     pair.two.wait_for_file("renamed", "rest", SOON);
-    until("it is removed", &pair.two, || {
+    pair.two.until("it is removed", SOON, || {
         !two.join("to-remove").exists() && !two.join("to-rename").exists()
     });
 }

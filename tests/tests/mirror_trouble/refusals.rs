@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use omirr_tests::disk::run;
 use omirr_tests::nodes::Pair;
 
-use crate::{SOON, heals, on_disk, put_rest, rest_goes_on, until, waits};
+use crate::{SOON, heals, on_disk, put_rest, rest_goes_on, waits};
 
 #[test]
 fn locks_leases_and_running_programs_on_the_receiver_hinder_nothing() {
@@ -80,7 +80,7 @@ pub fn lease(pair: &Pair, path: &std::path::Path, kind: i32) -> fs::File {
     unsafe { libc::signal(libc::SIGIO, libc::SIG_IGN) };
     // A lease is given only while nobody else has the file open: the daemon may
     // be reading it.
-    until("a lease is given", &pair.two, || {
+    pair.two.until("a lease is given", SOON, || {
         // SAFETY: numbers only.
         unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, kind) == 0 }
     });
