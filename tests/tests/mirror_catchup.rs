@@ -141,6 +141,41 @@ fn two_equal_trees_that_meet_send_no_content_and_stay_as_they_are() {
     pair.still_mirrors();
 }
 
+/// What `wait` promises holds from the first moment: while the tree is still
+/// being compared, rows are looked at, decided and applied bit by bit.
+#[test]
+fn nothing_is_acknowledged_before_it_is_there_while_the_tree_is_still_compared() {
+    let test = "nothing_is_acknowledged_before_it_is_there_while_the_tree_is_still_compared";
+    let Some(mut pair) = settled_pair(test) else {
+        return;
+    };
+    let (one, two) = (pair.one.share.clone(), pair.two.share.clone());
+    for round in 0..5u64 {
+        pair.two.kill();
+        for n in 0..120u64 {
+            // Too big to go with its row.
+            fs::write(one.join(format!("d0/new{n}")), noise(round << 32 | n, 300 << 10)).unwrap();
+            // Changed on both sides: rows are made here while others are applied.
+            fs::write(one.join(format!("d1/both{n}")), format!("one {round}")).unwrap();
+            fs::write(two.join(format!("d1/both{n}")), format!("two {round}")).unwrap();
+        }
+        pair.two.start();
+        let waited = pair.one.wait("100s");
+        let there = |n: &u64| {
+            fs::read(two.join(format!("d0/new{n}"))).unwrap_or_default() == noise(round << 32 | n, 300 << 10)
+        };
+        let missing = (0..120u64).filter(|n| !there(n)).count();
+        assert_eq!(waited.status.code(), Some(0), "{}", pair.one.status_text());
+        assert_eq!(
+            missing,
+            0,
+            "files are acknowledged and not there\n{}",
+            pair.two.log_tail()
+        );
+    }
+    pair.settle_equal(SOON);
+}
+
 #[test]
 fn of_two_trees_that_differ_only_the_difference_is_sent() {
     let test = "of_two_trees_that_differ_only_the_difference_is_sent";

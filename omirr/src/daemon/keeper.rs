@@ -91,6 +91,9 @@ pub(super) struct Delivered {
     pub(super) upto: u64,
     /// What was acknowledged last.
     pub(super) acked: u64,
+    /// Rows of it are being decided and applied, and are not in `pending`
+    /// meanwhile: how far it is applied is not known until that is done.
+    pub(super) in_hand: bool,
     pub(super) told: (u64, Option<String>),
     /// It was asked to begin again: what comes until it does comes once more.
     pub(super) deaf: bool,
@@ -289,6 +292,7 @@ impl Keeper {
                     rows,
                     held,
                 } => {
+                    self.delivered(&inbound).in_hand = true;
                     let group = Group::of(&mut groups, inbound);
                     group.upto = Some(upto);
                     self.take_rows(group, rows);
@@ -300,6 +304,7 @@ impl Keeper {
                     seq,
                     outcome,
                 } => {
+                    self.delivered(&inbound).in_hand = true;
                     let group = Group::of(&mut groups, inbound);
                     self.take_content(group, &path, seq, outcome);
                 }
@@ -413,6 +418,9 @@ impl Keeper {
 
     /// The sequence number before the first row that waits.
     fn applied(&self, delivered: &Delivered) -> u64 {
+        if delivered.in_hand {
+            return delivered.acked;
+        }
         self.pending
             .values()
             .filter(|pending| Arc::ptr_eq(&pending.inbound, &delivered.inbound))
@@ -568,6 +576,7 @@ impl Keeper {
                 inbound: Arc::clone(inbound),
                 upto: cursor,
                 acked: cursor,
+                in_hand: false,
                 told: (0, None),
                 deaf: false,
             });

@@ -159,14 +159,15 @@ impl Keeper {
             arrivals,
             ..
         } = group;
-        // Even if the connection has closed since: rows that waited are in here,
-        // and nothing else holds the cursor back for them now.
-        let before = self.delivered(&inbound).upto;
-        if let Some(upto) = upto {
-            self.delivered(&inbound).upto = upto;
-        } else if arrivals.is_empty() {
+        if upto.is_none() && arrivals.is_empty() {
+            self.delivered(&inbound).in_hand = false;
             return Ok(());
         }
+        // Even if the connection has closed since: rows that waited are in here,
+        // and nothing else holds the cursor back for them now.
+        let delivered = self.delivered(&inbound);
+        let before = delivered.upto;
+        delivered.upto = upto.unwrap_or(before);
         if !self.compared {
             self.look_first(arrivals.iter().map(|arrival| arrival.row.path.clone()))?;
         }
@@ -185,6 +186,7 @@ impl Keeper {
             }
         }
         self.apply(&inbound, rows)?;
+        self.delivered(&inbound).in_hand = false;
         self.unflushed.get_or_insert_with(Instant::now);
         Ok(())
     }
@@ -258,6 +260,7 @@ impl Keeper {
                 ready: None,
                 tries,
             };
+            self.delivered(&inbound).in_hand = true;
             match by_inbound
                 .iter_mut()
                 .find(|(other, _)| Arc::ptr_eq(other, &inbound))
@@ -268,6 +271,7 @@ impl Keeper {
         }
         for (inbound, arrivals) in by_inbound {
             self.apply(&inbound, arrivals)?;
+            self.delivered(&inbound).in_hand = false;
             self.unflushed.get_or_insert_with(Instant::now);
         }
         Ok(!due.is_empty())
@@ -339,7 +343,7 @@ impl Keeper {
             }
         }
         let cursors = if self.unflushed.is_some() {
-            self.cursors_before(inbound)
+            self.cursors()
         } else {
             Vec::new()
         };
@@ -553,17 +557,6 @@ impl Keeper {
             tries.reason = Some(error.concerning(&row.path).to_string());
             self.wait_for(inbound, row, Some(again), tries);
         }
-    }
-
-    /// Cursors as of before the batch that is being applied for `inbound`.
-    fn cursors_before(&self, inbound: &Arc<Inbound>) -> Vec<(u32, crate::model::ReplicaId, u64)> {
-        let mut cursors = self.cursors();
-        for (delivered, cursor) in self.inbounds.iter().zip(&mut cursors) {
-            if Arc::ptr_eq(&delivered.inbound, inbound) {
-                cursor.2 = delivered.acked;
-            }
-        }
-        cursors
     }
 
     /// Tells the resolver of directories that came and went, and marks the other

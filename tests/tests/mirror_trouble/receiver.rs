@@ -114,7 +114,9 @@ fn what_the_disk_fails_to_write_is_not_acknowledged() {
     disk::fill(&beneath.path().join("filler"), 256);
     // More than is beneath, wherever the filesystem puts it.
     let content = noise(20 << 20);
-    fs::write(pair.one.share.join("big"), &content).unwrap();
+    // In one step: half of it may well find room.
+    fs::write(pair.one.folder.join("big"), &content).unwrap();
+    fs::rename(pair.one.folder.join("big"), pair.one.share.join("big")).unwrap();
     // The kernel calls it full or an input/output error, by version.
     waits(&pair.two, &pair.one, "big", "cannot sync 'big'");
     assert!(!pair.two.share.join("big").exists());
