@@ -25,6 +25,7 @@ mod owners;
 mod place;
 mod read;
 mod stage;
+mod sync;
 #[cfg(test)]
 mod tests;
 
@@ -46,9 +47,8 @@ pub use place::{
     remove_leftovers, set_aside,
 };
 pub use read::open_file;
-pub use stage::{
-    Ahead, Ready, Staged, clone_local, stage_file, staged_max, sync_all, sync_batch, sync_names, sync_seen,
-};
+pub use stage::{Ahead, Ready, Staged, clone_local, stage_file, staged_max};
+pub use sync::{sync_all, sync_batch, sync_each, sync_seen};
 
 use crate::model::{Here, StatSig, TEMP_PREFIX, Time, is_temp_name};
 

@@ -9,16 +9,15 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock};
 
-use rayon::prelude::*;
 use rustc_hash::FxHashMap;
 use rustix::fs::{
-    AtFlags, Mode, OFlags, SeekFrom, copy_file_range, fdatasync, fsync, ftruncate, ioctl_ficlone, openat,
-    seek, syncfs, unlinkat,
+    AtFlags, Mode, OFlags, SeekFrom, copy_file_range, fdatasync, ftruncate, ioctl_ficlone, openat, seek,
+    unlinkat,
 };
 use rustix::io::{self, Errno};
 use rustix::process::{Resource, getrlimit};
 
-use super::beneath::{DirFd, Dirs, ShareRoot};
+use super::beneath::{DirFd, Dirs};
 use super::error::ApplyError;
 use super::owners::Owners;
 use super::{attrs, flags, is_as_expected, temp_name};
@@ -27,9 +26,6 @@ use crate::crash::{self, Point};
 use crate::model::{Entry, Flags, Here, RelPath, StatSig};
 use crate::observe::{XattrOf, sig_of, statx_fd};
 
-/// Up to so many files are synced one by one; more are cheaper with one sync of
-/// the whole filesystem, which also writes what others have changed.
-const SYNCED_SINGLY: usize = 32;
 const COPY_BUFFER: usize = 256 << 10;
 
 /// What is known of the hash of what was written so far.
@@ -434,72 +430,5 @@ impl Ready {
     /// remove from here on.
     pub(super) fn take_temp(&mut self) -> Option<(DirFd, String)> {
         self.inner.temp.take()
-    }
-}
-
-/// Returns once the content of all of them is on the disk, but for those that
-/// the answer names.
-pub fn sync_batch(root: &ShareRoot, batch: &[&Ready]) -> Vec<ApplyError> {
-    if batch.len() > SYNCED_SINGLY && sync_all(root).is_ok() {
-        return Vec::new();
-    }
-    // At once: the filesystem's journal then commits them together. Where the
-    // filesystem as a whole cannot be synced, this tells whose content it is;
-    // it may be nobody's here.
-    batch.par_iter().filter_map(|ready| ready.sync().err()).collect()
-}
-
-/// Returns once what users have made of these paths is on the disk, as far as it
-/// was there when this was called: content, attributes, and names.
-pub fn sync_seen(dirs: &Dirs<'_>, paths: &[RelPath]) -> Result<(), ApplyError> {
-    if paths.len() > SYNCED_SINGLY {
-        return sync_all(dirs.root());
-    }
-    // Files first: a directory's sync then finds most of it in the same commit of
-    // the filesystem's journal.
-    paths.par_iter().try_for_each(|path| {
-        // What is no file, or not there any more, has its directory's sync.
-        let Ok(file) = super::open_file(dirs, path) else {
-            return Ok(());
-        };
-        fsync(file).map_err(|errno| ApplyError::system("sync", path, errno))
-    })?;
-    let mut parents: Vec<RelPath> = paths
-        .iter()
-        .map(|path| path.parent().unwrap_or_else(RelPath::root))
-        .collect();
-    parents.sort_unstable();
-    parents.dedup();
-    sync_names(dirs, &parents)
-}
-
-/// Returns once the names in these directories, as the steps so far have left
-/// them, are on the disk, together with the attributes of what they name.
-pub fn sync_names(dirs: &Dirs<'_>, parents: &[RelPath]) -> Result<(), ApplyError> {
-    if parents.len() > SYNCED_SINGLY {
-        return sync_all(dirs.root());
-    }
-    parents.par_iter().try_for_each(|path| {
-        let dir = match dirs.readable_dir(path) {
-            Ok(dir) => dir,
-            // Removed by the same batch, or by a user: its parent's sync says it.
-            Err(ApplyError::ParentMissing { .. } | ApplyError::Beneath { .. }) => return Ok(()),
-            Err(error) => return Err(error),
-        };
-        fsync(dir).map_err(|errno| ApplyError::system("sync the directory", path, errno))
-    })
-}
-
-/// Returns once everything on the filesystem of the share is on the disk.
-pub fn sync_all(root: &ShareRoot) -> Result<(), ApplyError> {
-    let fail = |errno| ApplyError::system("sync the filesystem of", &RelPath::root(), errno);
-    syncfs(root.fd()).map_err(fail)?;
-    crash::here(Point::FilesystemSynced);
-    // A filesystem that has become read-only because of an error has nothing to
-    // sync, says the kernel, whatever was changed in it before.
-    let state = rustix::fs::fstatvfs(root.fd()).map_err(fail)?;
-    match state.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY) {
-        true => Err(fail(Errno::ROFS)),
-        false => Ok(()),
     }
 }

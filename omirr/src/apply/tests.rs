@@ -321,7 +321,7 @@ fn content_that_was_not_announced_is_not_installed() {
         let ready = pieces.finish(&file_entry(b"hello")).unwrap();
         assert!(sync_batch(&share, &[&ready]).is_empty());
         _ = install(&dirs, ready, &Expect::Absent).unwrap();
-        sync_names(&dirs, &[RelPath::root(), rel("gone")]).unwrap();
+        assert!(sync_each(&dirs, &[RelPath::root(), rel("f"), rel("gone/x")]).unwrap());
         assert_eq!(fs::read(path.join("f")).unwrap(), b"hello");
         let mut wrong = stage_file(&dirs, &rel("g"), &file_entry(b"")).unwrap();
         wrong.write_at(0, b"hellx").unwrap();

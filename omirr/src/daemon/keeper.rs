@@ -19,6 +19,7 @@ use super::remote::{Group, Pending};
 use super::renamed::Renamed;
 use super::share::{Command, Inbound, Input, Share, Waiting};
 use super::unread::Unread;
+use super::unsynced::Unsynced;
 use super::who::Origins;
 use crate::apply::{self, ApplyError};
 use crate::crash::{self, Point};
@@ -51,8 +52,8 @@ pub struct Keeper {
     next: Option<Input>,
     stop: watch::Receiver<bool>,
     runtime: tokio::runtime::Handle,
-    /// Rows that are applied and in the index, but not yet durable, since when.
-    pub(super) unflushed: Option<Instant>,
+    /// Rows that are applied and in the index, but not yet durable.
+    pub(super) unsynced: Unsynced,
     /// What each connection has delivered.
     pub(super) inbounds: Vec<Delivered>,
     /// Rows that could not be applied yet, by the peer's place and path.
@@ -82,6 +83,14 @@ fn author_of(meta: &Meta, at_least: u64) -> Author {
         author.forgets(stamp);
     }
     author
+}
+
+/// What is on the disk now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Synced {
+    Everything,
+    /// What was done for peers; the filesystem as a whole could not be synced.
+    WhatWasDone,
 }
 
 /// How far a connection's rows have come.
@@ -114,7 +123,7 @@ impl Keeper {
             next: None,
             stop,
             runtime,
-            unflushed: None,
+            unsynced: Unsynced::default(),
             inbounds: Vec::new(),
             pending: FxHashMap::default(),
             renamed: Renamed::default(),
@@ -146,7 +155,7 @@ impl Keeper {
             }
         };
         let result = result.and_then(|()| self.flush());
-        if self.unflushed.is_some() {
+        if !self.unsynced.is_empty() {
             // What is not on the disk must not be in the index after a restart.
             self.share.index.freeze();
         }
@@ -181,7 +190,8 @@ impl Keeper {
         }
         busy |= self.retry()?;
         if self
-            .unflushed
+            .unsynced
+            .since()
             .is_some_and(|since| !busy || since.elapsed() > FLUSH_AFTER)
             && self.may_sync()
         {
@@ -189,7 +199,7 @@ impl Keeper {
             busy = true;
         }
         self.publish();
-        if self.unflushed.is_none() && self.unread.is_empty() {
+        if self.unsynced.is_empty() && self.unread.is_empty() {
             self.share.has_kept_up(self.share.index.meta().head);
         }
         if busy {
@@ -224,7 +234,7 @@ impl Keeper {
         }
         // Conflict copies of what was applied are rows of this node's own.
         self.flush()?;
-        if self.unflushed.is_some() {
+        if !self.unsynced.is_empty() {
             return Ok(());
         }
         while let Some((since, done)) = self.barriers.pop_front() {
@@ -252,21 +262,34 @@ impl Keeper {
 
     /// Brings what was done in the tree to the disk. Until that succeeds, the
     /// rows that say so must not become durable, so nothing else may either.
-    pub(super) fn sync_names(&mut self) -> Result<(), ApplyError> {
+    /// Returns how much was brought there.
+    pub(super) fn sync_done(&mut self) -> Result<Synced, ApplyError> {
         if let Some((_, error)) = self.sync_again.as_ref().filter(|_| !self.may_sync()) {
             return Err(error.clone());
         }
-        let Err(error) = apply::sync_all(&self.share.root) else {
-            if self.sync_again.take().is_some() {
-                tracing::info!(share = %self.share.name, "the filesystem can be synced again");
+        let synced = apply::sync_all(&self.share.root).map(|()| Synced::Everything);
+        let synced = synced.or_else(|error| {
+            let paths = self.unsynced.paths().ok_or_else(|| error.clone())?;
+            match apply::sync_each(&self.share.root.batch(), &paths)? {
+                true => Ok(Synced::WhatWasDone),
+                false => Err(error),
             }
-            return Ok(());
-        };
-        if self.sync_again.is_none() {
-            tracing::error!(share = %self.share.name, "nothing is acknowledged until this is mended: {error}");
+        });
+        match &synced {
+            Ok(_) => {
+                self.unsynced.is_on_disk();
+                if self.sync_again.take().is_some() {
+                    tracing::info!(share = %self.share.name, "the filesystem can be synced again");
+                }
+            }
+            Err(error) => {
+                if self.sync_again.is_none() {
+                    tracing::error!(share = %self.share.name, "nothing is acknowledged until this is mended: {error}");
+                }
+                self.sync_again = Some((Instant::now() + RETRY_AFTER, error.clone()));
+            }
         }
-        self.sync_again = Some((Instant::now() + RETRY_AFTER, error.clone()));
-        Err(error)
+        synced
     }
 
     fn next_input(&mut self) -> Option<Input> {
@@ -346,7 +369,7 @@ impl Keeper {
             Input::Renew if self.share.index.meta().replica != self.share.first_replica => {}
             Input::Renew => {
                 self.flush()?;
-                if self.unflushed.is_some() {
+                if !self.unsynced.is_empty() {
                     // The peer comes again.
                     return Ok(());
                 }
@@ -380,13 +403,13 @@ impl Keeper {
     }
 
     /// Makes everything applied so far durable, then acknowledges it; does
-    /// neither, and leaves `unflushed` as it is, if it cannot be synced.
+    /// neither, and leaves `unsynced` as it is, if it cannot be synced.
     pub(super) fn flush(&mut self) -> anyhow::Result<()> {
-        if self.unflushed.is_some() {
-            if self.sync_names().is_err() {
+        if !self.unsynced.is_empty() {
+            if self.sync_done().is_err() {
                 return Ok(());
             }
-            self.unflushed = None;
+            self.unsynced.clear();
             let cursors = self.cursors();
             self.share.index.write(|w| {
                 for (place, replica, cursor) in &cursors {
@@ -432,7 +455,7 @@ impl Keeper {
     /// After a durable commit: senders may go on, peers hear of their rows.
     pub(super) fn durable_now(&mut self) {
         let head = self.share.index.meta().head;
-        if self.unflushed.is_none() {
+        if self.unsynced.is_empty() {
             self.acknowledge();
         }
         self.share.head.send_if_modified(|durable| {
@@ -491,7 +514,7 @@ impl Keeper {
             .reasons()
             .next()
             .map(|(_, why)| (self.unread.len() as u64, why.to_owned()));
-        progress.unsettled = self.unflushed.is_some();
+        progress.unsettled = !self.unsynced.is_empty();
         let own = self.unread.reasons().map(|(path, why)| Waiting {
             path: path.to_string(),
             peer: self.share.node.clone(),
@@ -536,7 +559,7 @@ impl Keeper {
         if let Some(due) = self.unread.next_due() {
             until = until.min(due);
         }
-        if let Some((again, _)) = self.sync_again.as_ref().filter(|_| self.unflushed.is_some()) {
+        if let Some((again, _)) = self.sync_again.as_ref().filter(|_| !self.unsynced.is_empty()) {
             until = until.min(*again);
         }
         let runtime = self.runtime.clone();

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::dirty::{Dirt, Hint};
-use super::keeper::{Keeper, RETRY_AFTER};
+use super::keeper::{Keeper, RETRY_AFTER, Synced};
 use super::look::{Look, Looking, look_at, other_names};
 use super::share::Figures;
 use crate::apply::{self, ApplyError, Dirs};
@@ -339,17 +339,9 @@ impl Keeper {
                 origin: self.origins.of(look.dirt.who),
             });
         }
-        let synced = match self.unflushed {
-            _ if observed.is_empty() => Ok(()),
-            // The commit makes the rows of what was received durable, too, whose
-            // names are perhaps not on the disk.
-            Some(_) => self.sync_names(),
-            // After a power cut an index must not be ahead of its tree: what is
-            // missing then would pass for a deletion, on all nodes.
-            None => {
-                let paths: Vec<RelPath> = observed.iter().map(|seen| seen.path.clone()).collect();
-                apply::sync_seen(&dirs, &paths)
-            }
+        let synced = match observed.is_empty() {
+            true => Ok(()),
+            false => self.sync_observed(&dirs, &observed),
         };
         if let Err(error) = synced {
             tracing::debug!(share = %share.name, "changes made here wait: {error}");
@@ -401,6 +393,19 @@ impl Keeper {
             self.durable_now();
         }
         Ok(())
+    }
+
+    /// Brings what users did to the disk: after a power cut an index must not be
+    /// ahead of its tree, since what is missing then would pass for a deletion, on
+    /// all nodes.
+    fn sync_observed(&mut self, dirs: &Dirs<'_>, observed: &[engine::Observed]) -> Result<(), ApplyError> {
+        // The commit makes the rows of what was received durable, too, whose
+        // names are perhaps not on the disk.
+        if !self.unsynced.is_empty() && self.sync_done()? == Synced::Everything {
+            return Ok(());
+        }
+        let paths: Vec<RelPath> = observed.iter().map(|seen| seen.path.clone()).collect();
+        apply::sync_seen(dirs, &paths)
     }
 }
 

@@ -6,7 +6,6 @@
 //! recovery and never taken for a user's change.
 
 use std::collections::BTreeSet;
-use std::time::Instant;
 
 use super::keeper::Keeper;
 use super::steps::Outcome;
@@ -25,7 +24,7 @@ fn locks_of(record: &Record) -> Flags {
 
 /// The paths whose inodes the steps change or rename, and the directories in
 /// which names change.
-fn concerned(steps: &[Step]) -> BTreeSet<RelPath> {
+pub(super) fn concerned(steps: &[Step]) -> BTreeSet<RelPath> {
     let mut paths = BTreeSet::new();
     let mut renamed = |path: &RelPath| {
         paths.insert(path.clone());
@@ -85,9 +84,10 @@ impl Keeper {
         if locked.is_empty() {
             return Ok(Vec::new());
         }
-        if self.unflushed.is_some() {
-            // This commit makes earlier rows durable: their names must be before.
-            apply::sync_all(&share.root)?;
+        // This commit makes earlier rows durable: their names must be before.
+        if !self.unsynced.is_empty() && self.sync_done().is_err() {
+            // The steps will say that something is locked, and are tried again.
+            return Ok(Vec::new());
         }
         share.index.write(|w| {
             for (path, record) in &locked {
@@ -95,7 +95,8 @@ impl Keeper {
             }
             Ok(((), Durable::Yes))
         })?;
-        self.unflushed.get_or_insert_with(Instant::now);
+        self.unsynced
+            .add(locked.iter().map(|(path, _)| path.clone()).collect());
         let mut paths = Vec::new();
         for (path, record) in locked {
             let known = outcome.sigs.get(&path).copied().flatten().or(record.sig);

@@ -39,6 +39,7 @@ mod state_dir;
 mod steps;
 mod sweep;
 mod unread;
+mod unsynced;
 mod who;
 
 use std::collections::BTreeMap;

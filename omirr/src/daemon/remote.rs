@@ -22,8 +22,8 @@ use std::time::{Duration, Instant};
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::dirty::Hint;
-use super::keeper::{Keeper, RETRY_AFTER};
-use super::locks::lock_again;
+use super::keeper::{Keeper, RETRY_AFTER, Synced};
+use super::locks::{concerned, lock_again};
 use super::share::{Arrival, Command, Fetched, Figures, Inbound, Share, Tries};
 use super::steps::{Outcome, execute, stage, step_once};
 use crate::apply::{self, ApplyError, Dirs};
@@ -187,7 +187,7 @@ impl Keeper {
         }
         self.apply(&inbound, rows)?;
         self.delivered(&inbound).in_hand = false;
-        self.unflushed.get_or_insert_with(Instant::now);
+        self.unsynced.begin();
         Ok(())
     }
 
@@ -272,7 +272,7 @@ impl Keeper {
         for (inbound, arrivals) in by_inbound {
             self.apply(&inbound, arrivals)?;
             self.delivered(&inbound).in_hand = false;
-            self.unflushed.get_or_insert_with(Instant::now);
+            self.unsynced.begin();
         }
         Ok(!due.is_empty())
     }
@@ -326,14 +326,20 @@ impl Keeper {
         let mut outcome = Outcome::new(Progress::new(reader, &decided)?, now);
         let locked = self.unlock(&dirs, reader, &steps, &mut outcome)?;
         let mut staged = stage(&dirs, reader, &steps, &mut arrivals, &mut outcome);
-        if self.unflushed.is_some() {
-            // One sync for this batch's contents and the last batch's names. If it
-            // fails, which of them are on the disk is not known.
-            if let Err(error) = self.sync_names() {
-                self.keep_unsynced(inbound, arrivals, &error);
-                return Ok(());
+        // One sync for this batch's contents and the last batch's names, where
+        // that is possible.
+        let (mut synced, mut cursors) = (Synced::WhatWasDone, Vec::new());
+        if !self.unsynced.is_empty() {
+            match self.sync_done() {
+                Ok(done) => synced = done,
+                Err(error) => {
+                    self.keep_unsynced(inbound, arrivals, &error);
+                    return Ok(());
+                }
             }
-        } else {
+            cursors = self.cursors();
+        }
+        if synced == Synced::WhatWasDone {
             for error in apply::sync_batch(&share.root, &staged.values().collect::<Vec<_>>()) {
                 staged.remove(error.path());
                 let staging = |step: &&Step| matches!(step, Step::Stage { path, .. } if path == error.path());
@@ -342,11 +348,6 @@ impl Keeper {
                 }
             }
         }
-        let cursors = if self.unflushed.is_some() {
-            self.cursors()
-        } else {
-            Vec::new()
-        };
         share.index.write(|w| {
             for one in decided.iter().filter(|one| one.work != Work::Nothing) {
                 w.intend(&one.path, &one.row)?;
@@ -371,6 +372,7 @@ impl Keeper {
         crash::here(Point::Intended);
 
         self.forget_doomed(reader, &steps)?;
+        self.unsynced.add(concerned(&steps));
         execute(&dirs, reader, &steps, staged, &mut outcome)?;
         crash::here(Point::Executed);
         lock_again(&dirs, reader, &locked, &decided, &mut outcome)?;
@@ -474,6 +476,7 @@ impl Keeper {
         let mut after = Outcome::new(Progress::default(), outcome.since);
         after.sigs.clone_from(&outcome.sigs);
         let locked = self.unlock(dirs, &reader, &steps, &mut after)?;
+        self.unsynced.add(concerned(&steps));
         follow_up(&self.share, dirs, &reader, &steps, &locked, &mut after)?;
         outcome.touched.extend(after.touched);
         outcome.renamed.extend(after.renamed);
