@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use omirr::model::{
-    Entry, Flags, Hash, Kind, LinkGroup, Origin, Record, RelPath, ReplicaId, Row, Stamp, Time, Vector,
-    Version, Xattr,
+    Entry, Flags, Hash, Kind, LinkGroup, Origin, Record, RelPath, ReplicaId, Row, Sketch, Stamp, Time,
+    Vector, Version, Xattr,
 };
 use omirr::wire::{self, Encoder, Message, PROTOCOL, Pack, Part, WireRow, frame};
 
@@ -216,6 +216,7 @@ fn rows() -> Vec<WireRow> {
             moved_from: (n == 3).then(|| RelPath::new(b"old/place").unwrap()),
             inline,
             moved_tree: None,
+            sketch: Sketch::default(),
         });
     }
     rows

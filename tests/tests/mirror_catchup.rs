@@ -231,6 +231,77 @@ fn of_two_trees_that_differ_only_the_difference_is_sent() {
 }
 
 #[test]
+fn what_the_receiver_has_anywhere_in_the_share_is_not_sent() {
+    let test = "what_the_receiver_has_anywhere_in_the_share_is_not_sent";
+    if !may_mirror(test) {
+        return;
+    }
+    let mut pair = Pair::new();
+    let (one, two) = (pair.one.share.clone(), pair.two.share.clone());
+    let (image, other) = (noise(1, 24 << 20), noise(2, 3 << 20));
+    let mut edited = image.clone();
+    edited[9 << 20..10 << 20].copy_from_slice(&noise(3, 1 << 20));
+    let inserted = [&image[..5_000_000], b"a line", &image[5_000_000..]].concat();
+    fs::create_dir_all(two.join("old/place")).unwrap();
+    fs::write(two.join("old/place/image"), &image).unwrap();
+    fs::write(two.join("old/other"), &other).unwrap();
+    fs::create_dir(one.join("new")).unwrap();
+    fs::write(one.join("new/same"), &other).unwrap();
+    fs::write(one.join("new/edited"), &edited).unwrap();
+    fs::write(one.join("new/inserted"), &inserted).unwrap();
+    pair.start();
+    pair.settle_equal(SOON);
+    assert!(fs::read(two.join("new/edited")).unwrap() == edited);
+    // What two has and one has not goes the other way: it, too, has most of it.
+    let sent = figure(&pair.one, "content_sent_bytes") + figure(&pair.two, "content_sent_bytes");
+    println!("first contact: {sent} bytes");
+    // Two files of one image are made from the third, but they may be on their
+    // way before the third is known.
+    assert!(sent < 2 * (24 << 20), "{sent} bytes");
+    // From here on everything is known, so little is sent.
+    let before = figure(&pair.one, "content_sent_bytes");
+    let mut again = edited.clone();
+    again[20 << 20..(20 << 20) + 200_000].copy_from_slice(&noise(4, 200_000));
+    fs::write(one.join("new/again"), &again).unwrap();
+    fs::copy(one.join("old/other"), one.join("new/copy")).unwrap();
+    pair.settle_equal(SOON);
+    let sent = figure(&pair.one, "content_sent_bytes") - before;
+    println!("a copy, and a copy with 200,000 other bytes: {sent} bytes");
+    assert!(sent < 1 << 20, "{sent} bytes");
+    assert!(fs::read(two.join("new/again")).unwrap() == again);
+    assert!(fs::read(two.join("new/copy")).unwrap() == other);
+}
+
+/// What the index says of a file may be older than the file.
+#[test]
+fn a_copy_of_a_file_that_has_changed_unseen_is_sent() {
+    let test = "a_copy_of_a_file_that_has_changed_unseen_is_sent";
+    let Some(mut pair) = Pair::running(test, |pair| {
+        fs::write(pair.one.share.join("image"), noise(1, 3 << 20)).unwrap();
+    }) else {
+        return;
+    };
+    pair.settle_equal(SOON);
+    // Neither size nor time of modification show it, and two has not heard of it
+    // when it is to make a copy of what it believes to be in the file.
+    let image = pair.two.share.join("image");
+    let was = fs::metadata(&image).unwrap();
+    pair.two.stop_reading();
+    fs::copy(pair.one.share.join("image"), pair.one.share.join("copy")).unwrap();
+    let file = fs::File::options().write(true).open(&image).unwrap();
+    file.write_all_at(b"other", 1 << 20).unwrap();
+    file.set_modified(was.modified().unwrap()).unwrap();
+    drop(file);
+    pair.two.go_on();
+    pair.settle_equal(SOON);
+    assert!(fs::read(pair.two.share.join("copy")).unwrap() == noise(1, 3 << 20));
+    assert_eq!(
+        fs::read(pair.one.share.join("image")).unwrap()[1 << 20..][..5],
+        *b"other"
+    );
+}
+
+#[test]
 fn a_node_that_is_restored_with_its_index_from_a_backup_catches_up() {
     let Some(mut pair) = settled_pair("a_node_that_is_restored_with_its_index_from_a_backup_catches_up")
     else {

@@ -360,6 +360,7 @@ impl Staged {
         let (actual_size, actual) = match running {
             Running::Hasher(hasher) => (at, hasher.finish()),
             Running::Unknown => content::hash_while(inner.fd.as_fd(), |_| Ok(true))
+                .map(|read| (read.size, read.hash))
                 .map_err(|error| fail(Errno::from_io_error(&error).unwrap_or(Errno::IO)))?,
         };
         if (actual_size, actual) != (expected_size, expected) {

@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use super::send::{Source, data_range};
 use super::whole::Hasher;
-use crate::model::Hash;
+use crate::model::{Hash, Sketch};
 
 /// Large enough for BLAKE3's widest vectors and for few system calls, small
 /// enough to stay in the second-level cache.
@@ -32,15 +32,24 @@ pub fn hash_bytes(bytes: &[u8]) -> Hash {
 /// Size and hash of a file from its first byte to its end, as it is while it is
 /// read. Holes are not read. The file's own offset is not used, but may be moved.
 pub fn hash_file(file: &File) -> io::Result<(u64, Hash)> {
-    hash_while(file.as_fd(), |_| Ok(true))
+    let hashed = hash_while(file.as_fd(), |_| Ok(true))?;
+    Ok((hashed.size, hashed.hash))
 }
 
-/// The same, as long as `go_on`, which is asked after each buffer with the bytes
+/// A file as it was when it was read.
+pub(crate) struct Hashed {
+    /// Bytes.
+    pub(crate) size: u64,
+    pub(crate) hash: Hash,
+    pub(crate) sketch: Sketch,
+}
+
+/// The same, and a sketch, as long as `go_on`, which is asked after each buffer with the bytes
 /// so far, says yes.
 pub(crate) fn hash_while(
     file: BorrowedFd<'_>,
     mut go_on: impl FnMut(u64) -> io::Result<bool>,
-) -> io::Result<(u64, Hash)> {
+) -> io::Result<Hashed> {
     BUFFER.with_borrow_mut(|buffer| {
         buffer.resize(BUFFER_BYTES, 0);
         hash_with(file, buffer, &mut go_on)
@@ -51,8 +60,8 @@ fn hash_with(
     mut file: BorrowedFd<'_>,
     buffer: &mut [u8],
     go_on: &mut dyn FnMut(u64) -> io::Result<bool>,
-) -> io::Result<(u64, Hash)> {
-    let mut hasher = Hasher::new();
+) -> io::Result<Hashed> {
+    let mut hasher = Hasher::sketching();
     let mut at = 0;
     // Up to here is data without a hole. Small files, by far the most, are done
     // after two reads: asking where their data is would cost as much again.
@@ -79,7 +88,11 @@ fn hash_with(
             break;
         }
     }
-    Ok((at, hasher.finish()))
+    Ok(Hashed {
+        size: at,
+        hash: hasher.finish(),
+        sketch: hasher.sketch(),
+    })
 }
 
 /// Files as sources of what is sent.

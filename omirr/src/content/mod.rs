@@ -6,6 +6,8 @@
 //!
 //! - [`whole`]: the hash that names a content, in which holes cost nothing.
 //! - [`hash`]: that of whole files.
+//! - [`sketch`]: which contents are alike, so that one can be sent as its
+//!   difference from another.
 //! - [`chunks`]: content-defined chunks, which tell what two versions share.
 //! - [`send`]: a file as parts, with holes and with what the receiver has.
 //! - [`receive`]: parts as a file, checked against what was announced.
@@ -14,10 +16,11 @@ pub mod chunks;
 pub mod hash;
 pub mod receive;
 pub mod send;
+pub mod sketch;
 pub mod whole;
 
 pub use chunks::{Chunk, ChunkId, ChunkSize, chunk_list};
-pub(crate) use hash::hash_while;
+pub(crate) use hash::{Hashed, hash_while};
 pub use hash::{hash_bytes, hash_file};
 pub use receive::{AssembleError, Assembler, OwnChunks, Sink};
 pub use send::{SendError, Source, send_content};

@@ -53,26 +53,44 @@ impl Sink for Vec<u8> {
     }
 }
 
-/// The file that the receiver has, and its chunks as `Want::have` named them.
-#[derive(Debug)]
+/// Files that the receiver has, and their chunks as `Want::have` names them.
+#[derive(Debug, Default)]
 pub struct OwnChunks {
-    file: File,
-    chunks: Vec<Chunk>,
+    files: Vec<File>,
+    /// With the place of the file that each is in.
+    chunks: Vec<(usize, Chunk)>,
 }
 
 impl OwnChunks {
     pub fn new(file: File, chunks: Vec<Chunk>) -> OwnChunks {
-        OwnChunks { file, chunks }
+        let mut own = OwnChunks::default();
+        own.add(file, chunks);
+        own
+    }
+
+    /// Adds a file whose chunks these are.
+    pub fn add(&mut self, file: File, chunks: Vec<Chunk>) {
+        let place = self.files.len();
+        self.chunks.extend(chunks.into_iter().map(|chunk| (place, chunk)));
+        self.files.push(file);
+    }
+
+    pub fn len(&self) -> usize {
+        self.chunks.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.chunks.is_empty()
     }
 
     /// For `Want::have`.
     pub fn ids(&self) -> Vec<ChunkId> {
-        self.chunks.iter().map(|chunk| chunk.id).collect()
+        self.chunks.iter().map(|(_, chunk)| chunk.id).collect()
     }
 
-    fn read(&self, chunk: Chunk, buffer: &mut Vec<u8>) -> io::Result<()> {
+    fn read(&self, (file, chunk): (usize, Chunk), buffer: &mut Vec<u8>) -> io::Result<()> {
         buffer.resize(chunk.len as usize, 0);
-        self.file.read_exact_at(buffer, chunk.offset)
+        self.files[file].read_exact_at(buffer, chunk.offset)
     }
 }
 
@@ -153,10 +171,10 @@ impl<S: Sink> Assembler<S> {
                 let own = self.own.as_ref();
                 let found = own.and_then(|own| Some((own, *own.chunks.get(*place as usize)?)));
                 let Some((own, chunk)) = found else {
-                    let count = own.map_or(0, |own| own.chunks.len());
+                    let count = own.map_or(0, OwnChunks::len);
                     return Err(AssembleError::NoSuchChunk { place: *place, count });
                 };
-                let end = self.end_of(u64::from(chunk.len))?;
+                let end = self.end_of(u64::from(chunk.1.len))?;
                 own.read(chunk, &mut self.buffer)
                     .map_err(|why| match why.kind() {
                         io::ErrorKind::UnexpectedEof => AssembleError::OwnChanged,

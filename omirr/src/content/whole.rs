@@ -14,7 +14,8 @@
 
 use std::sync::LazyLock;
 
-use crate::model::Hash;
+use super::sketch::Sketcher;
+use crate::model::{Hash, Sketch};
 
 /// Large enough that the tree costs nothing beside the leaves.
 pub const LEAF_BYTES: u64 = 1 << 20;
@@ -60,6 +61,8 @@ pub struct Hasher {
     leaves: u64,
     /// Their subtrees that wait for a right half, the largest first.
     stack: Vec<[u8; 32]>,
+    /// If a sketch is wanted, too.
+    sketcher: Option<Sketcher>,
 }
 
 impl Default for Hasher {
@@ -75,7 +78,21 @@ impl Hasher {
             leaf_bytes: 0,
             leaves: 0,
             stack: Vec::new(),
+            sketcher: None,
         }
+    }
+
+    /// One that makes a [`sketch`](Hasher::sketch), too.
+    pub fn sketching() -> Hasher {
+        Hasher {
+            sketcher: Some(Sketcher::new()),
+            ..Hasher::new()
+        }
+    }
+
+    /// What the content is like; nothing if that was not asked for.
+    pub fn sketch(&self) -> Sketch {
+        self.sketcher.clone().map(Sketcher::finish).unwrap_or_default()
     }
 
     /// Takes the next bytes.
@@ -87,6 +104,9 @@ impl Hasher {
             let room = usize::try_from(LEAF_BYTES - self.leaf_bytes).unwrap_or(usize::MAX);
             let (now, later) = bytes.split_at(bytes.len().min(room));
             self.leaf.update(now);
+            if let Some(sketcher) = &mut self.sketcher {
+                sketcher.take(self.leaves, self.leaf_bytes, now);
+            }
             self.leaf_bytes += now.len() as u64;
             bytes = later;
         }
@@ -94,6 +114,9 @@ impl Hasher {
 
     /// Takes `count` zero bytes.
     pub fn zeros(&mut self, mut count: u64) {
+        if let Some(sketcher) = &mut self.sketcher {
+            sketcher.end_window();
+        }
         let now = count.min(LEAF_BYTES - self.leaf_bytes);
         feed_zeros(&mut self.leaf, now);
         self.leaf_bytes += now;

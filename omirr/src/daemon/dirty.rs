@@ -21,7 +21,8 @@ const HOLD_MAX: Duration = Duration::from_secs(2);
 /// Why a path is in the set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Dirt {
-    /// The content may differ though `stat` says the same.
+    /// The content was written to: it may differ though size and time of
+    /// modification are the same.
     pub content: bool,
     /// Its content is to be read whatever `stat` says: it was mapped to write, or
     /// the daemon ended, or lost sight of it, while it changed.

@@ -320,10 +320,7 @@ impl Ear {
         }
         for ino in displaced {
             // Most often it has lost its last name.
-            let hint = Hint {
-                content: true,
-                ..Hint::default()
-            };
+            let hint = Hint::default();
             if let Ok(paths) = share.index.read().and_then(|reader| reader.paths_of_ino(ino)) {
                 touched.extend(paths.into_iter().map(|path| (path, hint)));
             }
@@ -401,9 +398,7 @@ fn note(
             let hint = Hint {
                 at_rest: true,
                 subtree: event.is_dir,
-                content: true,
-                read: false,
-                who: None,
+                ..Hint::default()
             };
             touched.extend([(a, hint), (b, hint)]);
         }

@@ -77,10 +77,7 @@ impl Keeper {
     /// the tree has been compared, the index cannot say what is there.
     pub(super) fn look_first(&mut self, paths: impl Iterator<Item = RelPath>) -> anyhow::Result<()> {
         let now = Instant::now();
-        let hint = Hint {
-            content: true,
-            ..Hint::default()
-        };
+        let hint = Hint::default();
         let mut taken = Vec::new();
         {
             let mut dirty = self.share.dirty();
@@ -371,6 +368,11 @@ impl Keeper {
                     here,
                 };
                 w.put(&one.path, &record)?;
+            }
+            for look in looks.values() {
+                if let Some(Seen::Present(entry)) = &look.seen {
+                    w.put_sketch(entry, &look.sketch)?;
+                }
             }
             // Where only `stat` has changed, the row stays as it is.
             for (path, (sig, here)) in sigs {

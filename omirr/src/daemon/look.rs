@@ -11,7 +11,7 @@ use super::share::Share;
 use crate::apply::Dirs;
 use crate::engine::Seen;
 use crate::index::{IndexError, Reader};
-use crate::model::{Entry, Here, LinkGroup, Record, RelPath, StatSig};
+use crate::model::{Entry, Here, LinkGroup, Record, RelPath, Sketch, StatSig};
 use crate::observe::{self, Observed, Reading, Sight};
 
 /// A path that was looked at, with its record as of before.
@@ -26,6 +26,8 @@ pub(super) struct Look {
     pub(super) here: Option<Box<Here>>,
     /// What was read of it, if that is little.
     pub(super) content: Option<Bytes>,
+    /// What the content is like, if it was read and is large.
+    pub(super) sketch: Sketch,
     /// The inode was under this path before, or is there as well.
     pub(super) elsewhere: Option<Elsewhere>,
 }
@@ -151,9 +153,10 @@ fn look_at_one(
             // The disk need not show what the row says.
             let shown = known.map(|(entry, sig)| (Here::shown(entry, here_of(&record, &elsewhere)), *sig));
             let known = shown.as_ref().map(|(entry, sig)| (entry, sig));
-            let reading = match dirt.read {
-                true => Reading::Always,
-                false => Reading::IfChanged,
+            let reading = match (dirt.read, dirt.content) {
+                (true, _) => Reading::Always,
+                (false, true) => Reading::IfTouched,
+                (false, false) => Reading::IfChanged,
             };
             found.read(known, reading)
         }
@@ -168,6 +171,7 @@ fn look_at_one(
         }
     };
     let here = here_of(&record, &elsewhere).cloned().map(Box::new);
+    let mut sketch = Sketch::default();
     let (seen, sig, content, here) = match found {
         Observed::Foreign => return Ok(None),
         Observed::Unstable { .. } => return Ok(Some(Looking::Unstable(dirt))),
@@ -185,7 +189,9 @@ fn look_at_one(
             entry: shown,
             sig,
             content,
+            sketch: read,
         } => {
+            sketch = read;
             let known = record.as_ref().filter(|record| !record.row.deleted);
             let known = known.or(elsewhere.as_ref().map(|other| &other.record));
             let kin = match known {
@@ -220,6 +226,7 @@ fn look_at_one(
         sig,
         here,
         content,
+        sketch,
         elsewhere,
     }))))
 }

@@ -8,6 +8,7 @@
 //! Decisions are the engine's; here is only who talks to whom, and when to end.
 
 mod again;
+mod bases;
 mod budget;
 mod claim;
 mod conflicts;

@@ -546,17 +546,14 @@ fn fetch(
     };
     let dirs = share.root.batch();
     let staged = apply::stage_file(&dirs, &wanted.path, &wanted.entry)?;
-    let mut own = None;
-    if size >= DELTA_MIN
-        && let Some(base) = wanted
-            .bases
-            .iter()
-            .find_map(|base| apply::open_file(&dirs, base).ok())
-    {
-        let chunks = content::chunk_list(&base, ChunkSize::for_file(size), HAVE_MAX)?;
-        own = Some(OwnChunks::new(base, chunks));
+    let mut own = OwnChunks::default();
+    // What is gone meanwhile only costs its transfer.
+    let bases = wanted.bases.iter().filter(|_| size >= DELTA_MIN);
+    for base in bases.filter_map(|base| apply::open_file(&dirs, base).ok()) {
+        let chunks = content::chunk_list(&base, ChunkSize::for_file(size), HAVE_MAX - own.len())?;
+        own.add(base, chunks);
     }
-    let have = own.as_ref().map(OwnChunks::ids).unwrap_or_default();
+    let have = own.ids();
     asked.send(Message::Want {
         id,
         path: wanted.path.clone(),
@@ -564,7 +561,7 @@ fn fetch(
         hash,
         have,
     })?;
-    let mut assembler = Assembler::new(InOrder(staged), size, hash, own)?;
+    let mut assembler = Assembler::new(InOrder(staged), size, hash, Some(own))?;
     loop {
         let (parts, last, _held) = match incoming.blocking_recv() {
             Some(Piece::Parts { parts, last, held }) => (parts, last, held),

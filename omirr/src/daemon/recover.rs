@@ -19,7 +19,7 @@ use crate::apply::{self, Applied, ApplyError, Dirs};
 use crate::crash::{self, Point};
 use crate::engine::{self, Progress};
 use crate::index::{Durable, IndexError, Reader};
-use crate::model::{Entry, Flags, Here, LinkGroup, Record, RelPath, Row, StatSig, Time};
+use crate::model::{Entry, Flags, Here, LinkGroup, Record, RelPath, Row, Sketch, StatSig, Time};
 use crate::observe::{self, Observed, Reading, Sight};
 use crate::source::{Recoverable, Recovered, Signal};
 
@@ -233,6 +233,7 @@ fn look(
             entry: entry.clone(),
             sig,
             content: None,
+            sketch: Sketch::default(),
         },
         found => found,
     }))

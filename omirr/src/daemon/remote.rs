@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 
 use rustc_hash::{FxHashMap, FxHashSet};
 
+use super::bases::bases;
 use super::dirty::Hint;
 use super::keeper::{Keeper, RETRY_AFTER, Synced};
 use super::locks::{concerned, lock_again};
@@ -30,7 +31,7 @@ use crate::apply::{self, ApplyError, Dirs};
 use crate::crash::{self, Point};
 use crate::engine::{self, Arrived, Content, Context, Decided, Expansion, Install, Progress, Step, Work};
 use crate::index::{Durable, IndexError, Reader};
-use crate::model::{LinkGroup, Record, RelPath, StatSig};
+use crate::model::{LinkGroup, Record, RelPath, Sketch, StatSig};
 use crate::observe;
 use crate::wire::WireRow;
 
@@ -229,6 +230,7 @@ impl Keeper {
                     moved_from: made.moved_from,
                     inline: None,
                     moved_tree: made.moved_tree,
+                    sketch: Sketch::default(),
                 },
                 ready: None,
                 tries: Tries::default(),
@@ -302,7 +304,7 @@ impl Keeper {
         }
         // Only now are the directories there in which it is to be staged.
         for arrival in absent {
-            self.fetch(inbound, arrival.row, arrival.tries);
+            self.fetch(inbound, &reader, arrival.row, arrival.tries)?;
         }
         Ok(())
     }
@@ -380,6 +382,11 @@ impl Keeper {
             self.renamed.note(from.clone(), to.clone(), Instant::now());
         }
 
+        let sketches: FxHashMap<&RelPath, &Sketch> = arrivals
+            .iter()
+            .map(|arrival| (&arrival.row.path, &arrival.row.sketch))
+            .filter(|(_, sketch)| !sketch.is_empty())
+            .collect();
         let mut applied = 0;
         let moves = engine::whole_moves(&decided, &|path| outcome.progress.is_done(path));
         share.index.write(|w| {
@@ -412,6 +419,9 @@ impl Keeper {
                     here: here.filter(|_| !one.row.deleted),
                 };
                 w.put(&one.path, &record)?;
+                if let Some(sketch) = sketches.get(&one.path) {
+                    w.put_sketch(&one.row.entry, sketch)?;
+                }
             }
             for path in steps.iter().map(Step::path).chain(&locked) {
                 w.settle(path)?;
@@ -521,24 +531,26 @@ impl Keeper {
     }
 
     /// Asks for the content of a row, which waits until it is there.
-    fn fetch(&mut self, inbound: &Arc<Inbound>, row: WireRow, tries: Tries) {
+    fn fetch(
+        &mut self,
+        inbound: &Arc<Inbound>,
+        reader: &Reader,
+        row: WireRow,
+        tries: Tries,
+    ) -> Result<(), IndexError> {
         if row.row.entry.content().is_some() {
             let want = Command::Want {
                 path: row.path.clone(),
                 seq: row.seq,
                 entry: row.row.entry.clone(),
-                // A conflict copy is most like what it was kept from.
-                bases: [Some(&row.path), row.moved_from.as_ref()]
-                    .into_iter()
-                    .flatten()
-                    .cloned()
-                    .collect(),
+                bases: bases(reader, &row)?,
             };
             // A closed connection's rows come again with the next one.
             let _ = inbound.commands.send(want);
         }
         let row = WireRow { inline: None, ..row };
         self.wait_for(inbound, row, None, tries);
+        Ok(())
     }
 
     fn wait_for(&mut self, inbound: &Arc<Inbound>, row: WireRow, again: Option<Instant>, tries: Tries) {

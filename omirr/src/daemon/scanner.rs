@@ -105,13 +105,7 @@ fn scan(share: &Arc<Share>, occasion: Occasion) -> anyhow::Result<()> {
         let same = reader.get(&path)?.is_some_and(|record| record.is_as(sig));
         if !same {
             differing += 1;
-            portion.push((
-                path,
-                Hint {
-                    content: true,
-                    ..Hint::default()
-                },
-            ));
+            portion.push((path, Hint::default()));
             if portion.len() >= PORTION {
                 share.touch(portion.drain(..));
             }

@@ -19,7 +19,8 @@ use super::share::{Figures, Input, Link, Share};
 use crate::apply::{self, Dirs};
 use crate::content;
 use crate::engine::{Offset, Outgoing};
-use crate::model::{Hash, Record, RelPath};
+use crate::index::IndexError;
+use crate::model::{Entry, Hash, Record, RelPath, Sketch};
 use crate::net::{self, Identity, NetError, PublicKey};
 use crate::wire::{Message, PROTOCOL, Part, WireRow};
 
@@ -375,16 +376,22 @@ fn build_batches(
             .with_min_len(16)
             .map(|(path, record)| {
                 let inline = inline_content(share, &dirs, &path, &record, bare_upto);
-                WireRow {
+                let large = record.row.live().and_then(Entry::content);
+                let sketch = match large.filter(|_| inline.is_none()) {
+                    Some((_, hash)) => reader.sketch_of(&hash)?,
+                    None => Sketch::default(),
+                };
+                Ok(WireRow {
                     seq: record.seq,
                     path,
                     row: record.row,
                     moved_from: record.moved_from,
                     inline,
                     moved_tree: moves.get(&record.seq).cloned(),
-                }
+                    sketch,
+                })
             })
-            .collect();
+            .collect::<Result<_, IndexError>>()?;
         let content: usize = rows
             .iter()
             .filter_map(|row| row.inline.as_ref())
@@ -504,7 +511,7 @@ fn send_content(share: &Share, job: &WantJob, pieces: &mpsc::Sender<Message>) ->
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Entry, Flags, Kind, ReplicaId, Row, Stamp, Time, Vector, Version, Xattr};
+    use crate::model::{Flags, Kind, ReplicaId, Row, Stamp, Time, Vector, Version, Xattr};
 
     #[test]
     fn a_batch_is_closed_for_long_paths_and_large_attributes_too() {

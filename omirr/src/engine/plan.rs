@@ -100,15 +100,20 @@ pub fn plan<R: Rows>(rows: &R, decided: &[Decided]) -> Result<Vec<Step>, R::Erro
     planner.run()
 }
 
-/// The same, but no directory is renamed with what is in it: for when that has
-/// failed.
+/// The same, but no directory is renamed with what is in it, and no content is
+/// looked for in files that have nothing to do with these rows: for when that
+/// has failed.
 pub fn plan_one_by_one<R: Rows>(rows: &R, decided: &[Decided]) -> Result<Vec<Step>, R::Error> {
-    Planner::new(rows, decided)?.run()
+    let mut planner = Planner::new(rows, decided)?;
+    planner.anywhere = false;
+    planner.run()
 }
 
 struct Planner<'a, R: Rows> {
     rows: &'a R,
     decided: &'a [Decided],
+    /// Contents may be copied from any file.
+    anywhere: bool,
     /// The decided rows by path.
     after: HashMap<&'a RelPath, &'a Row>,
     /// What the index has at the decided paths.
@@ -163,6 +168,7 @@ impl<'a, R: Rows> Planner<'a, R> {
         Ok(Planner {
             rows,
             decided,
+            anywhere: true,
             after: decided.iter().map(|one| (&one.path, &one.row)).collect(),
             before,
             holders,
@@ -467,7 +473,7 @@ impl<'a, R: Rows> Planner<'a, R> {
         if let Some(here) = self.holders.get(&hash) {
             sources.extend(here.iter().map(|&path| path.clone()));
         }
-        if sources.is_empty() {
+        if sources.is_empty() && self.anywhere {
             sources.extend(self.rows.holder(&hash)?);
         }
         Ok(sources)

@@ -43,6 +43,15 @@ const INODES: TableDefinition<u64, &[u8]> = TableDefinition::new("inodes");
 const NAMES: MultimapTableDefinition<u64, &[u8]> = MultimapTableDefinition::new("names");
 /// Hard-link group → its live paths.
 const GROUPS: MultimapTableDefinition<u64, &[u8]> = MultimapTableDefinition::new("groups");
+/// Hash of a large content → its live paths.
+const CONTENTS: MultimapTableDefinition<&[u8], &[u8]> = MultimapTableDefinition::new("contents");
+/// Hash of a large content that is in `CONTENTS` → its sketch.
+const SKETCHES: TableDefinition<&[u8], &[u8]> = TableDefinition::new("sketches");
+/// A value of a sketch → the hashes of contents that have it.
+const ALIKE: MultimapTableDefinition<u64, &[u8]> = MultimapTableDefinition::new("alike");
+/// A content is large above so many bytes: smaller ones go with their rows, and
+/// a row in a random place of a table would cost more than it saves.
+const LARGE_BYTES: u64 = 128 << 10;
 /// Path → the row that is being applied there.
 const INTENTS: TableDefinition<&[u8], &[u8]> = TableDefinition::new("intents");
 /// The last sequence number of a directory's move → the move.
@@ -56,7 +65,7 @@ const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
 const HOME: &str = "home";
 
 /// The layout that this code reads and writes.
-const FORMAT: u32 = 3;
+const FORMAT: u32 = 4;
 /// What redb may keep of the file in memory, bytes.
 const CACHE_BYTES: usize = 24 << 20;
 
@@ -337,8 +346,8 @@ pub fn random_u64() -> u64 {
 mod tests {
     use super::*;
     use crate::model::{
-        Entry, Flags, Hash, Kind, LinkGroup, Moved, Record, RelPath, Row, StatSig, Time, TreeMove, Vector,
-        Version,
+        Entry, Flags, Hash, Kind, LinkGroup, Moved, Record, RelPath, Row, Sketch, StatSig, Time, TreeMove,
+        Vector, Version,
     };
 
     fn record(seq: u64, ino: u64, deleted: bool, link: Option<u64>) -> Record {
@@ -441,6 +450,49 @@ mod tests {
         assert!(!read.has_live_beneath(&path("a")).unwrap());
         assert_eq!(read.path_of_ino(11).unwrap(), None);
         assert_eq!((index.meta().live, index.meta().tombstones), (2, 1));
+    }
+
+    #[test]
+    fn finds_large_contents_and_what_is_like_them_as_long_as_a_path_has_them() {
+        let folder = tempfile::tempdir().unwrap();
+        let index = Index::open(&folder.path().join("index.redb"), "one").unwrap();
+        let put = |name: &str, deleted: bool, size: u64, byte: u8, values: &[u64]| {
+            index
+                .write(|w| {
+                    let mut record = record(w.next_seq(), 0, deleted, None);
+                    let hash = Hash([byte; 32]);
+                    record.row.entry.kind = Kind::File { size, hash };
+                    w.put(&path(name), &record)?;
+                    w.put_sketch(&record.row.entry, &Sketch::of_least(values.to_vec()))?;
+                    Ok(((), Durable::Later))
+                })
+                .unwrap();
+        };
+        let with = |byte| index.read().unwrap().with_content(&Hash([byte; 32])).unwrap();
+        let alike = |values: &[u64]| {
+            let sketch = Sketch::of_least(values.to_vec());
+            index.read().unwrap().most_alike(&sketch).unwrap()
+        };
+        put("small", false, LARGE_BYTES, 1, &[1, 2, 3]);
+        assert_eq!((with(1), alike(&[1, 2, 3])), (None, None));
+        put("a", false, LARGE_BYTES + 1, 2, &[1, 2, 3]);
+        put("b", false, LARGE_BYTES + 1, 3, &[3, 4, 5]);
+        assert_eq!((with(2), with(3)), (Some(path("a")), Some(path("b"))));
+        assert_eq!(alike(&[1, 3, 5, 4]), Some((path("b"), 3)));
+        assert_eq!(alike(&[1, 2, 9]), Some((path("a"), 2)));
+        assert_eq!(alike(&[9]), None);
+        // A rename, as two transactions and the other way round.
+        put("c", false, LARGE_BYTES + 1, 2, &[]);
+        put("a", true, LARGE_BYTES + 1, 2, &[]);
+        assert_eq!(
+            alike(&[1, 2]),
+            Some((path("c"), 2)),
+            "the sketch stays with its content"
+        );
+        put("c", false, LARGE_BYTES + 1, 4, &[7]);
+        assert_eq!((with(2), alike(&[1, 2])), (None, None));
+        assert_eq!(alike(&[7]), Some((path("c"), 1)));
+        assert_eq!(alike(&[3]), Some((path("b"), 1)));
     }
 
     #[test]

@@ -1,11 +1,17 @@
 //! Reading the index, in a snapshot.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use redb::{ReadOnlyMultimapTable, ReadOnlyTable, ReadTransaction, ReadableMultimapTable, ReadableTable};
 
-use super::{GROUPS, INODES, INTENTS, IndexError, MOVES, NAMES, ROWS, SEQS, storage};
-use crate::model::{LinkGroup, Moved, Record, RelPath, Row};
+use super::{
+    ALIKE, CONTENTS, GROUPS, INODES, INTENTS, IndexError, MOVES, NAMES, ROWS, SEQS, SKETCHES, storage,
+};
+use crate::model::{Hash, LinkGroup, Moved, Record, RelPath, Row, Sketch};
+
+/// So many contents are looked at that have a value of a sketch.
+const ALIKE_ASKED: usize = 64;
 
 /// A snapshot of the index. Long-lived ones keep old pages from being reused:
 /// take one, use it, drop it.
@@ -18,6 +24,9 @@ pub struct Reader {
     inodes: ReadOnlyTable<u64, &'static [u8]>,
     names: ReadOnlyMultimapTable<u64, &'static [u8]>,
     groups: ReadOnlyMultimapTable<u64, &'static [u8]>,
+    contents: ReadOnlyMultimapTable<&'static [u8], &'static [u8]>,
+    sketches: ReadOnlyTable<&'static [u8], &'static [u8]>,
+    alike: ReadOnlyMultimapTable<u64, &'static [u8]>,
     intents: ReadOnlyTable<&'static [u8], &'static [u8]>,
     moves: ReadOnlyTable<u64, &'static [u8]>,
 }
@@ -105,6 +114,13 @@ impl Reader {
             groups: txn
                 .open_multimap_table(GROUPS)
                 .map_err(|error| storage(&path, error))?,
+            contents: txn
+                .open_multimap_table(CONTENTS)
+                .map_err(|error| storage(&path, error))?,
+            sketches: txn.open_table(SKETCHES).map_err(|error| storage(&path, error))?,
+            alike: txn
+                .open_multimap_table(ALIKE)
+                .map_err(|error| storage(&path, error))?,
             intents: txn.open_table(INTENTS).map_err(|error| storage(&path, error))?,
             moves: txn.open_table(MOVES).map_err(|error| storage(&path, error))?,
             path,
@@ -113,6 +129,44 @@ impl Reader {
 
     pub fn get(&self, path: &RelPath) -> Result<Option<Record>, IndexError> {
         get(&self.path, &self.rows, path)
+    }
+
+    /// A live path with this content, if that is large.
+    pub fn with_content(&self, hash: &Hash) -> Result<Option<RelPath>, IndexError> {
+        let fail = |error| storage(&self.path, error);
+        let mut paths = self.contents.get(&hash.0[..]).map_err(fail)?;
+        match paths.next() {
+            Some(path) => decode_path(&self.path, path.map_err(fail)?.value()).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// What a large content is like; empty if that is not known.
+    pub fn sketch_of(&self, hash: &Hash) -> Result<Sketch, IndexError> {
+        let bytes = self.sketches.get(&hash.0[..]);
+        match bytes.map_err(|error| storage(&self.path, error))? {
+            Some(bytes) => decode(&self.path, bytes.value()),
+            None => Ok(Sketch::default()),
+        }
+    }
+
+    /// The live path whose content is most like a sketch, and how many values
+    /// they have in common.
+    pub fn most_alike(&self, sketch: &Sketch) -> Result<Option<(RelPath, usize)>, IndexError> {
+        let fail = |error| storage(&self.path, error);
+        let mut counts: BTreeMap<[u8; 32], usize> = BTreeMap::new();
+        for value in sketch.values() {
+            // What very many have in common tells nothing.
+            for hash in self.alike.get(*value).map_err(fail)?.take(ALIKE_ASKED) {
+                if let Ok(hash) = hash.map_err(fail)?.value().try_into() {
+                    *counts.entry(hash).or_default() += 1;
+                }
+            }
+        }
+        let Some((hash, count)) = counts.into_iter().max_by_key(|(_, count)| *count) else {
+            return Ok(None);
+        };
+        Ok(self.with_content(&Hash(hash))?.map(|path| (path, count)))
     }
 
     /// Everything strictly beneath `path`, tombstones included, in path order.

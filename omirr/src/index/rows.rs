@@ -31,10 +31,9 @@ impl Rows for Reader {
         self.group(group)
     }
 
-    /// Rows are not kept by content: a table by hash would cost every row a
-    /// write in a random place. What was moved is found by `moved_from`.
-    fn holder(&self, _hash: &Hash) -> Result<Option<RelPath>, IndexError> {
-        Ok(None)
+    /// Of large contents alone.
+    fn holder(&self, hash: &Hash) -> Result<Option<RelPath>, IndexError> {
+        self.with_content(hash)
     }
 }
 

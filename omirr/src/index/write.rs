@@ -1,17 +1,20 @@
 //! Writing the index, in transactions.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use redb::{Database, MultimapTable, ReadableTable, ReadableTableMetadata, Table};
+use redb::{Database, MultimapTable, ReadableMultimapTable, ReadableTable, ReadableTableMetadata, Table};
 use serde::Serialize;
 
 use super::{
-    FORMAT, GROUPS, HOME, Home, INODES, INTENTS, IndexError, META, MOVES, MOVES_KEPT, Meta, NAMES, PeerState,
-    ROWS, SEQS,
+    ALIKE, CONTENTS, FORMAT, GROUPS, HOME, Home, INODES, INTENTS, IndexError, LARGE_BYTES, META, MOVES,
+    MOVES_KEPT, Meta, NAMES, PeerState, ROWS, SEQS, SKETCHES,
 };
 use super::{read, storage};
 use crate::engine::is_conflict_path;
-use crate::model::{Flags, Here, LinkGroup, Moved, Record, RelPath, ReplicaId, Row, StatSig};
+use crate::model::{
+    Entry, Flags, Hash, Here, LinkGroup, Moved, Record, RelPath, ReplicaId, Row, Sketch, StatSig,
+};
 
 /// Whether a commit must survive a crash before `write` returns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +35,11 @@ pub struct Writer<'txn> {
     inodes: Table<'txn, u64, &'static [u8]>,
     names: MultimapTable<'txn, u64, &'static [u8]>,
     groups: MultimapTable<'txn, u64, &'static [u8]>,
+    contents: MultimapTable<'txn, &'static [u8], &'static [u8]>,
+    sketches: Table<'txn, &'static [u8], &'static [u8]>,
+    alike: MultimapTable<'txn, u64, &'static [u8]>,
+    /// Large contents that a path has no more; perhaps none has.
+    left: BTreeSet<Hash>,
     intents: Table<'txn, &'static [u8], &'static [u8]>,
     moves: Table<'txn, u64, &'static [u8]>,
 }
@@ -55,6 +63,14 @@ pub(super) fn transaction<T>(
             groups: txn
                 .open_multimap_table(GROUPS)
                 .map_err(|error| storage(&path, error))?,
+            contents: txn
+                .open_multimap_table(CONTENTS)
+                .map_err(|error| storage(&path, error))?,
+            sketches: txn.open_table(SKETCHES).map_err(|error| storage(&path, error))?,
+            alike: txn
+                .open_multimap_table(ALIKE)
+                .map_err(|error| storage(&path, error))?,
+            left: BTreeSet::new(),
             intents: txn.open_table(INTENTS).map_err(|error| storage(&path, error))?,
             moves: txn.open_table(MOVES).map_err(|error| storage(&path, error))?,
             meta,
@@ -62,6 +78,7 @@ pub(super) fn transaction<T>(
             path: path.clone(),
         };
         let (result, durable) = work(&mut writer)?;
+        writer.forget_sketches()?;
         let mut bytes = FORMAT.to_le_bytes().to_vec();
         bytes.extend(encode(&writer.meta));
         let mut table = txn.open_table(META).map_err(|error| storage(&path, error))?;
@@ -85,6 +102,12 @@ pub(super) fn transaction<T>(
 
 fn encode<T: Serialize>(value: &T) -> Vec<u8> {
     crate::wire::codec::to_bytes(value).expect("records have no types that cannot be encoded")
+}
+
+/// The hash of a record's content, if that is live and large.
+fn large_content(record: &Record) -> Option<Hash> {
+    let (size, hash) = record.row.live()?.content()?;
+    (size > LARGE_BYTES).then_some(hash)
 }
 
 /// The inode of a record, if that had other names when it was last seen.
@@ -198,9 +221,57 @@ impl Writer<'_> {
         if let Some(ino) = is.filter(|_| was != is) {
             self.names.insert(ino, key).map_err(fail)?;
         }
+        let (was, is) = (old.as_ref().and_then(large_content), large_content(record));
+        if let Some(hash) = was.filter(|_| was != is) {
+            self.contents.remove(&hash.0[..], key).map_err(fail)?;
+            self.left.insert(hash);
+        }
+        if let Some(hash) = is.filter(|_| was != is) {
+            self.contents.insert(&hash.0[..], key).map_err(fail)?;
+        }
         self.meta.head = self.meta.head.max(record.seq);
         self.meta.stamp = self.meta.stamp.max(record.row.version.stamp);
         self.rows.insert(key, &encode(record)[..]).map_err(fail)?;
+        Ok(())
+    }
+
+    /// Notes what the content of `entry` is like, if a path has it. An empty
+    /// sketch says nothing.
+    pub fn put_sketch(&mut self, entry: &Entry, sketch: &Sketch) -> Result<(), IndexError> {
+        let index = self.path.clone();
+        let fail = |error: redb::StorageError| storage(&index, error);
+        let Some((_, hash)) = entry.content().filter(|_| !sketch.is_empty()) else {
+            return Ok(());
+        };
+        let key = &hash.0[..];
+        let nobody_has_it = self.contents.get(key).map_err(fail)?.is_empty();
+        if nobody_has_it || self.sketches.get(key).map_err(fail)?.is_some() {
+            return Ok(());
+        }
+        self.sketches.insert(key, &encode(sketch)[..]).map_err(fail)?;
+        for value in sketch.values() {
+            self.alike.insert(*value, key).map_err(fail)?;
+        }
+        Ok(())
+    }
+
+    /// Of contents that are nowhere any more.
+    fn forget_sketches(&mut self) -> Result<(), IndexError> {
+        let index = self.path.clone();
+        let fail = |error: redb::StorageError| storage(&index, error);
+        for hash in std::mem::take(&mut self.left) {
+            let key = &hash.0[..];
+            if !self.contents.get(key).map_err(fail)?.is_empty() {
+                continue;
+            }
+            let known = match self.sketches.remove(key).map_err(fail)? {
+                Some(bytes) => read::decode::<Sketch>(&index, bytes.value())?,
+                None => continue,
+            };
+            for value in known.values() {
+                self.alike.remove(*value, key).map_err(fail)?;
+            }
+        }
         Ok(())
     }
 

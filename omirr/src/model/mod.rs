@@ -10,6 +10,7 @@ mod mode;
 mod origin;
 mod path;
 mod row;
+mod sketch;
 mod tree;
 mod version;
 
@@ -20,5 +21,6 @@ pub use mode::Mode;
 pub use origin::{CGROUP_BYTES_MAX, COMMAND_BYTES_MAX, Origin};
 pub use path::{PATH_MAX, PathError, RelPath, TEMP_PREFIX, is_temp_name};
 pub use row::{Record, Row, StatSig};
+pub use sketch::Sketch;
 pub use tree::{Moved, TreeMove};
 pub use version::{Relation, ReplicaId, Stamp, Vector, Version};

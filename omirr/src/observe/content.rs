@@ -11,8 +11,8 @@ use rustix::buffer::spare_capacity;
 use rustix::io::{self, Errno};
 
 use super::stat::{sig_of, statx_fd};
-use crate::content;
-use crate::model::{Hash, StatSig};
+use crate::content::{self, Hashed};
+use crate::model::{Hash, Sketch, StatSig};
 
 /// Contents up to this size are handed over with the entry, so that a sender
 /// need not open the file again.
@@ -25,6 +25,8 @@ pub(super) struct Read {
     pub(super) size: u64,
     pub(super) hash: Hash,
     pub(super) content: Option<Bytes>,
+    /// Of a large content.
+    pub(super) sketch: Sketch,
 }
 
 /// Reads the whole file. None if it changed so much that the rest need not be
@@ -57,13 +59,14 @@ fn read_small(fd: BorrowedFd<'_>, before: &StatSig) -> io::Result<Option<Read>> 
         size: content.len() as u64,
         hash,
         content: Some(Bytes::from(content)),
+        sketch: Sketch::default(),
     }))
 }
 
 fn read_large(fd: BorrowedFd<'_>, before: &StatSig) -> io::Result<Option<Read>> {
     let mut ask_at = ASK_EVERY;
     let mut still = true;
-    let (size, hash) = content::hash_while(fd, |done| {
+    let Hashed { size, hash, sketch } = content::hash_while(fd, |done| {
         if done >= ask_at {
             ask_at = done + ASK_EVERY;
             still = done <= before.size && sig_of(&statx_fd(fd)?).same_as(before);
@@ -75,5 +78,6 @@ fn read_large(fd: BorrowedFd<'_>, before: &StatSig) -> io::Result<Option<Read>> 
         size,
         hash,
         content: None,
+        sketch,
     }))
 }

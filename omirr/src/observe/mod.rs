@@ -24,7 +24,7 @@ use rustix::fs::{FileType, Mode, OFlags, Statx, openat, readlinkat};
 use rustix::io::{self, Errno};
 
 use crate::apply::{ApplyError, DirFd, Dirs, flags_of};
-use crate::model::{Entry, Flags, Kind, RelPath, StatSig};
+use crate::model::{Entry, Flags, Kind, RelPath, Sketch, StatSig};
 
 pub use content::INLINE_MAX;
 pub use scan::{Child, Listed, ScanSummary, ScannedDir, Unseen, list, scan};
@@ -45,6 +45,8 @@ pub enum Observed {
         /// The whole content, if the file was read and has at most
         /// [`INLINE_MAX`] bytes.
         content: Option<Bytes>,
+        /// What the content is like, if the file was read and has more.
+        sketch: Sketch,
     },
     /// It changed while it was read: look again later.
     Unstable { sig: StatSig },
@@ -55,8 +57,12 @@ pub enum Observed {
 /// Whether to believe `stat` that nothing has changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reading {
-    /// Read only what `stat` says has changed, or what is racy.
+    /// Read only what `stat` says has changed, or what is racy. A file of the
+    /// same size and time of modification is taken to have the same content.
     IfChanged,
+    /// The kernel told of a write, after which that time may have been put back:
+    /// the content is as it was only if the time of change is, too.
+    IfTouched,
     /// Read in any case.
     Always,
 }
@@ -112,7 +118,7 @@ impl Found<'_> {
     pub fn read(&self, known: Option<(&Entry, &StatSig)>, reading: Reading) -> Result<Observed, ApplyError> {
         let sig = self.sig();
         let same =
-            known.filter(|(_, known)| reading == Reading::IfChanged && !known.racy && known.same_as(&sig));
+            known.filter(|(_, known)| reading != Reading::Always && !known.racy && known.same_as(&sig));
         let place = Place {
             dir: self.dir.as_fd(),
             name: self.path.name(),
@@ -156,7 +162,7 @@ impl Place<'_> {
     ) -> io::Result<Observed> {
         let rdev = || rustix::fs::makedev(stat.stx_rdev_major, stat.stx_rdev_minor);
         let named = XattrOf::Named(self.dir, self.name);
-        let mut content = None;
+        let (mut content, mut sketch) = (None, Sketch::default());
         let (kind, xattrs, flags, after) = match file_type(stat) {
             FileType::RegularFile => match known_content(known, &before, reading) {
                 Some(kind) => (kind, read_xattrs(named)?, self.flags(known)?, self.stat_again()?),
@@ -165,7 +171,7 @@ impl Place<'_> {
                     let Some(read) = content::read(fd.as_fd(), &before)? else {
                         return Ok(Observed::Unstable { sig: before });
                     };
-                    content = read.content;
+                    (content, sketch) = (read.content, read.sketch);
                     let kind = Kind::File {
                         size: read.size,
                         hash: read.hash,
@@ -228,6 +234,7 @@ impl Place<'_> {
             entry,
             sig: StatSig { racy, ..after },
             content,
+            sketch,
         })
     }
 
@@ -266,8 +273,12 @@ impl Place<'_> {
 fn known_content(known: Option<(&Entry, &StatSig)>, now: &StatSig, reading: Reading) -> Option<Kind> {
     let (entry, sig) = known?;
     let (size, _) = entry.content()?;
-    (reading == Reading::IfChanged && !sig.racy && sig.same_content(now) && size == now.size)
-        .then(|| entry.kind.clone())
+    let same = match reading {
+        Reading::IfChanged => sig.same_content(now),
+        Reading::IfTouched => sig.same_content(now) && sig.ctime == now.ctime,
+        Reading::Always => false,
+    };
+    (same && !sig.racy && size == now.size).then(|| entry.kind.clone())
 }
 
 #[cfg(test)]

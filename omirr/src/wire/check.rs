@@ -8,8 +8,8 @@
 use super::{LIMITS, Message, Part, WireError, WireRow};
 use crate::engine::TREE_ROWS_MAX;
 use crate::model::{
-    CGROUP_BYTES_MAX, COMMAND_BYTES_MAX, Entry, Kind, Origin, RelPath, ReplicaId, TreeMove, Version, Xattr,
-    is_temp_name,
+    CGROUP_BYTES_MAX, COMMAND_BYTES_MAX, Entry, Kind, Origin, RelPath, ReplicaId, Sketch, TreeMove, Version,
+    Xattr, is_temp_name,
 };
 
 /// Chunk names in one `Want`. `content::ChunkSize` keeps files up to 512 GiB
@@ -178,6 +178,7 @@ fn check_row(row: &WireRow) -> Result<(), String> {
     if let Some(tree) = &row.moved_tree {
         check_tree(row, tree).map_err(|what| format!("moved to {}: {what}", tree.to))?;
     }
+    check_sketch(&row.sketch)?;
     match (&row.inline, row.row.live().and_then(Entry::content)) {
         (None, _) => Ok(()),
         (Some(content), Some((size, _))) if content.len() as u64 == size => Ok(()),
@@ -187,6 +188,21 @@ fn check_row(row: &WireRow) -> Result<(), String> {
         )),
         (Some(_), None) if row.row.deleted => Err("content came with a deleted file".into()),
         (Some(_), None) => Err(format!("content came with a {}", entry.kind_name())),
+    }
+}
+
+fn check_sketch(sketch: &Sketch) -> Result<(), String> {
+    let values = sketch.values();
+    if values.len() > Sketch::VALUES_MAX {
+        return Err(format!(
+            "a sketch of {} values, {} are allowed",
+            values.len(),
+            Sketch::VALUES_MAX
+        ));
+    }
+    match values.is_sorted_by(|one, next| one < next) {
+        true => Ok(()),
+        false => Err("a sketch whose values are not in order".into()),
     }
 }
 

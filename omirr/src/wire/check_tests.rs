@@ -3,7 +3,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::*;
-use crate::model::{Flags, Hash, Row, Stamp, Time, Vector};
+use crate::model::{Flags, Hash, Row, Sketch, Stamp, Time, Vector};
 
 fn row(path: &str, seq: u64) -> WireRow {
     let replica = ReplicaId(7);
@@ -43,6 +43,7 @@ fn row(path: &str, seq: u64) -> WireRow {
         moved_from: None,
         inline: Some(Bytes::from_static(b"ab")),
         moved_tree: None,
+        sketch: Sketch::default(),
     }
 }
 

@@ -5,8 +5,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::model::{
-    Entry, Flags, Hash, Here, Kind, LinkGroup, Origin, Record, RelPath, ReplicaId, Row, Stamp, StatSig, Time,
-    TreeMove, Vector, Version, Xattr,
+    Entry, Flags, Hash, Here, Kind, LinkGroup, Origin, Record, RelPath, ReplicaId, Row, Sketch, Stamp,
+    StatSig, Time, TreeMove, Vector, Version, Xattr,
 };
 use crate::wire::{Part, WireRow};
 
@@ -124,6 +124,7 @@ fn message() -> impl Strategy<Value = Message> {
                     moved_from,
                     inline: content,
                     moved_tree: None,
+                    sketch: Sketch::default(),
                 }
             })
             .collect();
@@ -210,6 +211,7 @@ fn message() -> impl Strategy<Value = Message> {
                     moved_from: None,
                     inline: None,
                     moved_tree: Some(TreeMove { to, count, digest }),
+                    sketch: Sketch::of_least(vec![3, 1 << 60, u64::MAX]),
                 }],
             }
         }),
@@ -421,6 +423,7 @@ fn who_made_the_rows_of_a_batch_is_written_once() {
                 moved_from: None,
                 inline: None,
                 moved_tree: None,
+                sketch: Sketch::default(),
             })
             .collect();
         to_bytes(&Message::Batch { upto: 9, rows }).unwrap()
@@ -431,8 +434,8 @@ fn who_made_the_rows_of_a_batch_is_written_once() {
     }
     // A row that names a process which is not in the table.
     let mut bytes = written(1, b"nginx");
-    let place = bytes.len() - 4;
-    assert_eq!(bytes[place..], [1, 0, 0, 0]);
+    let place = bytes.len() - 5;
+    assert_eq!(bytes[place..], [1, 0, 0, 0, 0]);
     bytes[place] = 2;
     let said = body(&[&bytes]).unwrap_err().to_string();
     assert!(said.contains("number 2 of 1 processes"), "{said}");
@@ -519,6 +522,7 @@ fn full_messages_pass() {
             moved_from: None,
             inline: None,
             moved_tree: None,
+            sketch: Sketch::default(),
         })
         .collect();
     let batch = Message::Batch {

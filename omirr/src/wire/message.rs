@@ -1,4 +1,4 @@
-//! The messages of protocol 4. `docs/PROTOCOL.md` tells how they follow one
+//! The messages of protocol 5. `docs/PROTOCOL.md` tells how they follow one
 //! another.
 //!
 //! Each node dials each of its peers, once per share, and sends its own rows
@@ -8,12 +8,12 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::model::{Hash, Kind, RelPath, ReplicaId, Row, TreeMove};
+use crate::model::{Hash, Kind, RelPath, ReplicaId, Row, Sketch, TreeMove};
 
 /// First bytes of every connection, before the first frame, in both directions.
-pub const MAGIC: [u8; 8] = *b"omirr\0\0\x04";
+pub const MAGIC: [u8; 8] = *b"omirr\0\0\x05";
 /// Both sides must speak the same one.
-pub const PROTOCOL: u32 = 4;
+pub const PROTOCOL: u32 = 5;
 
 /// What a frame may hold, so that a peer cannot make this node allocate.
 #[derive(Clone, Copy, Debug)]
@@ -47,6 +47,9 @@ pub struct WireRow {
     /// The row stands for all rows of a directory's move; the receiver makes the
     /// others, or asks for them by `Plain`.
     pub moved_tree: Option<TreeMove>,
+    /// What the content is like, if it is large and does not come along: the
+    /// receiver may have something like it.
+    pub sketch: Sketch,
 }
 
 /// A piece of a file that is being sent, in order.

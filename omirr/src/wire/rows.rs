@@ -13,7 +13,7 @@ use serde::de::{Deserialize, Deserializer, Error};
 use serde::ser::{Serialize, Serializer};
 
 use super::WireRow;
-use crate::model::{Entry, Origin, RelPath, Row, TreeMove, Version};
+use crate::model::{Entry, Origin, RelPath, Row, Sketch, TreeMove, Version};
 
 /// A row as it is written.
 #[derive(serde::Serialize)]
@@ -28,6 +28,7 @@ struct Written<'a> {
     moved_from: &'a Option<RelPath>,
     inline: &'a Option<Bytes>,
     moved_tree: &'a Option<TreeMove>,
+    sketch: &'a Sketch,
 }
 
 /// A row as it is read: the same fields.
@@ -42,6 +43,7 @@ struct Read {
     moved_from: Option<RelPath>,
     inline: Option<Bytes>,
     moved_tree: Option<TreeMove>,
+    sketch: Sketch,
 }
 
 /// Who made the changes of a batch, each once.
@@ -76,6 +78,7 @@ pub(super) fn serialize<S: Serializer>(rows: &[WireRow], serializer: S) -> Resul
             moved_from: &row.moved_from,
             inline: &row.inline,
             moved_tree: &row.moved_tree,
+            sketch: &row.sketch,
         })
         .collect();
     (table.origins, written).serialize(serializer)
@@ -113,6 +116,7 @@ pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<
             moved_from: row.moved_from,
             inline: row.inline,
             moved_tree: row.moved_tree,
+            sketch: row.sketch,
         })
     };
     read.into_iter().map(whole).collect()

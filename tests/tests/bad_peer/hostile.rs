@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use omirr::model::{Entry, Flags, Hash, Kind, RelPath, ReplicaId, Row, Stamp, Time, Vector, Version};
+use omirr::model::{Entry, Flags, Hash, Kind, RelPath, ReplicaId, Row, Sketch, Stamp, Time, Vector, Version};
 use omirr::net::PublicKey;
 use omirr::wire::frame::{self, Progress};
 use omirr::wire::{Decoder, MAGIC, Message, PROTOCOL, WireRow};
@@ -228,6 +228,7 @@ fn row(path: &str, seq: u64, kind: Kind, inline: Option<&str>) -> WireRow {
         moved_from: None,
         inline: inline.map(|text| text.to_owned().into()),
         moved_tree: None,
+        sketch: Sketch::default(),
     }
 }
 
