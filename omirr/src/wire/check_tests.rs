@@ -220,6 +220,23 @@ fn a_move_that_cannot_be_is_refused() {
 }
 
 #[test]
+fn a_sketch_has_eight_values_in_order_at_most() {
+    let said = |values: &[u64]| {
+        let bytes = crate::wire::codec::to_bytes(values).unwrap();
+        let mut odd = row("x", 1);
+        odd.sketch = crate::wire::codec::from_bytes(&bytes).unwrap();
+        verdict(vec![odd], 1)
+    };
+    assert_eq!(said(&[1, 2, 3, 4, 5, 6, 7, 8]), Ok(()));
+    assert!(
+        said(&[1, 2, 3, 4, 5, 6, 7, 8, 9])
+            .unwrap_err()
+            .contains("a sketch of 9 values, 8 are allowed")
+    );
+    assert!(said(&[1, 1]).unwrap_err().contains("not in order"));
+}
+
+#[test]
 fn the_root_is_a_directory_for_good() {
     let mut root = row("x", 1);
     root.path = RelPath::root();

@@ -161,7 +161,7 @@ fn another_protocol_is_told_from_the_greeting() {
     let mut hostile = trio.greet_with(newer).unwrap();
     hostile.say(&hello());
     assert_eq!(hostile.hear_out(), []);
-    let line = trio.line("speaks omirr protocol 9, this node speaks 4: update the older one");
+    let line = trio.line("speaks omirr protocol 9, this node speaks 5: update the older one");
     assert!(line.contains("a connection was refused: 127.0.0.1:"), "{line}");
     trio.goes_on();
     let hostile = trio.greet_with(*b"SSH-2.0-").unwrap();
