@@ -222,7 +222,7 @@ fn a_move_that_cannot_be_is_refused() {
 #[test]
 fn a_sketch_has_eight_values_in_order_at_most() {
     let said = |values: &[u64]| {
-        let bytes = crate::wire::codec::to_bytes(values).unwrap();
+        let bytes = crate::wire::codec::to_bytes(&values.to_vec()).unwrap();
         let mut odd = row("x", 1);
         odd.sketch = crate::wire::codec::from_bytes(&bytes).unwrap();
         verdict(vec![odd], 1)
