@@ -38,7 +38,7 @@ enum Command {
     /// Check formatting and clippy, warnings being errors
     Lint(lint::Options),
     /// All that must hold before a change is taken: lint, test, fuzz
-    Ci,
+    Ci(ci::Options),
 }
 
 fn main() -> ExitCode {
@@ -52,7 +52,7 @@ fn main() -> ExitCode {
         Command::Coverage => coverage::main(),
         Command::Fuzz(options) => fuzz::main(&options),
         Command::Lint(options) => lint::main(&options),
-        Command::Ci => ci::main(),
+        Command::Ci(options) => ci::main(&options),
     };
     result.unwrap_or_else(|error| {
         shell::complain(&error);

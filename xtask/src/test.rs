@@ -23,16 +23,33 @@ pub struct Options {
     /// Leave out the tests that boot guests
     #[arg(long)]
     no_guests: bool,
+    /// Each at its full size, with a release build: takes hours
+    #[arg(long)]
+    long: bool,
     /// Only tests whose names contain this
     filter: Option<String>,
 }
 
+/// What the tests are asked for by `--long`, unless the environment says
+/// otherwise.
+const LONG: [(&str, &str); 8] = [
+    ("OMIRR_EXACT_ENTRIES", "1000000"),
+    ("OMIRR_FIVE_RUNS", "20"),
+    ("OMIRR_FIVE_SECONDS", "60"),
+    ("OMIRR_FLOOD_FILES", "100000"),
+    ("OMIRR_POWER_CUTS", "20"),
+    ("OMIRR_RANDOM_RUNS", "100"),
+    ("OMIRR_SIM_RUNS", "1000000"),
+    ("OMIRR_TREE_ENTRIES", "100000"),
+];
+
 impl Options {
-    /// Every test.
+    /// Every test; `long` as `--long`.
     #[must_use]
-    pub fn all() -> Self {
+    pub fn all(long: bool) -> Self {
         Self {
             no_guests: false,
+            long,
             filter: None,
         }
     }
@@ -51,7 +68,7 @@ pub fn main(options: &Options) -> Result<ExitCode> {
         say(format!("guest tests are skipped: {reason}"));
     }
     setup::test_tools();
-    let omirr = build::omirr(Profile::Debug)?;
+    let omirr = build::omirr(Profile::from_release_flag(options.long))?;
     vm::build_init()?;
 
     let skips = workspace::target().join("skips");
@@ -65,6 +82,11 @@ pub fn main(options: &Options) -> Result<ExitCode> {
         .stdout(Stdio::piped());
     if let Some(reason) = &no_guests {
         command.env("OMIRR_SKIP_GUESTS", reason);
+    }
+    for (name, value) in LONG {
+        if options.long && std::env::var_os(name).is_none() {
+            command.env(name, value);
+        }
     }
     if let Some(filter) = &options.filter {
         command.arg("--").arg(filter);
