@@ -116,7 +116,7 @@ impl Keeper {
         runtime: tokio::runtime::Handle,
     ) -> Keeper {
         Keeper {
-            author: author_of(&share.index.meta(), share.began_at),
+            author: author_of(&share.index.meta(), share.opening.began_at),
             origins: Origins::new(),
             share,
             inputs,
@@ -366,7 +366,7 @@ impl Keeper {
                 self.barriers.push_back((Instant::now(), done));
             }
             // Several peers may ask for it at once.
-            Input::Renew if self.share.index.meta().replica != self.share.first_replica => {}
+            Input::Renew if self.share.index.meta().replica != self.share.opening.replica => {}
             Input::Renew => {
                 self.flush()?;
                 if !self.unsynced.is_empty() {

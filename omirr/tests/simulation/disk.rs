@@ -154,6 +154,47 @@ impl Disk {
         Ok(())
     }
 
+    /// What the tree was once is put back by a tool that leaves alone what has not
+    /// changed, or writes everything anew: contents and attributes are as they
+    /// were, inodes and change times are not.
+    pub(crate) fn put_back(&mut self, old: &Disk, all_anew: bool) {
+        let mut names = BTreeMap::new();
+        let mut inodes = HashMap::new();
+        let mut made: HashMap<u64, u64> = HashMap::new();
+        for (path, was) in &old.names {
+            let entry = &old.inodes[was].entry;
+            let here = self.ino(path).filter(|ino| {
+                let kept = *ino == 1 || !all_anew;
+                kept && self.inodes[ino].entry == *entry && !made.values().any(|made| made == ino)
+            });
+            let ino = *made.entry(*was).or_insert_with(|| match (here, path.is_root()) {
+                (Some(ino), _) => ino,
+                (None, true) => 1,
+                (None, false) => {
+                    self.next_ino += 1;
+                    self.next_ino - 1
+                }
+            });
+            names.insert(path.clone(), ino);
+            let kept = here
+                .filter(|here| *here == ino)
+                .and_then(|ino| self.inodes.get(&ino));
+            inodes.entry(ino).or_insert_with(|| {
+                let anew = Inode {
+                    entry: entry.clone(),
+                    ctime_ms: self.clock.millis(),
+                };
+                kept.cloned().unwrap_or(anew)
+            });
+        }
+        (self.names, self.inodes) = (names, inodes);
+    }
+
+    /// The filesystem is rolled back to a snapshot of it: all is as it was.
+    pub(crate) fn roll_back(&mut self, old: &Disk) {
+        (self.names, self.inodes) = (old.names.clone(), old.inodes.clone());
+    }
+
     fn parent_is_dir(&self, path: &RelPath) -> Result<(), Refused> {
         match path.parent() {
             Some(dir) if self.is_dir(&dir) => Ok(()),

@@ -80,6 +80,14 @@ impl Index {
         self.stamp
     }
 
+    /// Forgets a path altogether, as if nothing had ever been known of it.
+    pub(crate) fn disown(&mut self, path: &RelPath) {
+        if let Some(record) = self.records.remove(path) {
+            self.by_seq.remove(&record.seq);
+            self.forgotten = self.forgotten.max(Some(record.row.version.stamp));
+        }
+    }
+
     /// Forgets the tombstones that may be.
     pub(crate) fn sweep(&mut self, peers: &[Past]) -> Vec<RelPath> {
         let gone: Vec<RelPath> = self

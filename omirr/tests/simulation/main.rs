@@ -9,6 +9,7 @@ mod disk;
 mod index;
 mod node;
 mod random;
+mod restores;
 mod trace;
 mod users;
 mod world;

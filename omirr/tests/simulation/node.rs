@@ -6,9 +6,9 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use omirr::engine::{
-    Arrived, Author, Content, Context, Decided, Expansion, Found, Install, Marks, Name, Observed, Outgoing,
-    Past, Policy, Progress, Rows, Seen, Step, Work, decide_local, decide_remote, expand, goes_inline,
-    incoherent, link_group, observe_also, plan, plan_one_by_one, recover, relink, whole_moves,
+    Arrived, Author, Content, Context, Decided, Expansion, Found, Install, Marks, Name, Observed, Opening,
+    Outgoing, Past, Policy, Progress, Reserve, Rows, Seen, Step, Work, decide_local, decide_remote, expand,
+    goes_inline, incoherent, link_group, observe_also, plan, plan_one_by_one, recover, relink, whole_moves,
 };
 use omirr::model::{
     Entry, Hash, LinkGroup, Origin, Record, RelPath, ReplicaId, Row, StatSig, Time, TreeMove,
@@ -97,6 +97,16 @@ pub(crate) struct Node {
     renamed: Vec<(RelPath, RelPath)>,
     /// Per peer: how far it is past this node's tombstones.
     pub(crate) marks: BTreeMap<u32, Marks>,
+    /// The index is not the file that was last used.
+    pub(crate) copied: bool,
+    /// The index was put back in its own file, and has not noticed.
+    pub(crate) set_back: bool,
+    /// How many indexes this node has had.
+    pub(crate) lives: u64,
+    /// What the index was when this run began.
+    pub(crate) opening: Opening,
+    /// What is found without a row is dated by its content.
+    pub(crate) first_contact: bool,
     pub(crate) log: Trace,
 }
 
@@ -124,28 +134,28 @@ impl Node {
             plains: Vec::new(),
             renamed: Vec::new(),
             marks: BTreeMap::new(),
+            copied: false,
+            set_back: false,
+            lives: 1,
+            opening: Opening::of(replica, 0, 0),
+            first_contact: false,
             log: Trace::new(traced),
         }
     }
 
-    /// Loses its index, and all of its disk but the root, if `disk` is given.
-    /// With a new index comes a new replica.
-    pub(crate) fn start_anew(&mut self, disk: Option<Disk>) {
-        self.replica = ReplicaId(self.replica.0 + 100);
-        self.disk = disk.unwrap_or_else(|| self.disk.clone());
-        self.durable = Index::default();
-        self.start(true);
-    }
-
     /// Comes up after a clean stop or a crash, and compares all of the tree
-    /// with the index.
-    pub(crate) fn start(&mut self, clean: bool) {
+    /// with the index. `now_ms` is by a clock that is right: numbers of rows begin
+    /// there, and a clock that is put back as well would hide that an index was.
+    pub(crate) fn start(&mut self, clean: bool, now_ms: u64) {
         self.index = self.durable.clone();
-        let reserve = (!clean).then_some(self.index.reserve);
-        self.author = Author::new(self.replica, self.index.head(), self.index.last_stamp(), reserve);
-        if let Some(stamp) = self.index.forgotten {
-            self.author.forgets(stamp);
+        self.first_contact = self.index.head() == 0 || self.copied;
+        if std::mem::take(&mut self.copied) {
+            self.doubt();
         }
+        self.opening = Opening::of(self.replica, self.index.head(), now_ms);
+        // Only what is sent before it is durable can be lost by a crash.
+        let reserve = (!clean && self.hasty).then_some(self.index.reserve);
+        self.author = self.author_after(self.opening.began_at, reserve);
         self.marks.clear();
         self.dirty.clear();
         self.pending.clear();
@@ -159,7 +169,18 @@ impl Node {
         self.recover_intents();
         self.rescan();
         self.local_pass(&mut |_| Event::Nothing).expect("nothing crashes");
+        self.first_contact = false;
         self.commit();
+    }
+
+    /// Goes on where the index ends, or after the number `at_least`.
+    pub(crate) fn author_after(&self, at_least: u64, reserve: Option<Reserve>) -> Author {
+        let head = self.index.head().max(at_least);
+        let mut author = Author::new(self.replica, head, self.index.last_stamp(), reserve);
+        if let Some(stamp) = self.index.forgotten {
+            author.forgets(stamp);
+        }
+        author
     }
 
     fn recover_intents(&mut self) {
@@ -418,6 +439,13 @@ impl Node {
     }
 
     fn changed_at(&self, path: &RelPath) -> Option<u64> {
+        if let Some(entry) = self.disk.entry(path)
+            && self.first_contact
+            && self.index.get(path).is_none()
+        {
+            let changed = self.disk.ctime_ms(path);
+            return changed.map(|changed| changed.min(entry.mtime.millis()));
+        }
         let parent = path.parent().and_then(|dir| self.disk.ctime_ms(&dir));
         self.disk.ctime_ms(path).or(parent)
     }
@@ -758,7 +786,14 @@ impl Node {
         }
     }
 
-    fn put(&mut self, path: &RelPath, seq: u64, row: Row, via: Option<u32>, moved_from: Option<RelPath>) {
+    pub(crate) fn put(
+        &mut self,
+        path: &RelPath,
+        seq: u64,
+        row: Row,
+        via: Option<u32>,
+        moved_from: Option<RelPath>,
+    ) {
         let sig = if row.deleted { None } else { self.sig(path) };
         self.index.put(
             path.clone(),
@@ -773,7 +808,7 @@ impl Node {
         );
     }
 
-    fn sig(&self, path: &RelPath) -> Option<StatSig> {
+    pub(crate) fn sig(&self, path: &RelPath) -> Option<StatSig> {
         let ino = self.disk.ino(path)?;
         let inode = &self.disk.inodes[&ino];
         let none = Time { secs: 0, nanos: 0 };

@@ -27,6 +27,10 @@ impl Users {
         }
     }
 
+    pub(crate) fn now_ms(&self) -> u64 {
+        self.now_ns / 1_000_000
+    }
+
     pub(crate) fn time(&mut self, skew_ms: i64) -> Time {
         self.now_ns += 1;
         let ns = self.now_ns.saturating_add_signed(skew_ms * 1_000_000);
