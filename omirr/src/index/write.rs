@@ -245,7 +245,8 @@ impl Writer<'_> {
         }
     }
 
-    /// Forgets a path altogether, as if nothing had ever been known of it.
+    /// Forgets a path altogether, as if nothing had ever been known of it: what is
+    /// made there next need not win over what was.
     pub fn disown(&mut self, path: &RelPath) -> Result<(), IndexError> {
         let Some(mut old) = self.get(path)? else {
             return Ok(());
@@ -254,15 +255,19 @@ impl Writer<'_> {
         old.row.deleted = true;
         old.sig = None;
         self.put(path, &old)?;
-        self.forget(path)
+        self.take_out(path, &old)
     }
 
     /// Forgets a tombstone that every peer has.
     pub fn forget(&mut self, path: &RelPath) -> Result<(), IndexError> {
         let Some(old) = self.get(path)? else { return Ok(()) };
         assert!(old.row.deleted, "only tombstones are forgotten");
-        self.meta.tombstones -= 1;
         self.meta.forgotten = self.meta.forgotten.max(Some(old.row.version.stamp));
+        self.take_out(path, &old)
+    }
+
+    fn take_out(&mut self, path: &RelPath, old: &Record) -> Result<(), IndexError> {
+        self.meta.tombstones -= 1;
         self.seqs
             .remove(old.seq)
             .map_err(|error| storage(&self.path, error))?;

@@ -193,6 +193,8 @@ impl Disk {
     /// The filesystem is rolled back to a snapshot of it: all is as it was.
     pub(crate) fn roll_back(&mut self, old: &Disk) {
         (self.names, self.inodes) = (old.names.clone(), old.inodes.clone());
+        // Numbers of inodes that were made since, or on another disk, stay theirs.
+        self.next_ino = self.next_ino.max(old.next_ino);
     }
 
     fn parent_is_dir(&self, path: &RelPath) -> Result<(), Refused> {

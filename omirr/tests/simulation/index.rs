@@ -84,7 +84,6 @@ impl Index {
     pub(crate) fn disown(&mut self, path: &RelPath) {
         if let Some(record) = self.records.remove(path) {
             self.by_seq.remove(&record.seq);
-            self.forgotten = self.forgotten.max(Some(record.row.version.stamp));
         }
     }
 

@@ -170,6 +170,9 @@ impl Node {
         self.rescan();
         self.local_pass(&mut |_| Event::Nothing).expect("nothing crashes");
         self.first_contact = false;
+        if let Some(stamp) = self.index.forgotten {
+            self.author.forgets(stamp);
+        }
         self.commit();
     }
 
@@ -177,7 +180,7 @@ impl Node {
     pub(crate) fn author_after(&self, at_least: u64, reserve: Option<Reserve>) -> Author {
         let head = self.index.head().max(at_least);
         let mut author = Author::new(self.replica, head, self.index.last_stamp(), reserve);
-        if let Some(stamp) = self.index.forgotten {
+        if let Some(stamp) = self.index.forgotten.filter(|_| !self.first_contact) {
             author.forgets(stamp);
         }
         author

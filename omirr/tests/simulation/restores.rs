@@ -4,8 +4,8 @@
 
 use std::collections::BTreeMap;
 
-use omirr::engine::{AtStart, Start, bears_out, start};
-use omirr::model::{Kind, RelPath, ReplicaId, StatSig};
+use omirr::engine::{AtStart, Groups, Start, bears_out, start};
+use omirr::model::{Kind, Record, RelPath, ReplicaId, StatSig};
 
 use crate::disk::Disk;
 use crate::index::Index;
@@ -228,21 +228,27 @@ impl Node {
             self.index = Index::default();
             return;
         }
-        let live = self
-            .index
-            .records
-            .iter()
-            .filter(|(path, record)| !path.is_root() && !record.row.deleted);
-        let stands = live.filter_map(|(path, record)| {
-            let sig = self.stat(path);
-            Some((path.clone(), bears_out(record.row.live()?, sig.as_ref())))
-        });
-        for (path, stands) in stands.collect::<Vec<_>>() {
-            self.log.say(|| format!("{path} stands: {stands}"));
-            match self.index.get(&path).cloned().filter(|_| stands) {
-                Some(record) => self.index.put(path, omirr::model::Record { sig: None, ..record }),
-                None => self.index.disown(&path),
+        let mut groups = Groups::default();
+        let mut found = Vec::new();
+        for (path, record) in &self.index.records {
+            let Some(entry) = record.row.live().filter(|_| !path.is_root()) else {
+                continue;
+            };
+            let stands = self.stat(path).filter(|sig| bears_out(entry, Some(sig)));
+            if let (Some(group), Some(sig)) = (entry.link, stands) {
+                groups.found(group, sig.ino);
             }
+            found.push((path.clone(), stands.is_some()));
+        }
+        for (path, stands) in found {
+            self.log.say(|| format!("{path} stands: {stands}"));
+            let Some(record) = self.index.get(&path).cloned().filter(|_| stands) else {
+                self.index.disown(&path);
+                continue;
+            };
+            let linked = record.row.entry.link.is_some_and(|group| groups.is_one(group));
+            let sig = self.sig(&path).filter(|_| linked);
+            self.index.put(path, Record { sig, ..record });
         }
         self.index.cursors.clear();
         self.take_new_number();
@@ -270,5 +276,15 @@ impl Node {
         self.take_new_number();
         self.set_back = false;
         self.author = self.author_after(self.author.seq(), None);
+        let made: Vec<RelPath> = self.index.by_seq.values().cloned().collect();
+        for path in made {
+            let Some(record) = self.index.get(&path).cloned() else {
+                continue;
+            };
+            if let Some((seq, row)) = self.opening.made_again(&record.row, &mut self.author) {
+                self.index.put(path, Record { seq, row, ..record });
+            }
+        }
+        self.commit();
     }
 }

@@ -227,6 +227,7 @@ impl World {
         }
         self.check()?;
         self.check_left(&left)?;
+        self.restores = false;
         self.check_forgotten()
     }
 
@@ -244,7 +245,7 @@ impl World {
             40..=54 => self.settle(at, true),
             55..=84 => self.talk(),
             85..=88 => self.cut(),
-            89..=90 => self.places[at].node.commit(),
+            89..=90 if self.places[at].up => self.places[at].node.commit(),
             91..=92 => self.crash(at),
             93..=94 => self.stop(at),
             95 => self.lose_index(at),
@@ -533,6 +534,11 @@ impl World {
     }
 
     fn sweep(&mut self, at: usize) {
+        if self.restores && self.manner == Manner::OneWriter {
+            // An older tree brings back what was deleted where that is forgotten:
+            // then it would not be the writer's tree that all have in the end.
+            return;
+        }
         let linked = self.links.iter().filter(|(from, _)| *from == at);
         let peers: Vec<u32> = linked.map(|(_, to)| *to as u32).collect();
         if self.places[at].up {
