@@ -25,7 +25,7 @@ use crate::apply::{self, ApplyError};
 use crate::crash::{self, Point};
 use crate::engine::{Author, Sequence};
 use crate::index::{Durable, Meta};
-use crate::model::{Record, RelPath, ReplicaId};
+use crate::model::{Gap, Record, RelPath, ReplicaId};
 
 /// Applied rows wait at most so long to be made durable and acknowledged.
 const FLUSH_AFTER: Duration = Duration::from_millis(50);
@@ -377,14 +377,14 @@ impl Keeper {
                 self.barriers.push_back((Instant::now(), done));
             }
             // Several peers may ask for it at once.
-            Input::Renew if self.share.index.meta().replica != self.share.opening.replica => {}
-            Input::Renew => {
+            Input::Renew(_) if self.share.index.meta().replica != self.share.opening.replica => {}
+            Input::Renew(gap) => {
                 self.flush()?;
                 if !self.unsynced.is_empty() {
                     // The peer comes again.
                     return Ok(());
                 }
-                self.renew()?;
+                self.renew(gap)?;
             }
             Input::Names(names) => {
                 let known = self.share.index.meta().names;
@@ -406,8 +406,8 @@ impl Keeper {
     }
 
     /// Gives the index, which was set back, another number, and makes again what
-    /// this run has made under the old one.
-    fn renew(&mut self) -> anyhow::Result<()> {
+    /// was made since under the old one.
+    fn renew(&mut self, gap: Gap) -> anyhow::Result<()> {
         let share = Arc::clone(&self.share);
         let replica = ReplicaId(crate::index::random_u64());
         let meta = Meta {
@@ -420,13 +420,13 @@ impl Keeper {
             let meta = w.meta();
             meta.replica = replica;
             meta.names.push((replica, share.node.clone()));
-            let mut from = share.opening.began_at;
+            let mut from = gap.upto;
             loop {
                 let rows = reader.after(from, RENEWED_ROWS)?;
                 let Some((_, last)) = rows.last() else { break };
                 from = last.seq;
                 for (path, record) in rows {
-                    if let Some((seq, row)) = share.opening.made_again(&record.row, &mut author) {
+                    if let Some((seq, row)) = share.opening.made_again(&record.row, gap, &mut author) {
                         w.put(&path, &Record { seq, row, ..record })?;
                     }
                 }

@@ -307,6 +307,8 @@ fn open_share(
     let index = Index::open(&index_path(state_dir, name), &config.node.name)?;
     let identity = root.identity()?;
     let mut places = Vec::new();
+    let known = index.meta();
+    let opening = Opening::of(known.replica, known.head, index.gaps().to_vec(), now_ms());
     index.write(|w| {
         for (peer, _) in &settings.peers {
             places.push(w.peer_place(config.peers[peer].key.as_bytes()));
@@ -315,6 +317,7 @@ fn open_share(
         for known in w.meta().names.iter_mut().filter(|known| known.0 == replica) {
             known.1.clone_from(&config.node.name);
         }
+        w.set_gaps(opening.gaps.clone());
         Ok(((), Durable::Yes))
     })?;
     crash::here(Point::PeersNoted);
@@ -397,7 +400,11 @@ fn open_share(
             })
         })
         .collect();
-    let opening = Opening::of(index.meta().replica, meta.head, now_ms());
+    let opening = Opening {
+        // It may have taken another.
+        replica: index.replica(),
+        ..opening
+    };
     let (share, inputs) = Share::new(Parts {
         name: name.to_owned(),
         node: config.node.name.clone(),

@@ -128,13 +128,13 @@ async fn session(share: &Arc<Share>, link: &Arc<Link>, identity: &Identity) -> a
              {durable}: it cannot have them",
             link.peer
         ),
-        Claim::SetBack => {
-            let _ = share.inputs.send(Input::Renew).await;
+        Claim::SetBack(gap) => {
+            let _ = share.inputs.send(Input::Renew(gap)).await;
             bail!(
                 "{} has rows up to {cursor} of this node's index, which ended at {}: the index was restored from a copy; it \
                  gets a new identity and everything is compared again",
                 link.peer,
-                share.opening.head
+                gap.after
             );
         }
     }

@@ -23,7 +23,7 @@ use crate::apply::{ApplyError, Ready, ShareRoot};
 use crate::config::Excludes;
 use crate::engine::{Marks, Offset, Opening, Policy};
 use crate::index::{Index, IndexError};
-use crate::model::{Entry, Mode, RelPath, ReplicaId};
+use crate::model::{Entry, Gap, Mode, RelPath, ReplicaId};
 use crate::resolve::Resolver;
 use crate::resolve::fallback::Locator;
 use crate::source::{KeptUp, Source};
@@ -56,8 +56,9 @@ pub enum Input {
     /// A peer has rows of this index that the index itself no longer has: it
     /// was restored from a copy and must not number its rows as before. Done
     /// once: no copy of an index is put in place while it is in use, so there
-    /// are no lost rows of a replica that began meanwhile.
-    Renew,
+    /// are no lost rows of a replica that began meanwhile. The lost rows had
+    /// numbers within the gap.
+    Renew(Gap),
     /// Names of nodes that a peer knows.
     Names(Vec<(ReplicaId, String)>),
 }

@@ -6,12 +6,12 @@ use redb::{Database, MultimapTable, ReadableTable, ReadableTableMetadata, Table}
 use serde::Serialize;
 
 use super::{
-    FORMAT, GROUPS, HOME, Home, INODES, INTENTS, IndexError, META, MOVES, MOVES_KEPT, Meta, NAMES, PeerState,
-    ROWS, SEQS,
+    FORMAT, GAPS, GROUPS, HOME, Home, INODES, INTENTS, IndexError, META, MOVES, MOVES_KEPT, Meta, NAMES,
+    PeerState, ROWS, SEQS,
 };
 use super::{read, storage};
 use crate::engine::is_conflict_path;
-use crate::model::{Flags, Here, LinkGroup, Moved, Record, RelPath, ReplicaId, Row, StatSig};
+use crate::model::{Flags, Gap, Here, LinkGroup, Moved, Record, RelPath, ReplicaId, Row, StatSig};
 
 /// Whether a commit must survive a crash before `write` returns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +27,7 @@ pub struct Writer<'txn> {
     meta: Meta,
     /// To be written with `meta`.
     home: Option<Home>,
+    gaps: Option<Vec<Gap>>,
     rows: Table<'txn, &'static [u8], &'static [u8]>,
     seqs: Table<'txn, u64, &'static [u8]>,
     inodes: Table<'txn, u64, &'static [u8]>,
@@ -59,6 +60,7 @@ pub(super) fn transaction<T>(
             moves: txn.open_table(MOVES).map_err(|error| storage(&path, error))?,
             meta,
             home: None,
+            gaps: None,
             path: path.clone(),
         };
         let (result, durable) = work(&mut writer)?;
@@ -71,6 +73,11 @@ pub(super) fn transaction<T>(
         if let Some(home) = &writer.home {
             table
                 .insert(HOME, &encode(home)[..])
+                .map_err(|error| storage(&path, error))?;
+        }
+        if let Some(gaps) = &writer.gaps {
+            table
+                .insert(GAPS, &encode(gaps)[..])
                 .map_err(|error| storage(&path, error))?;
         }
         (result, durable, writer.meta)
@@ -101,6 +108,11 @@ impl Writer<'_> {
     /// From now on the index is at home here.
     pub fn set_home(&mut self, home: Home) {
         self.home = Some(home);
+    }
+
+    /// These numbers have been left out.
+    pub fn set_gaps(&mut self, gaps: Vec<Gap>) {
+        self.gaps = Some(gaps);
     }
 
     /// The next local sequence number, from now on in use.

@@ -137,7 +137,7 @@ impl Node {
             copied: false,
             set_back: false,
             lives: 1,
-            opening: Opening::of(replica, 0, 0),
+            opening: Opening::of(replica, 0, Vec::new(), 0),
             first_contact: false,
             log: Trace::new(traced),
         }
@@ -152,7 +152,9 @@ impl Node {
         if std::mem::take(&mut self.copied) {
             self.doubt();
         }
-        self.opening = Opening::of(self.replica, self.index.head(), now_ms);
+        let gaps = std::mem::take(&mut self.index.gaps);
+        self.opening = Opening::of(self.replica, self.index.head(), gaps, now_ms);
+        self.index.gaps.clone_from(&self.opening.gaps);
         // Only what is sent before it is durable can be lost by a crash.
         let reserve = (!clean && self.hasty).then_some(self.index.reserve);
         self.author = self.author_after(self.opening.began_at, reserve);

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use omirr::engine::{AtStart, Groups, Start, bears_out, start};
-use omirr::model::{Kind, Record, RelPath, ReplicaId, StatSig};
+use omirr::model::{Gap, Kind, Record, RelPath, ReplicaId, StatSig};
 
 use crate::disk::Disk;
 use crate::index::Index;
@@ -23,6 +23,7 @@ pub(crate) struct Backup {
     replica: ReplicaId,
     clean: bool,
     copied: bool,
+    set_back: bool,
 }
 
 /// What is put back, and how.
@@ -69,6 +70,7 @@ impl World {
             replica: place.node.replica,
             clean: place.clean && !place.up,
             copied: place.node.copied,
+            set_back: place.node.set_back,
         });
     }
 
@@ -128,7 +130,7 @@ impl World {
             node.durable = backup.index;
             node.replica = backup.replica;
             node.copied = how == How::Copied || backup.copied;
-            node.set_back = how == How::RolledBack;
+            node.set_back = how == How::RolledBack || backup.set_back;
             place.clean = backup.clean;
         }
         let only_tree = matches!(restore, Restore::Tree(_));
@@ -271,7 +273,7 @@ impl Node {
     }
 
     /// The index was set back in its own file, and a peer has told.
-    pub(crate) fn renew(&mut self) {
+    pub(crate) fn renew(&mut self, gap: Gap) {
         self.commit();
         self.take_new_number();
         self.set_back = false;
@@ -281,7 +283,7 @@ impl Node {
             let Some(record) = self.index.get(&path).cloned() else {
                 continue;
             };
-            if let Some((seq, row)) = self.opening.made_again(&record.row, &mut self.author) {
+            if let Some((seq, row)) = self.opening.made_again(&record.row, gap, &mut self.author) {
                 self.index.put(path, Record { seq, row, ..record });
             }
         }
