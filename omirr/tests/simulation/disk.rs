@@ -1,8 +1,9 @@
 //! A directory tree in memory, with inodes, that refuses what a kernel would.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 
 use omirr::model::{Entry, Kind, RelPath, Time};
+use rustc_hash::FxHashMap;
 
 #[derive(Clone, Debug)]
 pub(crate) struct Inode {
@@ -19,7 +20,7 @@ pub(crate) struct Refused;
 #[derive(Clone, Debug)]
 pub(crate) struct Disk {
     pub(crate) names: BTreeMap<RelPath, u64>,
-    pub(crate) inodes: HashMap<u64, Inode>,
+    pub(crate) inodes: FxHashMap<u64, Inode>,
     next_ino: u64,
     /// The node's clock: stamps directories when names in them change.
     pub(crate) clock: Time,
@@ -34,7 +35,7 @@ impl Disk {
         };
         Disk {
             names: BTreeMap::from([(RelPath::root(), 1)]),
-            inodes: HashMap::from([(1, inode)]),
+            inodes: FxHashMap::from_iter([(1, inode)]),
             next_ino: 2,
             clock,
         }
@@ -159,8 +160,8 @@ impl Disk {
     /// were, inodes and change times are not.
     pub(crate) fn put_back(&mut self, old: &Disk, all_anew: bool) {
         let mut names = BTreeMap::new();
-        let mut inodes = HashMap::new();
-        let mut made: HashMap<u64, u64> = HashMap::new();
+        let mut inodes = FxHashMap::default();
+        let mut made: FxHashMap<u64, u64> = FxHashMap::default();
         for (path, was) in &old.names {
             let entry = &old.inodes[was].entry;
             let here = self.ino(path).filter(|ino| {

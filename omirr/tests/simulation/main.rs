@@ -5,6 +5,7 @@
 //! `OMIRR_SIM_RUNS` sets how many, `OMIRR_SIM_FIRST` the first one's seed;
 //! `OMIRR_SIM_SEED` runs one and prints all that happens in it.
 
+mod applier;
 mod disk;
 mod index;
 mod node;

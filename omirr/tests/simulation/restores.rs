@@ -140,7 +140,12 @@ impl World {
                 false => place.lost = true,
             }
         }
-        self.gone(at, &before, !only_tree);
+        let emptied = only_tree && !self.places[at].up && self.stops_at_start(at);
+        let changed = only_tree && !emptied;
+        self.gone(at, &before, !changed);
+        if changed {
+            self.written_again(at, &before);
+        }
         if only_tree || self.rng.chance(50) {
             self.start(at);
         }
@@ -167,6 +172,34 @@ impl World {
                 self.users.removed.insert(kind.clone());
             }
         }
+    }
+
+    /// A tree that was put back beneath its index is a change made here: what it
+    /// has otherwise than the index is written again.
+    fn written_again(&mut self, at: usize, before: &BTreeMap<RelPath, Kind>) {
+        let node = &self.places[at].node;
+        let index = if self.places[at].up {
+            &node.index
+        } else {
+            &node.durable
+        };
+        for (path, kind) in node.disk.contents() {
+            let known = index.get(&path).and_then(|record| record.row.live());
+            if before.get(&path) != Some(&kind) && known.is_none_or(|entry| entry.kind != kind) {
+                self.users.removed.remove(&kind);
+            }
+        }
+    }
+
+    /// Whether the share stops at the start because its tree is empty; then its
+    /// index is removed, so that it is filled from the peers.
+    fn stops_at_start(&mut self, at: usize) -> bool {
+        let node = &mut self.places[at].node;
+        let stops = start(node.durable.at_start(false, &node.disk)) == Start::Emptied;
+        if stops {
+            node.lose_index();
+        }
+        stops
     }
 
     /// A node that is down comes back without its index, perhaps without its
@@ -212,18 +245,7 @@ impl Node {
 
     /// Makes a copy of an index one that can be used here: see the daemon's `doubt`.
     pub(crate) fn doubt(&mut self) {
-        let found = AtStart {
-            live: self
-                .index
-                .records
-                .values()
-                .filter(|record| !record.row.deleted)
-                .count() as u64,
-            index_is_copy: true,
-            other_root: false,
-            root_is_empty: self.disk.names.len() == 1,
-        };
-        if start(found) == Start::Emptied {
+        if start(self.index.at_start(true, &self.disk)) == Start::Emptied {
             // The share stops, and whoever has it filled from the peers removes
             // the index first.
             self.lose_index();
@@ -288,5 +310,17 @@ impl Node {
             }
         }
         self.commit();
+    }
+}
+
+impl Index {
+    fn at_start(&self, index_is_copy: bool, disk: &Disk) -> AtStart {
+        let live = self.records.values().filter(|record| !record.row.deleted);
+        AtStart {
+            live: live.count() as u64,
+            index_is_copy,
+            other_root: false,
+            root_is_empty: disk.names.len() == 1,
+        }
     }
 }

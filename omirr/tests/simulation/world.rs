@@ -4,11 +4,11 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use omirr::engine::{Claim, Outgoing, Policy, Rows};
+use omirr::engine::{Claim, Outgoing, Policy};
 use omirr::model::{Entry, Flags, Kind, Record, RelPath, ReplicaId};
 
 use crate::disk::Disk;
-use crate::node::{Crashed, Event, Node, Sent, Want, name_of, shown, sure};
+use crate::node::{Crashed, Event, Node, Sent, Want, name_of, shown};
 use crate::random::Rng;
 use crate::restores::Backup;
 use crate::trace::Trace;
@@ -684,6 +684,7 @@ impl World {
             quiet = if moved { 0 } else { quiet + 1 };
             if quiet == 3 {
                 self.trace.say(|| format!("--- quiet after {round} rounds"));
+                self.users.moved.clear();
                 return Ok(());
             }
         }
@@ -699,11 +700,10 @@ impl World {
     fn check_whole(&self) -> Result<(), String> {
         for (at, place) in self.places.iter().enumerate() {
             for (path, record) in &place.node.index.records {
-                let Some(parent) = path.parent().filter(|_| !record.row.deleted) else {
-                    continue;
-                };
-                let above = sure(place.node.index.row(&parent));
-                if !parent.is_root() && !above.is_some_and(|row| row.is_live_dir()) {
+                let parent = if record.row.deleted { None } else { path.parent() };
+                let Some(parent) = parent else { continue };
+                let above = place.node.index.get(&parent);
+                if !parent.is_root() && !above.is_some_and(|record| record.row.is_live_dir()) {
                     return Err(format!(
                         "n{at} has {path} but not the directory {parent} in its index"
                     ));
