@@ -65,6 +65,10 @@ impl Disk {
             .collect()
     }
 
+    pub(crate) fn has_several_names(&self, ino: u64) -> bool {
+        self.names.values().filter(|at| **at == ino).nth(1).is_some()
+    }
+
     pub(crate) fn beneath(&self, path: &RelPath) -> Vec<RelPath> {
         self.names
             .keys()

@@ -6,8 +6,8 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use omirr::engine::{
-    Arrived, Author, Context, Decided, Expansion, Found, Install, Marks, Name, Observed, Opening,
-    Outgoing, Past, Policy, Progress, Reserve, Rows, Seen, Step, Work, decide_local, decide_remote, expand,
+    Arrived, Author, Context, Decided, Expansion, Found, Install, Marks, Name, Observed, Opening, Outgoing,
+    Past, Policy, Progress, Reserve, Rows, Seen, Step, Work, decide_local, decide_remote, expand,
     goes_inline, incoherent, link_group, observe_also, plan, plan_one_by_one, recover, relink, whole_moves,
 };
 use omirr::model::{
@@ -363,7 +363,7 @@ impl Node {
                 }));
                 todo.insert(from.clone());
             }
-            let several = ino.is_some_and(|ino| self.disk.names_of(ino).len() > 1);
+            let several = ino.is_some_and(|ino| self.disk.has_several_names(ino));
             if let Some(ino) = ino.filter(|_| several) {
                 let group = record.and_then(|record| record.row.live()?.link);
                 todo.extend(group.into_iter().flat_map(|group| sure(self.index.linked(group))));
