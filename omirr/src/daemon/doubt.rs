@@ -10,9 +10,9 @@
 
 use crate::apply::ShareRoot;
 use crate::config::Excludes;
-use crate::engine;
+use crate::engine::{self, Groups};
 use crate::index::{Durable, Home, Index, IndexError};
-use crate::model::{Record, RelPath, ReplicaId};
+use crate::model::{Entry, Record, RelPath, ReplicaId, StatSig};
 use crate::observe;
 
 /// Rows that are written in one transaction.
@@ -22,6 +22,13 @@ const PORTION: usize = 8192;
 pub(super) struct Doubted {
     pub(super) rows: u64,
     pub(super) forgotten: u64,
+}
+
+/// What is found of a row's path.
+enum Stands {
+    /// It is as the row says, or cannot be looked at.
+    As(Option<StatSig>),
+    Not,
 }
 
 /// Makes `index` one that can be used for `root`, by the node `node`.
@@ -42,6 +49,23 @@ pub(super) fn doubt(
         rows: 0,
         forgotten: 0,
     };
+    // What cannot be looked at, because something is mounted there for instance, is
+    // left to the comparison, which leaves it alone as well.
+    let look = |path: &RelPath, entry: &Entry| match observe::stat(&dirs, path) {
+        Ok(sig) if engine::bears_out(entry, sig.as_ref()) => Stands::As(sig),
+        Ok(_) => Stands::Not,
+        Err(_) => Stands::As(None),
+    };
+    let mut groups = Groups::default();
+    for pair in reader.beneath(&RelPath::root())? {
+        let (path, record) = pair?;
+        let Some(entry) = record.row.live() else { continue };
+        if let Some(group) = entry.link
+            && let Stands::As(Some(sig)) = look(&path, entry)
+        {
+            groups.found(group, sig.ino);
+        }
+    }
     let mut portion: Vec<(RelPath, Option<Record>)> = Vec::new();
     for pair in reader.beneath(&RelPath::root())? {
         let (path, record) = pair?;
@@ -50,15 +74,18 @@ pub(super) fn doubt(
             continue;
         }
         doubted.rows += 1;
-        // What cannot be looked at, because something is mounted there for
-        // instance, is left to the comparison, which leaves it alone as well.
-        let stands = match observe::stat(&dirs, &path) {
-            Ok(sig) => engine::bears_out(entry, sig.as_ref()),
-            Err(_) => true,
+        let linked = entry.link.is_some_and(|group| groups.is_one(group));
+        let stands = match look(&path, entry) {
+            Stands::Not => None,
+            // The inodes that the index has are of another tree, perhaps. Which
+            // names are one inode now is known; what is in it is to be read.
+            Stands::As(sig) => {
+                let sig = sig.filter(|_| linked).map(|sig| StatSig { racy: true, ..sig });
+                Some(Record { sig, ..record })
+            }
         };
-        doubted.forgotten += u64::from(!stands);
-        // The inodes that the index has are of another tree, perhaps.
-        portion.push((path, stands.then_some(Record { sig: None, ..record })));
+        doubted.forgotten += u64::from(stands.is_none());
+        portion.push((path, stands));
         if portion.len() >= PORTION {
             write(index, &mut portion)?;
         }

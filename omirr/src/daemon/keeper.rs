@@ -23,9 +23,9 @@ use super::unsynced::Unsynced;
 use super::who::Origins;
 use crate::apply::{self, ApplyError};
 use crate::crash::{self, Point};
-use crate::engine::Author;
+use crate::engine::{Author, Sequence};
 use crate::index::{Durable, Meta};
-use crate::model::{RelPath, ReplicaId};
+use crate::model::{Gap, Record, RelPath, ReplicaId};
 
 /// Applied rows wait at most so long to be made durable and acknowledged.
 const FLUSH_AFTER: Duration = Duration::from_millis(50);
@@ -33,6 +33,8 @@ const FLUSH_AFTER: Duration = Duration::from_millis(50);
 pub(super) const RETRY_AFTER: Duration = Duration::from_secs(2);
 /// Rows are put together up to so many.
 const GROUP_ROWS: usize = 4096;
+/// Rows are made again in portions of so many.
+const RENEWED_ROWS: usize = 4096;
 /// Without anything to do, memory is given back after so long.
 const IDLE_AFTER: Duration = Duration::from_secs(2);
 /// So many nodes' names are kept, for the names of conflict copies: they are
@@ -115,8 +117,14 @@ impl Keeper {
         stop: watch::Receiver<bool>,
         runtime: tokio::runtime::Handle,
     ) -> Keeper {
+        let mut meta = share.index.meta();
+        if share.first_contact {
+            // What is found now need not win over forgotten deletions: it is as
+            // old as it is.
+            meta.forgotten = None;
+        }
         Keeper {
-            author: author_of(&share.index.meta(), share.began_at),
+            author: author_of(&meta, share.opening.began_at),
             origins: Origins::new(),
             share,
             inputs,
@@ -170,6 +178,9 @@ impl Keeper {
         let mut busy = self.local_pass(force)?;
         if !self.compared && self.share.has_compared() && self.share.dirty().is_empty() {
             self.compared = true;
+            if let Some(stamp) = self.share.index.meta().forgotten {
+                self.author.forgets(stamp);
+            }
             let head = self.share.index.meta().head;
             self.share.compared_at.store(head, Ordering::Release);
             self.say_what_went_back();
@@ -366,22 +377,14 @@ impl Keeper {
                 self.barriers.push_back((Instant::now(), done));
             }
             // Several peers may ask for it at once.
-            Input::Renew if self.share.index.meta().replica != self.share.first_replica => {}
-            Input::Renew => {
+            Input::Renew(_) if self.share.index.meta().replica != self.share.opening.replica => {}
+            Input::Renew(gap) => {
                 self.flush()?;
                 if !self.unsynced.is_empty() {
                     // The peer comes again.
                     return Ok(());
                 }
-                let replica = ReplicaId(crate::index::random_u64());
-                let node = self.share.node.clone();
-                self.share.index.write(|w| {
-                    let meta = w.meta();
-                    meta.replica = replica;
-                    meta.names.push((replica, node));
-                    Ok(((), Durable::Yes))
-                })?;
-                self.author = author_of(&self.share.index.meta(), self.author.seq());
+                self.renew(gap)?;
             }
             Input::Names(names) => {
                 let known = self.share.index.meta().names;
@@ -399,6 +402,39 @@ impl Keeper {
                 }
             }
         }
+        Ok(())
+    }
+
+    /// Gives the index, which was set back, another number, and makes again what
+    /// was made since under the old one.
+    fn renew(&mut self, gap: Gap) -> anyhow::Result<()> {
+        let share = Arc::clone(&self.share);
+        let replica = ReplicaId(crate::index::random_u64());
+        let meta = Meta {
+            replica,
+            ..share.index.meta()
+        };
+        let mut author = author_of(&meta, self.author.seq());
+        let reader = share.index.read()?;
+        share.index.write(|w| {
+            let meta = w.meta();
+            meta.replica = replica;
+            meta.names.push((replica, share.node.clone()));
+            let mut from = gap.upto;
+            loop {
+                let rows = reader.after(from, RENEWED_ROWS)?;
+                let Some((_, last)) = rows.last() else { break };
+                from = last.seq;
+                for (path, record) in rows {
+                    if let Some((seq, row)) = share.opening.made_again(&record.row, gap, &mut author) {
+                        w.put(&path, &Record { seq, row, ..record })?;
+                    }
+                }
+            }
+            Ok(((), Durable::Yes))
+        })?;
+        self.author = author;
+        self.durable_now();
         Ok(())
     }
 

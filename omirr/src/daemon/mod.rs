@@ -55,7 +55,7 @@ use tokio::sync::watch;
 use crate::apply::ShareRoot;
 use crate::config::Config;
 use crate::crash::{self, Point};
-use crate::engine::{self, AtStart, Start};
+use crate::engine::{self, AtStart, Opening, Start};
 use crate::index::{Durable, Home, Index};
 use crate::net::{Identity, Listener, PublicKey};
 use crate::source::ebpf::pins;
@@ -308,6 +308,8 @@ fn open_share(
     let index = Index::open(&index_path(state_dir, name), &config.node.name)?;
     let identity = root.identity()?;
     let mut places = Vec::new();
+    let known = index.meta();
+    let opening = Opening::of(known.replica, known.head, index.gaps().to_vec(), now_ms());
     index.write(|w| {
         for (peer, _) in &settings.peers {
             places.push(w.peer_place(config.peers[peer].key.as_bytes()));
@@ -316,6 +318,7 @@ fn open_share(
         for known in w.meta().names.iter_mut().filter(|known| known.0 == replica) {
             known.1.clone_from(&config.node.name);
         }
+        w.set_gaps(opening.gaps.clone());
         Ok(((), Durable::Yes))
     })?;
     crash::here(Point::PeersNoted);
@@ -398,6 +401,11 @@ fn open_share(
             })
         })
         .collect();
+    let opening = Opening {
+        // It may have taken another.
+        replica: index.replica(),
+        ..opening
+    };
     let (share, inputs) = Share::new(Parts {
         name: name.to_owned(),
         node: config.node.name.clone(),
@@ -407,22 +415,12 @@ fn open_share(
         policy: settings.conflicts,
         links,
         first_contact,
-        opened_head: meta.head,
-        began_at: first_number(meta.head),
+        opening,
     });
     if let Some(reason) = stopped {
         share.stop(reason);
     }
     Ok((share, inputs))
-}
-
-/// The number before the first one that a run gives: by the clock, since an index
-/// that was set back, with its filesystem say, must not number its rows as it
-/// did before. The numbers between tell that it was, see `sender`.
-fn first_number(head: u64) -> u64 {
-    /// More rows than are ever made in a second, for long: 2^12.
-    const PER_SECOND: u64 = 12;
-    head.max((now_ms() / 1000) << PER_SECOND)
 }
 
 fn index_path(state_dir: &Path, share: &str) -> PathBuf {

@@ -137,7 +137,7 @@ pub(super) fn recover(share: &Share, journal: &Path) -> anyhow::Result<()> {
     share.index.write(|w| {
         if any {
             let meta = w.meta();
-            meta.head = meta.head.max(share.began_at);
+            meta.head = meta.head.max(share.opening.began_at);
         }
         for (path, row, sig, here) in done {
             let seq = w.next_seq();

@@ -18,7 +18,7 @@ use tokio::sync::{mpsc, watch};
 use super::share::{Figures, Input, Link, Share};
 use crate::apply::{self, Dirs};
 use crate::content;
-use crate::engine::{Offset, Outgoing};
+use crate::engine::{Claim, Offset, Outgoing};
 use crate::index::IndexError;
 use crate::model::{Entry, Hash, Record, RelPath, Sketch};
 use crate::net::{self, Identity, NetError, PublicKey};
@@ -122,22 +122,22 @@ async fn session(share: &Arc<Share>, link: &Arc<Link>, identity: &Identity) -> a
             other.name()
         ),
     };
-    let unknown = share.opened_head < cursor && cursor < share.began_at;
-    if cursor > durable || unknown {
-        if meta.replica != share.first_replica {
+    match share.opening.claim(meta.replica, cursor, durable) {
+        Claim::Fits => {}
+        Claim::Impossible => bail!(
+            "{} claims rows up to {cursor} of an index that this node has begun since it started and that ends at \
+             {durable}: it cannot have them",
+            link.peer
+        ),
+        Claim::SetBack(gap) => {
+            let _ = share.inputs.send(Input::Renew(gap)).await;
             bail!(
-                "{} claims rows up to {cursor} of an index that this node has begun since it started and that ends at \
-                 {durable}: it cannot have them",
-                link.peer
+                "{} has rows up to {cursor} of this node's index, which ended at {}: the index was restored from a copy; it \
+                 gets a new identity and everything is compared again",
+                link.peer,
+                gap.after
             );
         }
-        let _ = share.inputs.send(Input::Renew).await;
-        bail!(
-            "{} has rows up to {cursor} of this node's index, which ended at {}: the index was restored from a copy; it \
-             gets a new identity and everything is compared again",
-            link.peer,
-            share.opened_head
-        );
     }
     {
         let mut state = link.state.lock();

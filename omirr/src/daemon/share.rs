@@ -21,9 +21,9 @@ use super::recent::Recent;
 use super::recovered::Recovering;
 use crate::apply::{ApplyError, Ready, ShareRoot};
 use crate::config::Excludes;
-use crate::engine::{Marks, Offset, Policy};
+use crate::engine::{Marks, Offset, Opening, Policy};
 use crate::index::{Index, IndexError};
-use crate::model::{Entry, Mode, RelPath, ReplicaId};
+use crate::model::{Entry, Gap, Mode, RelPath, ReplicaId};
 use crate::resolve::Resolver;
 use crate::resolve::fallback::Locator;
 use crate::source::{KeptUp, Source};
@@ -56,8 +56,9 @@ pub enum Input {
     /// A peer has rows of this index that the index itself no longer has: it
     /// was restored from a copy and must not number its rows as before. Done
     /// once: no copy of an index is put in place while it is in use, so there
-    /// are no lost rows of a replica that began meanwhile.
-    Renew,
+    /// are no lost rows of a replica that began meanwhile. The lost rows had
+    /// numbers within the gap.
+    Renew(Gap),
     /// Names of nodes that a peer knows.
     Names(Vec<(ReplicaId, String)>),
 }
@@ -200,8 +201,6 @@ pub struct Share {
     pub node: String,
     pub root: ShareRoot,
     pub index: Index,
-    /// The index' replica when the share was opened; see [`Input::Renew`].
-    pub first_replica: ReplicaId,
     pub excludes: Excludes,
     pub policy: Policy,
     pub links: Vec<Arc<Link>>,
@@ -211,10 +210,8 @@ pub struct Share {
     /// The head when everything in the tree had been looked at once since the
     /// start; `u64::MAX` before.
     pub compared_at: AtomicU64,
-    /// The head when the index was opened, and the number before the first one
-    /// that this run gives.
-    pub opened_head: u64,
-    pub began_at: u64,
+    /// What the index was when it was opened; see [`Input::Renew`].
+    pub opening: Opening,
     dirty: Mutex<DirtySet>,
     /// Wakes the keeper after `dirty` has got its first path.
     pub wake: Notify,
@@ -319,8 +316,7 @@ pub struct Parts {
     pub policy: Policy,
     pub links: Vec<Arc<Link>>,
     pub first_contact: bool,
-    pub opened_head: u64,
-    pub began_at: u64,
+    pub opening: Opening,
 }
 
 impl Share {
@@ -336,14 +332,12 @@ impl Share {
             node: parts.node,
             root: parts.root,
             index: parts.index,
-            first_replica: meta.replica,
             excludes: parts.excludes,
             policy: parts.policy,
             links: parts.links,
             first_contact: parts.first_contact,
             compared_at: AtomicU64::new(u64::MAX),
-            opened_head: parts.opened_head,
-            began_at: parts.began_at,
+            opening: parts.opening,
             dirty: Mutex::default(),
             wake: Notify::new(),
             resolver,

@@ -4,7 +4,9 @@
 //! whether anything is in them. Out: whether to go on, to doubt the index, or to
 //! stop. The rule behind all of it: emptiness is no deletion.
 
-use crate::model::{Entry, StatSig};
+use std::collections::HashMap;
+
+use crate::model::{Entry, LinkGroup, StatSig};
 
 /// A directory with nothing in it is believed to have been emptied by hand where
 /// the index has fewer live rows than this; where it has more, it is asked
@@ -74,6 +76,25 @@ pub fn bears_out(entry: &Entry, sig: Option<&StatSig>) -> bool {
     entry.content().is_some() == sig.is_file()
         && sig.mtime == entry.mtime
         && entry.content().is_none_or(|(size, _)| size == sig.size)
+}
+
+/// Which hard-link groups of a doubted index are still one inode each. Only their
+/// names may be believed to be linked: groups that were named anew would pass for
+/// changes made here.
+#[derive(Debug, Default)]
+pub struct Groups(HashMap<LinkGroup, Option<u64>>);
+
+impl Groups {
+    /// A name of the group stands, and its inode is `ino`.
+    pub fn found(&mut self, group: LinkGroup, ino: u64) {
+        let known = self.0.entry(group).or_insert(Some(ino));
+        *known = known.filter(|known| *known == ino);
+    }
+
+    /// Whether all names that were found are one inode.
+    pub fn is_one(&self, group: LinkGroup) -> bool {
+        self.0.get(&group).is_some_and(Option::is_some)
+    }
 }
 
 #[cfg(test)]

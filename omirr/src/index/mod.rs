@@ -26,7 +26,7 @@ use redb::{MultimapTableDefinition, ReadableDatabase, ReadableTable, TableDefini
 use serde::{Deserialize, Serialize};
 
 use crate::crash::{self, Point};
-use crate::model::{ReplicaId, Stamp};
+use crate::model::{Gap, ReplicaId, Stamp};
 use backend::Freezable;
 
 pub use home::Home;
@@ -63,6 +63,8 @@ const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
 
 /// Where in `META` the index' [`Home`] is.
 const HOME: &str = "home";
+/// Where in `META` the [`Gap`]s are, oldest first.
+const GAPS: &str = "gaps";
 
 /// The layout that this code reads and writes.
 const FORMAT: u32 = 4;
@@ -146,6 +148,7 @@ pub struct Index {
     meta: Mutex<Meta>,
     /// As of the opening; none in an index that is new.
     home: Option<Home>,
+    gaps: Vec<Gap>,
 }
 
 impl Index {
@@ -185,13 +188,13 @@ impl Index {
             .map_err(|error| fail(error.into()))?;
         crash::here(Point::IndexMade);
         let txn = db.begin_write().map_err(|error| fail(error.into()))?;
-        let (found, home) = {
+        let (found, home, gaps) = {
             let table = txn.open_table(META).map_err(|error| fail(error.into()))?;
             let get = |name: &str| {
                 let record = table.get(name).map_err(|error| fail(error.into()))?;
                 Ok::<_, IndexError>(record.map(|record| record.value().to_vec()))
             };
-            (get("")?, get(HOME)?)
+            (get("")?, get(HOME)?, get(GAPS)?)
         };
         let corrupt = |what: String| IndexError::Corrupt {
             path: path.into(),
@@ -199,6 +202,8 @@ impl Index {
         };
         let home = home.map(|bytes| crate::wire::codec::from_bytes(&bytes));
         let home = home.transpose().map_err(|what| corrupt(what.to_string()))?;
+        let gaps = gaps.map(|bytes| crate::wire::codec::from_bytes(&bytes));
+        let gaps = gaps.transpose().map_err(|what| corrupt(what.to_string()))?;
         let meta = match found {
             Some(bytes) => {
                 // The format number comes first, so that a layout of another
@@ -258,6 +263,7 @@ impl Index {
             frozen,
             meta: Mutex::new(meta),
             home,
+            gaps: gaps.unwrap_or_default(),
         };
         index.write(|_| Ok(((), Durable::Yes)))?;
         crash::here(Point::IndexOpened);
@@ -271,6 +277,11 @@ impl Index {
     /// Where the index was at home when it was opened; none if it is new.
     pub fn home(&self) -> Option<&Home> {
         self.home.as_ref()
+    }
+
+    /// The numbers that had been left out when the index was opened.
+    pub fn gaps(&self) -> &[Gap] {
+        &self.gaps
     }
 
     pub fn replica(&self) -> ReplicaId {

@@ -7,13 +7,13 @@ use redb::{Database, MultimapTable, ReadableMultimapTable, ReadableTable, Readab
 use serde::Serialize;
 
 use super::{
-    ALIKE, CONTENTS, FORMAT, GROUPS, HOME, Home, INODES, INTENTS, IndexError, LARGE_BYTES, META, MOVES,
+    ALIKE, CONTENTS, FORMAT, GAPS, GROUPS, HOME, Home, INODES, INTENTS, IndexError, LARGE_BYTES, META, MOVES,
     MOVES_KEPT, Meta, NAMES, PeerState, ROWS, SEQS, SKETCHES,
 };
 use super::{read, storage};
 use crate::engine::is_conflict_path;
 use crate::model::{
-    Entry, Flags, Hash, Here, LinkGroup, Moved, Record, RelPath, ReplicaId, Row, Sketch, StatSig,
+    Entry, Flags, Gap, Hash, Here, LinkGroup, Moved, Record, RelPath, ReplicaId, Row, Sketch, StatSig,
 };
 
 /// Whether a commit must survive a crash before `write` returns.
@@ -30,6 +30,7 @@ pub struct Writer<'txn> {
     meta: Meta,
     /// To be written with `meta`.
     home: Option<Home>,
+    gaps: Option<Vec<Gap>>,
     rows: Table<'txn, &'static [u8], &'static [u8]>,
     seqs: Table<'txn, u64, &'static [u8]>,
     inodes: Table<'txn, u64, &'static [u8]>,
@@ -75,6 +76,7 @@ pub(super) fn transaction<T>(
             moves: txn.open_table(MOVES).map_err(|error| storage(&path, error))?,
             meta,
             home: None,
+            gaps: None,
             path: path.clone(),
         };
         let (result, durable) = work(&mut writer)?;
@@ -88,6 +90,11 @@ pub(super) fn transaction<T>(
         if let Some(home) = &writer.home {
             table
                 .insert(HOME, &encode(home)[..])
+                .map_err(|error| storage(&path, error))?;
+        }
+        if let Some(gaps) = &writer.gaps {
+            table
+                .insert(GAPS, &encode(gaps)[..])
                 .map_err(|error| storage(&path, error))?;
         }
         (result, durable, writer.meta)
@@ -124,6 +131,11 @@ impl Writer<'_> {
     /// From now on the index is at home here.
     pub fn set_home(&mut self, home: Home) {
         self.home = Some(home);
+    }
+
+    /// These numbers have been left out.
+    pub fn set_gaps(&mut self, gaps: Vec<Gap>) {
+        self.gaps = Some(gaps);
     }
 
     /// The next local sequence number, from now on in use.
@@ -316,7 +328,8 @@ impl Writer<'_> {
         }
     }
 
-    /// Forgets a path altogether, as if nothing had ever been known of it.
+    /// Forgets a path altogether, as if nothing had ever been known of it: what is
+    /// made there next need not win over what was.
     pub fn disown(&mut self, path: &RelPath) -> Result<(), IndexError> {
         let Some(mut old) = self.get(path)? else {
             return Ok(());
@@ -325,15 +338,19 @@ impl Writer<'_> {
         old.row.deleted = true;
         old.sig = None;
         self.put(path, &old)?;
-        self.forget(path)
+        self.take_out(path, &old)
     }
 
     /// Forgets a tombstone that every peer has.
     pub fn forget(&mut self, path: &RelPath) -> Result<(), IndexError> {
         let Some(old) = self.get(path)? else { return Ok(()) };
         assert!(old.row.deleted, "only tombstones are forgotten");
-        self.meta.tombstones -= 1;
         self.meta.forgotten = self.meta.forgotten.max(Some(old.row.version.stamp));
+        self.take_out(path, &old)
+    }
+
+    fn take_out(&mut self, path: &RelPath, old: &Record) -> Result<(), IndexError> {
+        self.meta.tombstones -= 1;
         self.seqs
             .remove(old.seq)
             .map_err(|error| storage(&self.path, error))?;

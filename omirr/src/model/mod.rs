@@ -23,4 +23,4 @@ pub use path::{PATH_MAX, PathError, RelPath, TEMP_PREFIX, is_temp_name};
 pub use row::{Record, Row, StatSig};
 pub use sketch::Sketch;
 pub use tree::{Moved, TreeMove};
-pub use version::{Relation, ReplicaId, Stamp, Vector, Version};
+pub use version::{Gap, Relation, ReplicaId, Stamp, Vector, Version};

@@ -100,6 +100,13 @@ impl FromIterator<(ReplicaId, u64)> for Vector {
     }
 }
 
+/// Sequence numbers that an index has left out: those after `after`, up to `upto`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Gap {
+    pub after: u64,
+    pub upto: u64,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Version {
     pub vector: Vector,

@@ -1,8 +1,9 @@
 //! A directory tree in memory, with inodes, that refuses what a kernel would.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 
 use omirr::model::{Entry, Kind, RelPath, Time};
+use rustc_hash::FxHashMap;
 
 #[derive(Clone, Debug)]
 pub(crate) struct Inode {
@@ -19,7 +20,7 @@ pub(crate) struct Refused;
 #[derive(Clone, Debug)]
 pub(crate) struct Disk {
     pub(crate) names: BTreeMap<RelPath, u64>,
-    pub(crate) inodes: HashMap<u64, Inode>,
+    pub(crate) inodes: FxHashMap<u64, Inode>,
     next_ino: u64,
     /// The node's clock: stamps directories when names in them change.
     pub(crate) clock: Time,
@@ -34,7 +35,7 @@ impl Disk {
         };
         Disk {
             names: BTreeMap::from([(RelPath::root(), 1)]),
-            inodes: HashMap::from([(1, inode)]),
+            inodes: FxHashMap::from_iter([(1, inode)]),
             next_ino: 2,
             clock,
         }
@@ -62,6 +63,10 @@ impl Disk {
             .filter(|(_, at)| **at == ino)
             .map(|(path, _)| path.clone())
             .collect()
+    }
+
+    pub(crate) fn has_several_names(&self, ino: u64) -> bool {
+        self.names.values().filter(|at| **at == ino).nth(1).is_some()
     }
 
     pub(crate) fn beneath(&self, path: &RelPath) -> Vec<RelPath> {
@@ -152,6 +157,49 @@ impl Disk {
         self.dir_changed(from);
         self.dir_changed(to);
         Ok(())
+    }
+
+    /// What the tree was once is put back by a tool that leaves alone what has not
+    /// changed, or writes everything anew: contents and attributes are as they
+    /// were, inodes and change times are not.
+    pub(crate) fn put_back(&mut self, old: &Disk, all_anew: bool) {
+        let mut names = BTreeMap::new();
+        let mut inodes = FxHashMap::default();
+        let mut made: FxHashMap<u64, u64> = FxHashMap::default();
+        for (path, was) in &old.names {
+            let entry = &old.inodes[was].entry;
+            let here = self.ino(path).filter(|ino| {
+                let kept = *ino == 1 || !all_anew;
+                kept && self.inodes[ino].entry == *entry && !made.values().any(|made| made == ino)
+            });
+            let ino = *made.entry(*was).or_insert_with(|| match (here, path.is_root()) {
+                (Some(ino), _) => ino,
+                (None, true) => 1,
+                (None, false) => {
+                    self.next_ino += 1;
+                    self.next_ino - 1
+                }
+            });
+            names.insert(path.clone(), ino);
+            let kept = here
+                .filter(|here| *here == ino)
+                .and_then(|ino| self.inodes.get(&ino));
+            inodes.entry(ino).or_insert_with(|| {
+                let anew = Inode {
+                    entry: entry.clone(),
+                    ctime_ms: self.clock.millis(),
+                };
+                kept.cloned().unwrap_or(anew)
+            });
+        }
+        (self.names, self.inodes) = (names, inodes);
+    }
+
+    /// The filesystem is rolled back to a snapshot of it: all is as it was.
+    pub(crate) fn roll_back(&mut self, old: &Disk) {
+        (self.names, self.inodes) = (old.names.clone(), old.inodes.clone());
+        // Numbers of inodes that were made since, or on another disk, stay theirs.
+        self.next_ino = self.next_ino.max(old.next_ino);
     }
 
     fn parent_is_dir(&self, path: &RelPath) -> Result<(), Refused> {

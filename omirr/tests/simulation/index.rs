@@ -7,7 +7,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use omirr::engine::{Past, Reserve, Rows, Sequence, may_forget};
-use omirr::model::{Hash, LinkGroup, Moved, Record, RelPath, ReplicaId, Row, Stamp};
+use omirr::model::{Gap, Hash, LinkGroup, Moved, Record, RelPath, ReplicaId, Row, Stamp};
 
 /// So many moves are kept: few, so that histories meet one that is forgotten.
 const MOVES_KEPT: usize = 8;
@@ -27,6 +27,8 @@ pub(crate) struct Index {
     /// Per peer: everything of this replica up to here is in `records`.
     pub(crate) cursors: BTreeMap<u32, (ReplicaId, u64)>,
     pub(crate) reserve: Reserve,
+    /// Numbers that were left out.
+    pub(crate) gaps: Vec<Gap>,
     pub(crate) intents: BTreeMap<RelPath, Intent>,
     /// The highest sequence number ever used.
     head: u64,
@@ -78,6 +80,13 @@ impl Index {
 
     pub(crate) fn last_stamp(&self) -> Option<Stamp> {
         self.stamp
+    }
+
+    /// Forgets a path altogether, as if nothing had ever been known of it.
+    pub(crate) fn disown(&mut self, path: &RelPath) {
+        if let Some(record) = self.records.remove(path) {
+            self.by_seq.remove(&record.seq);
+        }
     }
 
     /// Forgets the tombstones that may be.

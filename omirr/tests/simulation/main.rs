@@ -5,10 +5,12 @@
 //! `OMIRR_SIM_RUNS` sets how many, `OMIRR_SIM_FIRST` the first one's seed;
 //! `OMIRR_SIM_SEED` runs one and prints all that happens in it.
 
+mod applier;
 mod disk;
 mod index;
 mod node;
 mod random;
+mod restores;
 mod trace;
 mod users;
 mod world;
@@ -41,14 +43,17 @@ fn all_trees_are_equal_in_the_end_and_nothing_is_lost() {
     let mut failed: Vec<(u64, String)> = (first..first + runs)
         .into_par_iter()
         .filter_map(|seed| {
-            let why = World::new(seed, false).run().err()?;
+            // A panic is to be told with its history's seed as well.
+            let run = std::panic::catch_unwind(|| World::new(seed, false).run());
+            let why = run.unwrap_or_else(|_| Err("panicked".to_owned())).err()?;
             Some((seed, why))
         })
         .collect();
     failed.sort_unstable();
     if let Some((seed, _)) = failed.first() {
         let mut world = World::new(*seed, true);
-        let _same = world.run();
+        let run = std::panic::AssertUnwindSafe(|| world.run());
+        let _same = std::panic::catch_unwind(run);
         println!("{}", world.trace.text());
     }
     let failed: Vec<String> = failed

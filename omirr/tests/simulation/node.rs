@@ -6,14 +6,15 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use omirr::engine::{
-    Arrived, Author, Content, Context, Decided, Expansion, Found, Install, Marks, Name, Observed, Outgoing,
-    Past, Policy, Progress, Rows, Seen, Step, Work, decide_local, decide_remote, expand, goes_inline,
-    incoherent, link_group, observe_also, plan, plan_one_by_one, recover, relink, whole_moves,
+    Arrived, Author, Context, Decided, Expansion, Found, Install, Marks, Name, Observed, Opening, Outgoing,
+    Past, Policy, Progress, Reserve, Rows, Seen, Step, Work, decide_local, decide_remote, expand,
+    goes_inline, incoherent, link_group, observe_also, plan, plan_one_by_one, recover, relink, whole_moves,
 };
 use omirr::model::{
     Entry, Hash, LinkGroup, Origin, Record, RelPath, ReplicaId, Row, StatSig, Time, TreeMove,
 };
 
+use crate::applier::Applier;
 use crate::disk::Disk;
 use crate::index::{Index, Intent};
 use crate::random::Rng;
@@ -97,6 +98,16 @@ pub(crate) struct Node {
     renamed: Vec<(RelPath, RelPath)>,
     /// Per peer: how far it is past this node's tombstones.
     pub(crate) marks: BTreeMap<u32, Marks>,
+    /// The index is not the file that was last used.
+    pub(crate) copied: bool,
+    /// The index was put back in its own file, and has not noticed.
+    pub(crate) set_back: bool,
+    /// How many indexes this node has had.
+    pub(crate) lives: u64,
+    /// What the index was when this run began.
+    pub(crate) opening: Opening,
+    /// What is found without a row is dated by its content.
+    pub(crate) first_contact: bool,
     pub(crate) log: Trace,
 }
 
@@ -124,28 +135,30 @@ impl Node {
             plains: Vec::new(),
             renamed: Vec::new(),
             marks: BTreeMap::new(),
+            copied: false,
+            set_back: false,
+            lives: 1,
+            opening: Opening::of(replica, 0, Vec::new(), 0),
+            first_contact: false,
             log: Trace::new(traced),
         }
     }
 
-    /// Loses its index, and all of its disk but the root, if `disk` is given.
-    /// With a new index comes a new replica.
-    pub(crate) fn start_anew(&mut self, disk: Option<Disk>) {
-        self.replica = ReplicaId(self.replica.0 + 100);
-        self.disk = disk.unwrap_or_else(|| self.disk.clone());
-        self.durable = Index::default();
-        self.start(true);
-    }
-
     /// Comes up after a clean stop or a crash, and compares all of the tree
-    /// with the index.
-    pub(crate) fn start(&mut self, clean: bool) {
+    /// with the index. `now_ms` is by a clock that is right: numbers of rows begin
+    /// there, and a clock that is put back as well would hide that an index was.
+    pub(crate) fn start(&mut self, clean: bool, now_ms: u64) {
         self.index = self.durable.clone();
-        let reserve = (!clean).then_some(self.index.reserve);
-        self.author = Author::new(self.replica, self.index.head(), self.index.last_stamp(), reserve);
-        if let Some(stamp) = self.index.forgotten {
-            self.author.forgets(stamp);
+        self.first_contact = self.index.head() == 0 || self.copied;
+        if std::mem::take(&mut self.copied) {
+            self.doubt();
         }
+        let gaps = std::mem::take(&mut self.index.gaps);
+        self.opening = Opening::of(self.replica, self.index.head(), gaps, now_ms);
+        self.index.gaps.clone_from(&self.opening.gaps);
+        // Only what is sent before it is durable can be lost by a crash.
+        let reserve = (!clean && self.hasty).then_some(self.index.reserve);
+        self.author = self.author_after(self.opening.began_at, reserve);
         self.marks.clear();
         self.dirty.clear();
         self.pending.clear();
@@ -159,7 +172,21 @@ impl Node {
         self.recover_intents();
         self.rescan();
         self.local_pass(&mut |_| Event::Nothing).expect("nothing crashes");
+        self.first_contact = false;
+        if let Some(stamp) = self.index.forgotten {
+            self.author.forgets(stamp);
+        }
         self.commit();
+    }
+
+    /// Goes on where the index ends, or after the number `at_least`.
+    pub(crate) fn author_after(&self, at_least: u64, reserve: Option<Reserve>) -> Author {
+        let head = self.index.head().max(at_least);
+        let mut author = Author::new(self.replica, head, self.index.last_stamp(), reserve);
+        if let Some(stamp) = self.index.forgotten.filter(|_| !self.first_contact) {
+            author.forgets(stamp);
+        }
+        author
     }
 
     fn recover_intents(&mut self) {
@@ -336,7 +363,7 @@ impl Node {
                 }));
                 todo.insert(from.clone());
             }
-            let several = ino.is_some_and(|ino| self.disk.names_of(ino).len() > 1);
+            let several = ino.is_some_and(|ino| self.disk.has_several_names(ino));
             if let Some(ino) = ino.filter(|_| several) {
                 let group = record.and_then(|record| record.row.live()?.link);
                 todo.extend(group.into_iter().flat_map(|group| sure(self.index.linked(group))));
@@ -418,6 +445,13 @@ impl Node {
     }
 
     fn changed_at(&self, path: &RelPath) -> Option<u64> {
+        if let Some(entry) = self.disk.entry(path)
+            && self.first_contact
+            && self.index.get(path).is_none()
+        {
+            let changed = self.disk.ctime_ms(path);
+            return changed.map(|changed| changed.min(entry.mtime.millis()));
+        }
         let parent = path.parent().and_then(|dir| self.disk.ctime_ms(&dir));
         self.disk.ctime_ms(path).or(parent)
     }
@@ -758,7 +792,14 @@ impl Node {
         }
     }
 
-    fn put(&mut self, path: &RelPath, seq: u64, row: Row, via: Option<u32>, moved_from: Option<RelPath>) {
+    pub(crate) fn put(
+        &mut self,
+        path: &RelPath,
+        seq: u64,
+        row: Row,
+        via: Option<u32>,
+        moved_from: Option<RelPath>,
+    ) {
         let sig = if row.deleted { None } else { self.sig(path) };
         self.index.put(
             path.clone(),
@@ -773,7 +814,7 @@ impl Node {
         );
     }
 
-    fn sig(&self, path: &RelPath) -> Option<StatSig> {
+    pub(crate) fn sig(&self, path: &RelPath) -> Option<StatSig> {
         let ino = self.disk.ino(path)?;
         let inode = &self.disk.inodes[&ino];
         let none = Time { secs: 0, nanos: 0 };
@@ -795,191 +836,6 @@ impl Node {
     fn reserve(&mut self) {
         if self.author.exceeds(&self.durable.reserve) {
             self.commit();
-        }
-    }
-}
-
-/// Does steps on a disk, as the real applier must: never touching what is not
-/// as the index says.
-struct Applier {
-    /// Content that is at hand.
-    content: HashSet<Hash>,
-    /// Inode and entry at paths that steps have changed.
-    expected: HashMap<RelPath, Option<(u64, Entry)>>,
-    wants: Vec<Want>,
-}
-
-impl Applier {
-    fn step(&mut self, disk: &mut Disk, index: &Index, step: &Step) -> bool {
-        let done = match step {
-            Step::Stage { path, entry, content } => self.stage(disk, path, entry, content),
-            Step::Aside { path, to } => {
-                let ino = disk.ino(path);
-                let done = self.is_expected(disk, index, path)
-                    && disk.entry(to).is_none()
-                    && ino.is_some_and(|ino| disk.put(to, ino).is_ok());
-                if done {
-                    self.note(disk, to);
-                }
-                done
-            }
-            Step::Install { path, entry, how } => {
-                let done = self.install(disk, index, path, entry, how);
-                if let Install::Moved { from } = how
-                    && done
-                {
-                    self.note(disk, from);
-                }
-                done
-            }
-            Step::Remove { path } => {
-                disk.entry(path).is_none()
-                    || (self.is_expected(disk, index, path) && disk.remove(path).is_ok())
-            }
-            Step::Times { path, entry } => {
-                let same = disk.entry(path).is_some_and(|here| {
-                    *here
-                        == Entry {
-                            mtime: here.mtime,
-                            ..entry.clone()
-                        }
-                });
-                same && disk.set(path, entry).is_ok()
-            }
-            Step::Restore { path, entry } => {
-                if self.is_expected(disk, index, path) && disk.is_dir(path) {
-                    return disk.set(path, entry).is_ok();
-                }
-                true
-            }
-        };
-        if done && !matches!(step, Step::Stage { .. }) {
-            self.note(disk, step.path());
-        }
-        done
-    }
-
-    fn stage(&mut self, disk: &Disk, path: &RelPath, entry: &Entry, content: &Content) -> bool {
-        let Some((_, hash)) = entry.content() else {
-            return false;
-        };
-        if let Content::Copy { from } = content
-            && disk.entry(from).is_some_and(|here| here.kind == entry.kind)
-        {
-            return true;
-        }
-        if !self.content.contains(&hash) {
-            self.wants.push(Want {
-                path: path.clone(),
-                hash,
-            });
-            return false;
-        }
-        true
-    }
-
-    fn install(
-        &mut self,
-        disk: &mut Disk,
-        index: &Index,
-        path: &RelPath,
-        entry: &Entry,
-        how: &Install,
-    ) -> bool {
-        if !self.is_expected(disk, index, path) {
-            return false;
-        }
-        let bare = Entry {
-            link: None,
-            ..entry.clone()
-        };
-        match how {
-            Install::Staged | Install::Fresh => {
-                let ino = disk.make(entry);
-                let put = disk.put(path, ino).is_ok();
-                if !put {
-                    disk.inodes.remove(&ino);
-                }
-                put
-            }
-            Install::Link { existing } => {
-                let Some(ino) = disk.ino(existing) else {
-                    return false;
-                };
-                disk.entry(existing) == Some(&bare) && disk.put(path, ino).is_ok()
-            }
-            Install::Moved { from } => {
-                self.is_expected(disk, index, from)
-                    && disk.entry(from) == Some(&bare)
-                    && disk.rename(from, path).is_ok()
-            }
-            Install::MovedTree { from } => {
-                let is = |(_, entry): &&(u64, Entry)| entry.is_dir();
-                let known = self.expected_at(index, from);
-                let Some((ino, _)) = known.as_ref().filter(is) else {
-                    return false;
-                };
-                if disk.ino(from) != Some(*ino) || !disk.is_dir(from) {
-                    return false;
-                }
-                let beneath: Vec<RelPath> = index.live_at_and_beneath(from);
-                let carried: Vec<_> = beneath
-                    .into_iter()
-                    .map(|at| (self.expected_at(index, &at), at))
-                    .collect();
-                if disk.rename(from, path).is_err() {
-                    return false;
-                }
-                for (known, at) in carried {
-                    self.expected.extend(at.rebase(from, path).map(|to| (to, known)));
-                    self.expected.insert(at, None);
-                }
-                true
-            }
-            Install::Attributes => {
-                let Some(ino) = disk.ino(path) else { return false };
-                let names = disk.names_of(ino);
-                let kind = disk.entry(path).is_some_and(|here| here.kind == entry.kind);
-                let fine = kind && names.iter().all(|name| self.is_expected(disk, index, name));
-                if fine && disk.set(path, entry).is_ok() {
-                    for name in &names {
-                        self.note(disk, name);
-                    }
-                    return true;
-                }
-                false
-            }
-        }
-    }
-
-    fn note(&mut self, disk: &Disk, path: &RelPath) {
-        let now = disk.ino(path).map(|ino| (ino, disk.inodes[&ino].entry.clone()));
-        self.expected.insert(path.clone(), now);
-    }
-
-    fn expected_at(&self, index: &Index, path: &RelPath) -> Option<(u64, Entry)> {
-        match self.expected.get(path) {
-            Some(expected) => expected.clone(),
-            None => index.get(path).and_then(|record| {
-                let entry = Entry {
-                    link: None,
-                    ..record.row.live()?.clone()
-                };
-                Some((record.sig.map_or(0, |sig| sig.ino), entry))
-            }),
-        }
-    }
-
-    fn is_expected(&self, disk: &Disk, index: &Index, path: &RelPath) -> bool {
-        let expected = self.expected_at(index, path);
-        let here = disk.ino(path).map(|ino| (ino, disk.inodes[&ino].entry.clone()));
-        match (here, expected) {
-            (None, None) => true,
-            (Some((ino, here)), Some((expected_ino, expected))) => {
-                let mtime = if here.is_dir() { here.mtime } else { expected.mtime };
-                (ino == expected_ino) && here == Entry { mtime, ..expected }
-            }
-            _ => false,
         }
     }
 }

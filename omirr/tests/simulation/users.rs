@@ -15,6 +15,8 @@ pub(crate) struct Users {
     pub(crate) written: HashMap<Kind, String>,
     /// What a user has overwritten or removed somewhere.
     pub(crate) removed: HashSet<Kind>,
+    /// Which node's users have moved what since all trees were equal.
+    pub(crate) moved: HashMap<Kind, String>,
 }
 
 impl Users {
@@ -24,7 +26,12 @@ impl Users {
             next_content: 1,
             written: HashMap::new(),
             removed: HashSet::new(),
+            moved: HashMap::new(),
         }
+    }
+
+    pub(crate) fn now_ms(&self) -> u64 {
+        self.now_ns / 1_000_000
     }
 
     pub(crate) fn time(&mut self, skew_ms: i64) -> Time {
@@ -67,7 +74,10 @@ impl Users {
                 let gained = after
                     .iter()
                     .any(|(at, now)| now == kind && contents.get(at) != Some(kind));
-                if !gained {
+                // Two who carry one content to different places each take away what
+                // the other has left: then nobody has it, as both have said.
+                let mover = self.moved.entry(kind.clone()).or_insert_with(|| node.to_owned());
+                if !gained || mover != node {
                     self.removed.insert(kind.clone());
                 }
             }

@@ -4,12 +4,13 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use omirr::engine::{Outgoing, Policy, Rows};
-use omirr::model::{Entry, Flags, Kind, Record, RelPath};
+use omirr::engine::{Claim, Outgoing, Policy};
+use omirr::model::{Entry, Flags, Kind, Record, RelPath, ReplicaId};
 
 use crate::disk::Disk;
-use crate::node::{Crashed, Event, Node, Sent, Want, shown, sure};
+use crate::node::{Crashed, Event, Node, Sent, Want, name_of, shown};
 use crate::random::Rng;
+use crate::restores::Backup;
 use crate::trace::Trace;
 use crate::users::Users;
 
@@ -18,7 +19,7 @@ use crate::users::Users;
 const ROUNDS: usize = 400;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Manner {
+pub(crate) enum Manner {
     /// Everybody changes everything.
     Free,
     /// Only the first node's users change anything: all trees become its tree.
@@ -51,31 +52,40 @@ enum Message {
 /// One direction of rows between two nodes: `from` dialled.
 struct Connection {
     outgoing: Outgoing,
+    /// The sender's index when it connected.
+    replica: ReplicaId,
     /// On the way to the receiver, and to the sender.
     forth: VecDeque<Message>,
     back: VecDeque<Message>,
 }
 
-struct Place {
-    node: Node,
-    up: bool,
-    clean: bool,
+pub(crate) struct Place {
+    pub(crate) node: Node,
+    pub(crate) up: bool,
+    pub(crate) clean: bool,
     skew_ms: i64,
     /// Events that have not arrived yet.
-    events: Vec<RelPath>,
-    lost: bool,
+    pub(crate) events: Vec<RelPath>,
+    pub(crate) lost: bool,
     /// Counts the lives of the process.
     boot: u64,
     /// Per peer: its boot and this node's head when it was first heard of.
     heard: BTreeMap<u32, (u64, u64)>,
+    pub(crate) backups: Vec<Backup>,
+    /// The head of the index when it was last found whole.
+    whole: u64,
 }
 
 pub(crate) struct World {
-    rng: Rng,
-    users: Users,
-    manner: Manner,
+    pub(crate) rng: Rng,
+    pub(crate) users: Users,
+    pub(crate) manner: Manner,
     policy: Policy,
-    places: Vec<Place>,
+    pub(crate) places: Vec<Place>,
+    /// Backups are made and put back.
+    pub(crate) restores: bool,
+    /// What a node must not find, and has found.
+    fault: Option<String>,
     /// Who may talk to whom.
     links: Vec<(usize, usize)>,
     connections: BTreeMap<(usize, usize), Connection>,
@@ -83,7 +93,7 @@ pub(crate) struct World {
     pub(crate) trace: Trace,
 }
 
-fn root_entry(users: &mut Users) -> Entry {
+pub(crate) fn root_entry(users: &mut Users) -> Entry {
     let mtime = users.time(0);
     Entry {
         kind: Kind::Directory,
@@ -155,7 +165,7 @@ impl World {
             }
             homes.push(home);
             let mut node = Node::new(id as u64, disk, policy, hasty, rng.next(), traced);
-            node.start(true);
+            node.start(true, users.now_ms());
             let skew_ms = if rng.chance(50) {
                 0
             } else {
@@ -171,8 +181,12 @@ impl World {
                 lost: false,
                 boot: 0,
                 heard,
+                backups: Vec::new(),
+                whole: 0,
             });
         }
+        // Where all of a tree stays as its users left it, nothing is put back.
+        let restores = manner != Manner::Apart && rng.chance(40);
         let mut trace = Trace::new(traced);
         trace.say(|| {
             format!(
@@ -190,6 +204,8 @@ impl World {
             manner,
             policy,
             places,
+            restores,
+            fault: None,
             links,
             connections: BTreeMap::new(),
             homes,
@@ -207,18 +223,23 @@ impl World {
                 self.something();
                 self.drain_logs();
                 self.check_whole()?;
+                self.fault.take().map_or(Ok(()), Err)?;
             }
             left = self.left(&self.homes);
             self.heal()?;
         }
         self.check()?;
         self.check_left(&left)?;
+        self.restores = false;
         self.check_forgotten()
     }
 
     fn something(&mut self) {
         let at = self.rng.below(self.places.len() as u64) as usize;
         self.users.now_ns += self.rng.below(3_000_000_000);
+        if self.restores && self.rng.chance(4) {
+            return self.save_or_restore(at);
+        }
         match self.rng.below(100) {
             0..=26 => self.act(at),
             27..=28 => self.acknowledge(),
@@ -227,10 +248,10 @@ impl World {
             40..=54 => self.settle(at, true),
             55..=84 => self.talk(),
             85..=88 => self.cut(),
-            89..=90 => self.places[at].node.commit(),
+            89..=90 if self.places[at].up => self.places[at].node.commit(),
             91..=92 => self.crash(at),
             93..=94 => self.stop(at),
-            95 => self.start_anew(at),
+            95 => self.lose_index(at),
             96 => self.acknowledge(),
             97 => self.start(at),
             98 if self.rng.chance(50) => self.sweep(at),
@@ -244,7 +265,7 @@ impl World {
         }
     }
 
-    fn set_clock(&mut self, at: usize) {
+    pub(crate) fn set_clock(&mut self, at: usize) {
         self.places[at].node.disk.clock = self.users.time(self.places[at].skew_ms);
     }
 
@@ -344,7 +365,7 @@ impl World {
         }
     }
 
-    fn crash(&mut self, at: usize) {
+    pub(crate) fn crash(&mut self, at: usize) {
         if self.places[at].up {
             self.drain_logs();
             self.trace.say(|| format!("n{at} CRASHES"));
@@ -352,7 +373,7 @@ impl World {
         }
     }
 
-    fn stop(&mut self, at: usize) {
+    pub(crate) fn stop(&mut self, at: usize) {
         if self.places[at].up {
             self.trace.say(|| format!("n{at} stops"));
             self.places[at].node.commit();
@@ -369,7 +390,7 @@ impl World {
         self.connections.retain(|(from, to), _| *from != at && *to != at);
     }
 
-    fn start(&mut self, at: usize) {
+    pub(crate) fn start(&mut self, at: usize) {
         if self.places[at].up {
             return;
         }
@@ -380,35 +401,30 @@ impl World {
         place.boot += 1;
         place.heard.clear();
         let clean = place.clean;
-        place.node.start(clean);
+        place.node.start(clean, self.users.now_ms());
         self.drain_logs();
     }
 
-    /// A node that is down comes back without its index, perhaps without its
-    /// disk. Nobody's tree can then be expected to be as its users left it.
-    fn start_anew(&mut self, at: usize) {
-        if self.places[at].up || self.manner != Manner::Free {
-            return;
+    /// Whether a peer that has `from`'s rows up to `cursor` can have them. If not,
+    /// the sender takes another number for itself, and dials again.
+    fn fits(&mut self, from: usize, to: usize, cursor: u64) -> bool {
+        let node = &mut self.places[from].node;
+        if node.hasty {
+            // What was sent before it was durable may be lost by any crash.
+            return true;
         }
-        let node = &self.places[at].node;
-        let disk = self.rng.chance(50).then(|| {
-            self.users.removed.extend(node.disk.contents().into_values());
-            let root = node.disk.entry(&RelPath::root()).cloned();
-            Disk::new(root.unwrap_or_else(|| root_entry(&mut self.users)))
-        });
-        self.trace.say(|| {
-            format!(
-                "n{at} starts without its index{}",
-                if disk.is_some() { " and disk" } else { "" }
-            )
-        });
-        self.places[at].node.start_anew(disk);
-        self.set_clock(at);
-        let place = &mut self.places[at];
-        place.up = true;
-        place.boot += 1;
-        place.heard.clear();
-        self.drain_logs();
+        match node.opening.claim(node.replica, cursor, node.durable.head()) {
+            Claim::Fits => return true,
+            Claim::SetBack(gap) if node.set_back => {
+                self.trace
+                    .say(|| format!("n{from} learns from n{to}, which has {cursor}, that it was set back"));
+                node.renew(gap);
+            }
+            claim => {
+                self.fault = Some(format!("n{to} has row {cursor} of n{from}: {claim:?}"));
+            }
+        }
+        false
     }
 
     /// A pair of nodes connects, or something moves between them.
@@ -464,12 +480,16 @@ impl World {
         };
         let marks = self.places[from].node.marks.entry(to as u32).or_default();
         marks.connected(theirs, cursor, head);
+        if !self.fits(from, to, cursor) {
+            return;
+        }
         let fresh_after = self.places[from].heard[&(to as u32)].1;
         self.trace
             .say(|| format!("n{from} connects to n{to} at cursor {cursor}, fresh after {fresh_after}"));
         let outgoing = Outgoing::new(to as u32, cursor, fresh_after);
         let connection = Connection {
             outgoing,
+            replica,
             forth: VecDeque::new(),
             back: VecDeque::new(),
         };
@@ -508,7 +528,7 @@ impl World {
         let head = node.index.head();
         // A cursor of the sender's former index is not about this connection.
         if let Some(connection) = self.connections.get_mut(&(from, to))
-            && replica == self.places[from].node.replica
+            && replica == connection.replica
         {
             self.trace
                 .say(|| format!("n{to} has n{from}'s rows up to {durable}, its own head is {head}"));
@@ -517,6 +537,11 @@ impl World {
     }
 
     fn sweep(&mut self, at: usize) {
+        if self.restores && self.manner == Manner::OneWriter {
+            // An older tree brings back what was deleted where that is forgotten:
+            // then it would not be the writer's tree that all have in the end.
+            return;
+        }
         let linked = self.links.iter().filter(|(from, _)| *from == at);
         let peers: Vec<u32> = linked.map(|(_, to)| *to as u32).collect();
         if self.places[at].up {
@@ -600,7 +625,7 @@ impl World {
         true
     }
 
-    fn drain_logs(&mut self) {
+    pub(crate) fn drain_logs(&mut self) {
         for (at, place) in self.places.iter_mut().enumerate() {
             self.trace.take(at, &mut place.node.log);
         }
@@ -662,6 +687,7 @@ impl World {
             quiet = if moved { 0 } else { quiet + 1 };
             if quiet == 3 {
                 self.trace.say(|| format!("--- quiet after {round} rounds"));
+                self.users.moved.clear();
                 return Ok(());
             }
         }
@@ -674,14 +700,17 @@ impl World {
     }
 
     /// No index ever has a live path whose parent is no live directory.
-    fn check_whole(&self) -> Result<(), String> {
-        for (at, place) in self.places.iter().enumerate() {
+    fn check_whole(&mut self) -> Result<(), String> {
+        for (at, place) in self.places.iter_mut().enumerate() {
+            // Rows that change take other numbers.
+            if std::mem::replace(&mut place.whole, place.node.index.head()) == place.node.index.head() {
+                continue;
+            }
             for (path, record) in &place.node.index.records {
-                let Some(parent) = path.parent().filter(|_| !record.row.deleted) else {
-                    continue;
-                };
-                let above = sure(place.node.index.row(&parent));
-                if !parent.is_root() && !above.is_some_and(|row| row.is_live_dir()) {
+                let parent = if record.row.deleted { None } else { path.parent() };
+                let Some(parent) = parent else { continue };
+                let above = place.node.index.get(&parent);
+                if !parent.is_root() && !above.is_some_and(|record| record.row.is_live_dir()) {
                     return Err(format!(
                         "n{at} has {path} but not the directory {parent} in its index"
                     ));
@@ -716,14 +745,22 @@ impl World {
 
     /// Everybody connects, talks, tells how far it is, and forgets what it may.
     fn acknowledge_all(&mut self) {
-        for (from, to) in self.links.clone() {
-            self.connect(from, to);
-            self.send(from, to, 1000);
-            while self.forth(from, to, false) {}
-        }
-        for at in 0..self.places.len() {
-            self.settle(at, false);
-            self.places[at].node.commit();
+        // What is told goes all the way round before anybody forgets it, as it
+        // does where nodes forget only when they have been idle for long.
+        for _ in 0..2 * self.places.len() {
+            let mut moved = false;
+            for (from, to) in self.links.clone() {
+                self.connect(from, to);
+                moved |= self.send(from, to, 1000);
+                while self.forth(from, to, false) {}
+            }
+            for at in 0..self.places.len() {
+                self.settle(at, false);
+                self.places[at].node.commit();
+            }
+            if !moved {
+                break;
+            }
         }
         for (from, to) in self.links.clone() {
             self.acknowledge_on((from, to));
@@ -824,7 +861,8 @@ impl World {
                 Manner::Apart => path.is_within(&self.homes[at]) || path.is_root(),
             };
             let author = record.row.version.stamp.replica;
-            if !(0..self.places.len()).any(|at| may(at) && self.places[at].node.replica == author) {
+            // The root is there before anything else, perhaps in another life.
+            if !(0..self.places.len()).any(|at| may(at) && name_of(author) == format!("n{at}")) {
                 return Err(format!(
                     "a node made a row without need: {}",
                     shown(path, &record.row)
