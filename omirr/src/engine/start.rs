@@ -102,6 +102,16 @@ mod tests {
     use super::*;
 
     #[test]
+    fn names_are_linked_that_are_one_inode() {
+        let mut groups = Groups::default();
+        for (group, ino) in [(1, 5), (1, 5), (2, 6), (2, 7), (2, 6)] {
+            groups.found(LinkGroup(group), ino);
+        }
+        let is_one = [1, 2, 3].map(|group| groups.is_one(LinkGroup(group)));
+        assert_eq!(is_one, [true, false, false]);
+    }
+
+    #[test]
     fn emptiness_is_no_deletion() {
         let same = AtStart {
             live: 100,

@@ -580,6 +580,27 @@ mod tests {
     }
 
     #[test]
+    fn a_row_that_is_disowned_outdates_nothing_and_numbers_left_out_are_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = dir.path().join("index.redb");
+        let gap = Gap { after: 5, upto: 9 };
+        let index = Index::open(&at, "one").unwrap();
+        index
+            .write(|w| {
+                w.put(&path("old"), &record(5, 7, false, Some(3)))?;
+                w.disown(&path("old"))?;
+                w.set_gaps(vec![gap]);
+                Ok(((), Durable::Yes))
+            })
+            .unwrap();
+        // A file that is found there is as old as it is, not newer than the row.
+        assert_eq!((index.meta().forgotten, index.meta().live), (None, 0));
+        assert!(index.read().unwrap().get(&path("old")).unwrap().is_none());
+        drop(index);
+        assert_eq!(Index::open(&at, "one").unwrap().gaps(), [gap]);
+    }
+
+    #[test]
     fn another_format_is_named() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("index.redb");
