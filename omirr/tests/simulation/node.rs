@@ -275,6 +275,9 @@ impl Node {
         if let Some(stamp) = self.index.forgotten {
             self.author.forgets(stamp);
         }
+        // What is forgotten is not sent any more, as the daemon's senders read it:
+        // it would be taken for known here.
+        self.commit();
     }
 
     /// What was changed on this node's disk gets rows; users go on meanwhile.

@@ -143,7 +143,9 @@ impl World {
         let emptied = only_tree && !self.places[at].up && self.stops_at_start(at);
         let changed = only_tree && !emptied;
         self.gone(at, &before, !changed);
-        if changed {
+        // A tree that was rolled back has its old change times as well: whoever has
+        // removed a conflict copy of the same since has removed this version.
+        if changed && restore == Restore::Tree(How::Copied) {
             self.written_again(at, &before);
         }
         if only_tree || self.rng.chance(50) {
