@@ -134,6 +134,10 @@ impl World {
             place.clean = backup.clean;
         }
         let only_tree = matches!(restore, Restore::Tree(_));
+        if !only_tree {
+            self.not_rewritten(at);
+        }
+        let place = &mut self.places[at];
         if place.up {
             match self.rng.chance(50) {
                 true => place.events.extend(paths),
@@ -176,8 +180,31 @@ impl World {
         }
     }
 
+    /// The index is of before what was written again: it takes that for the old
+    /// version, which others may have replaced. What has reached another node's
+    /// disk is a new one there.
+    fn not_rewritten(&mut self, at: usize) {
+        for kind in std::mem::take(&mut self.places[at].rewritten) {
+            if !self.others_know(at, |_, known| *known == kind) {
+                self.users.removed.insert(kind);
+            }
+        }
+    }
+
+    /// Whether the index of another node has a live path and content like that.
+    fn others_know(&self, at: usize, like: impl Fn(&RelPath, &Kind) -> bool) -> bool {
+        let others = self.places.iter().enumerate().filter(|(other, _)| *other != at);
+        let mut indexes = others.flat_map(|(_, place)| [&place.node.index, &place.node.durable]);
+        indexes.any(|index| {
+            let mut live = index.records.iter().filter(|(_, record)| !record.row.deleted);
+            live.any(|(path, record)| like(path, &record.row.entry.kind))
+        })
+    }
+
     /// A tree that was put back beneath its index is a change made here: what it
-    /// has otherwise than the index is written again.
+    /// has otherwise than the index is written again. What a peer knows at that
+    /// path may count as the same version, if this index was lost: then it is for
+    /// that peer's users to replace it.
     fn written_again(&mut self, at: usize, before: &BTreeMap<RelPath, Kind>) {
         let node = &self.places[at].node;
         let index = if self.places[at].up {
@@ -185,12 +212,20 @@ impl World {
         } else {
             &node.durable
         };
+        let mut again = Vec::new();
         for (path, kind) in node.disk.contents() {
             let known = index.get(&path).and_then(|record| record.row.live());
-            if before.get(&path) != Some(&kind) && known.is_none_or(|entry| entry.kind != kind) {
-                self.users.removed.remove(&kind);
+            if before.get(&path) != Some(&kind)
+                && known.is_none_or(|entry| entry.kind != kind)
+                && !self.others_know(at, |there, known| *there == path && *known == kind)
+            {
+                again.push(kind);
             }
         }
+        for kind in &again {
+            self.users.removed.remove(kind);
+        }
+        self.places[at].rewritten.extend(again);
     }
 
     /// Whether the share stops at the start because its tree is empty; then its

@@ -72,6 +72,8 @@ pub(crate) struct Place {
     /// Per peer: its boot and this node's head when it was first heard of.
     heard: BTreeMap<u32, (u64, u64)>,
     pub(crate) backups: Vec<Backup>,
+    /// What a tree that was put back beneath its index has written again.
+    pub(crate) rewritten: Vec<Kind>,
     /// The head of the index when it was last found whole.
     whole: u64,
 }
@@ -182,6 +184,7 @@ impl World {
                 boot: 0,
                 heard,
                 backups: Vec::new(),
+                rewritten: Vec::new(),
                 whole: 0,
             });
         }
@@ -831,10 +834,15 @@ impl World {
         let picture = &self.places[0].node.disk;
         let held: Vec<Kind> = picture.contents().into_values().collect();
         if self.policy == Policy::KeepBoth {
-            for (kind, who) in &self.users.written {
-                if !self.users.removed.contains(kind) && !held.contains(kind) {
-                    return Err(format!("{kind:?}, written to {who}, is gone"));
-                }
+            let gone = self
+                .users
+                .written
+                .iter()
+                .filter(|(kind, _)| !self.users.removed.contains(kind) && !held.contains(kind))
+                .map(|(kind, who)| format!("{kind:?}, written to {who}, is gone"));
+            // The same one each time.
+            if let Some(gone) = gone.min() {
+                return Err(gone);
             }
         }
         if self.manner != Manner::Free
