@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use omirr::engine::{AtStart, Groups, Start, bears_out, start};
+use omirr::engine::{AtStart, Groups, Start, bears_out, is_conflict_path, start};
 use omirr::model::{Gap, Kind, Record, RelPath, ReplicaId, StatSig};
 
 use crate::disk::Disk;
@@ -174,7 +174,10 @@ impl World {
             let gained = after
                 .iter()
                 .any(|(to, now)| now == kind && (unless_known || before.get(to) != Some(kind)));
-            if after.get(path) != Some(kind) && !gained && !elsewhere.contains(kind) {
+            // Whoever removes a conflict copy removes the version that it is of,
+            // wherever else the same restore brings that back: it is dated as it was.
+            let removed = !unless_known && is_conflict_path(path);
+            if after.get(path) != Some(kind) && (!gained || removed) && !elsewhere.contains(kind) {
                 self.users.removed.insert(kind.clone());
             }
         }
@@ -215,7 +218,11 @@ impl World {
         let mut again = Vec::new();
         for (path, kind) in node.disk.contents() {
             let known = index.get(&path).and_then(|record| record.row.live());
+            let copy_removed = before
+                .iter()
+                .any(|(copy, was)| *was == kind && is_conflict_path(copy) && node.disk.entry(copy).is_none());
             if before.get(&path) != Some(&kind)
+                && !copy_removed
                 && known.is_none_or(|entry| entry.kind != kind)
                 && !self.others_know(at, |there, known| *there == path && *known == kind)
             {

@@ -222,7 +222,7 @@ impl World {
         // The later chapters begin with equal trees.
         let chapters = 1 + self.rng.below(3);
         for _ in 0..chapters {
-            for _ in 0..20 + self.rng.below(150 / chapters) {
+            for _ in 0..20 + self.rng.below(120 / chapters) {
                 self.something();
                 self.drain_logs();
                 self.check_whole()?;
