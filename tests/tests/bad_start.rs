@@ -178,7 +178,7 @@ fn an_index_of_another_format_is_refused() {
     });
     if let Some(said) = said {
         assert!(
-            said.contains("has format 9, this omirr reads format 3: use the omirr that wrote it"),
+            said.contains("has format 9, this omirr reads format 4: use the omirr that wrote it"),
             "{said}"
         );
     }
