@@ -16,6 +16,7 @@
 //! - [`net`]: keys, TLS, connections.
 //! - [`apply`]: writing beneath a share's root.
 //! - [`daemon`]: the tasks that join the rooms.
+//! - `parallel`: many files at once.
 //! - [`crash`]: places at which a debug build can be made to die.
 
 pub mod apply;
@@ -29,6 +30,7 @@ pub mod index;
 pub mod model;
 pub mod net;
 pub mod observe;
+mod parallel;
 pub mod resolve;
 pub mod source;
 pub mod wire;

@@ -48,7 +48,7 @@ pub use place::{
 };
 pub use read::open_file;
 pub use stage::{Ahead, Ready, Staged, clone_local, stage_file, staged_max};
-pub use sync::{sync_all, sync_batch, sync_each, sync_seen};
+pub use sync::{begin_sync, sync_all, sync_batch, sync_each, sync_seen};
 
 use crate::model::{Here, StatSig, TEMP_PREFIX, Time, is_temp_name};
 

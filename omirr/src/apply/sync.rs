@@ -4,19 +4,26 @@
 //! power cut does not undo it any more, or what the disk says to that. Content
 //! and names are never changed here.
 
+use std::collections::BTreeSet;
+use std::os::fd::OwnedFd;
+
 use rayon::prelude::*;
-use rustix::fs::{AtFlags, FileType, StatVfsMountFlags, fstatvfs, fsync, statat, syncfs};
+use rustix::fs::{AtFlags, FileType, StatVfsMountFlags, fdatasync, fstatvfs, fsync, statat, syncfs};
 use rustix::io::Errno;
+use tokio::runtime::Handle;
 
 use super::beneath::{Dirs, ShareRoot};
 use super::error::ApplyError;
 use super::stage::Ready;
 use crate::crash::{self, Point};
 use crate::model::RelPath;
+use crate::parallel;
 
 /// Up to so many files are synced one by one; more are cheaper with one sync of
 /// the whole filesystem, which also writes what others have changed.
 const SYNCED_SINGLY: usize = 32;
+/// Up to so many files are synced while the intents are written.
+const SYNCED_MEANWHILE: usize = 4;
 
 /// Returns once everything on the filesystem of the share is on the disk.
 ///
@@ -37,6 +44,39 @@ pub fn sync_all(root: &ShareRoot) -> Result<(), ApplyError> {
     }
 }
 
+/// Begins to bring the content of all of them to the disk. The future is done
+/// once it is there, but for those that its answer names. Few contents are
+/// written meanwhile by threads of `runtime`, more of them before this returns.
+pub fn begin_sync<'a>(
+    root: &ShareRoot,
+    batch: &[&'a Ready],
+    runtime: &Handle,
+) -> impl Future<Output = Vec<ApplyError>> + use<'a> {
+    let mut failed = Vec::new();
+    let mut begun = Vec::new();
+    if batch.len() > SYNCED_MEANWHILE {
+        failed = sync_batch(root, batch);
+    } else {
+        for ready in batch {
+            match ready.fd().try_clone() {
+                Ok(fd) => begun.push((*ready, runtime.spawn_blocking(move || fdatasync(fd)))),
+                Err(_) => failed.extend(ready.sync().err()),
+            }
+        }
+    }
+    async move {
+        for (ready, syncing) in begun {
+            match syncing.await {
+                Ok(Ok(())) => crash::here(Point::ContentSynced),
+                Ok(Err(errno)) => failed.push(ApplyError::system("sync", ready.path(), errno)),
+                // The runtime is ending.
+                Err(_) => failed.extend(ready.sync().err()),
+            }
+        }
+        failed
+    }
+}
+
 /// Returns once the content of all of them is on the disk, but for those that
 /// the answer names.
 pub fn sync_batch(root: &ShareRoot, batch: &[&Ready]) -> Vec<ApplyError> {
@@ -46,13 +86,19 @@ pub fn sync_batch(root: &ShareRoot, batch: &[&Ready]) -> Vec<ApplyError> {
     // At once: the filesystem's journal then commits them together. Where the
     // filesystem as a whole cannot be synced, this tells whose content it is;
     // it may be nobody's here.
-    batch.par_iter().filter_map(|ready| ready.sync().err()).collect()
+    let synced: Vec<_> = parallel::map(batch.to_vec(), 1, |ready: &Ready| ready.sync().err());
+    synced.into_iter().flatten().collect()
 }
 
 /// Returns once what is at these paths is on the disk, as it was when this was
-/// called: content, attributes, and names.
-pub fn sync_seen(dirs: &Dirs<'_>, paths: &[RelPath]) -> Result<(), ApplyError> {
-    match paths.len() <= SYNCED_SINGLY && sync_each(dirs, paths)? {
+/// called: content and attributes, and what names the `folders` have.
+pub fn sync_seen(
+    dirs: &Dirs<'_>,
+    paths: &[RelPath],
+    folders: &[RelPath],
+    runtime: &Handle,
+) -> Result<(), ApplyError> {
+    match paths.len() <= SYNCED_SINGLY && sync_each(dirs, paths, folders, runtime)? {
         true => Ok(()),
         false => sync_all(dirs.root()),
     }
@@ -60,55 +106,73 @@ pub fn sync_seen(dirs: &Dirs<'_>, paths: &[RelPath]) -> Result<(), ApplyError> {
 
 /// The same without a word to the rest of the filesystem. False if one of the
 /// paths has something that cannot be synced by itself, like a symlink.
-pub fn sync_each(dirs: &Dirs<'_>, paths: &[RelPath]) -> Result<bool, ApplyError> {
-    // Files first: a directory's sync then finds most of it in the same commit of
-    // the filesystem's journal.
-    let found: Vec<Found> = paths
-        .par_iter()
-        .map(|path| sync_file(dirs, path))
-        .collect::<Result<_, _>>()?;
-    if found.contains(&Found::Special) {
-        return Ok(false);
+pub fn sync_each(
+    dirs: &Dirs<'_>,
+    paths: &[RelPath],
+    folders: &[RelPath],
+    runtime: &Handle,
+) -> Result<bool, ApplyError> {
+    let mut to_sync: Vec<(&RelPath, OwnedFd)> = Vec::with_capacity(paths.len());
+    let mut listed: BTreeSet<&RelPath> = folders.iter().collect();
+    for path in paths {
+        match found(dirs, path)? {
+            Found::Gone => {}
+            Found::File(file) => to_sync.push((path, file)),
+            Found::Dir => drop(listed.insert(path)),
+            Found::Special => return Ok(false),
+        }
     }
-    let of_its_own = paths
-        .iter()
-        .zip(&found)
-        .filter(|(_, found)| **found == Found::Dir);
-    let mut folders: Vec<RelPath> = of_its_own.map(|(path, _)| path.clone()).collect();
-    folders.extend(
-        paths
-            .iter()
-            .map(|path| path.parent().unwrap_or_else(RelPath::root)),
-    );
-    folders.sort_unstable();
-    folders.dedup();
-    folders.par_iter().try_for_each(|path| {
-        let dir = match dirs.readable_dir(path) {
-            Ok(dir) => dir,
+    for folder in listed {
+        match dirs.readable_dir(folder) {
+            Ok(dir) => to_sync.push((folder, dir)),
             // Removed by the same batch, or by a user: its parent's sync says it.
-            Err(ApplyError::ParentMissing { .. } | ApplyError::Beneath { .. }) => return Ok(()),
+            Err(ApplyError::ParentMissing { .. } | ApplyError::Beneath { .. }) => {}
             Err(error) => return Err(error),
-        };
-        fsync(dir).map_err(|errno| ApplyError::system("sync the directory", path, errno))
-    })?;
-    Ok(true)
+        }
+    }
+    // At once: the filesystem's journal then commits most of it together. Files
+    // come first.
+    if to_sync.len() > SYNCED_SINGLY {
+        let sync = |(path, fd): (&RelPath, OwnedFd)| failed(path, fsync(fd));
+        to_sync.into_par_iter().try_for_each(sync)?;
+        return Ok(true);
+    }
+    // The threads of the pool would look for more to do afterwards, and these
+    // only wait for the disk.
+    let mut to_sync = to_sync.into_iter();
+    let first = to_sync.next();
+    let begun: Vec<_> = to_sync
+        .map(|(path, fd)| (path, runtime.spawn_blocking(move || fsync(fd))))
+        .collect();
+    let mut result = first.map_or(Ok(()), |(path, fd)| failed(path, fsync(fd)));
+    for (path, syncing) in begun {
+        // Only a runtime that is ending does not do it.
+        let synced = runtime.block_on(syncing).unwrap_or(Err(Errno::CANCELED));
+        result = result.and_then(|()| failed(path, synced));
+    }
+    result.map(|()| true)
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
+fn failed(path: &RelPath, synced: Result<(), Errno>) -> Result<(), ApplyError> {
+    synced.map_err(|errno| ApplyError::system("sync", path, errno))
+}
+
+/// What is at a path, as far as syncing goes.
 enum Found {
-    /// It is synced, or not there any more, which its directory's sync says.
-    Done,
+    /// Nothing any more, which its directory's sync says.
+    Gone,
+    File(OwnedFd),
     Dir,
     /// What must not be opened for that, or cannot be.
     Special,
 }
 
-fn sync_file(dirs: &Dirs<'_>, path: &RelPath) -> Result<Found, ApplyError> {
+fn found(dirs: &Dirs<'_>, path: &RelPath) -> Result<Found, ApplyError> {
     if path.is_root() {
         return Ok(Found::Dir);
     }
     let Ok((dir, name)) = dirs.parent(path) else {
-        return Ok(Found::Done);
+        return Ok(Found::Gone);
     };
     match statat(&dir, name, AtFlags::SYMLINK_NOFOLLOW) {
         Ok(stat) => match FileType::from_raw_mode(stat.st_mode) {
@@ -116,15 +180,13 @@ fn sync_file(dirs: &Dirs<'_>, path: &RelPath) -> Result<Found, ApplyError> {
             FileType::RegularFile => {}
             _ => return Ok(Found::Special),
         },
-        Err(Errno::NOENT) => return Ok(Found::Done),
+        Err(Errno::NOENT) => return Ok(Found::Gone),
         Err(errno) => return Err(ApplyError::system("sync", path, errno)),
     }
-    let file = match super::open_file(dirs, path) {
-        Ok(file) => file,
-        Err(error) if error.is_changed() => return Ok(Found::Done),
+    match super::open_file(dirs, path) {
+        Ok(file) => Ok(Found::File(file.into())),
+        Err(error) if error.is_changed() => Ok(Found::Gone),
         // What may not be read, say.
-        Err(_) => return Ok(Found::Special),
-    };
-    fsync(file).map_err(|errno| ApplyError::system("sync", path, errno))?;
-    Ok(Found::Done)
+        Err(_) => Ok(Found::Special),
+    }
 }

@@ -321,7 +321,9 @@ fn content_that_was_not_announced_is_not_installed() {
         let ready = pieces.finish(&file_entry(b"hello")).unwrap();
         assert!(sync_batch(&share, &[&ready]).is_empty());
         _ = install(&dirs, ready, &Expect::Absent).unwrap();
-        assert!(sync_each(&dirs, &[RelPath::root(), rel("f"), rel("gone/x")]).unwrap());
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let paths = [RelPath::root(), rel("f"), rel("gone/x")];
+        assert!(sync_each(&dirs, &paths, &[rel("gone")], runtime.handle()).unwrap());
         assert_eq!(fs::read(path.join("f")).unwrap(), b"hello");
         let mut wrong = stage_file(&dirs, &rel("g"), &file_entry(b"")).unwrap();
         wrong.write_at(0, b"hellx").unwrap();

@@ -13,8 +13,12 @@ use std::time::{Duration, Instant};
 use super::who::Who;
 use crate::model::RelPath;
 
-/// How long a change waits for its companions.
+/// How long a change waits for its companions: a file that was just made, for
+/// its writes and its close.
 const SETTLE: Duration = Duration::from_millis(1);
+/// The same where nothing more is to be expected of the file itself: long enough
+/// for the rename that follows when a program replaces a file by a new one.
+const SETTLE_AT_REST: Duration = Duration::from_micros(150);
 /// How long a file that was not closed yet may wait at most.
 const HOLD_MAX: Duration = Duration::from_secs(2);
 
@@ -134,7 +138,7 @@ impl DirtySet {
         dirt.subtree |= hint.subtree;
         dirt.who = hint.who.or(dirt.who);
         if hint.at_rest {
-            dirt.due = dirt.due.min(now + SETTLE);
+            dirt.due = dirt.due.min(now + SETTLE_AT_REST);
         }
     }
 

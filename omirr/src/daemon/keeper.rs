@@ -35,6 +35,8 @@ pub(super) const RETRY_AFTER: Duration = Duration::from_secs(2);
 const GROUP_ROWS: usize = 4096;
 /// Rows are made again in portions of so many.
 const RENEWED_ROWS: usize = 4096;
+/// What is due sooner is waited for without the runtime's timer.
+const TIMER_STEP: Duration = Duration::from_millis(1);
 /// Without anything to do, memory is given back after so long.
 const IDLE_AFTER: Duration = Duration::from_secs(2);
 /// So many nodes' names are kept, for the names of conflict copies: they are
@@ -53,7 +55,7 @@ pub struct Keeper {
     /// Taken from `inputs` and still to be looked at.
     next: Option<Input>,
     stop: watch::Receiver<bool>,
-    runtime: tokio::runtime::Handle,
+    pub(super) runtime: tokio::runtime::Handle,
     /// Rows that are applied and in the index, but not yet durable.
     pub(super) unsynced: Unsynced,
     /// What each connection has delivered.
@@ -281,7 +283,11 @@ impl Keeper {
         let synced = apply::sync_all(&self.share.root).map(|()| Synced::Everything);
         let synced = synced.or_else(|error| {
             let paths = self.unsynced.paths().ok_or_else(|| error.clone())?;
-            match apply::sync_each(&self.share.root.batch(), &paths)? {
+            let folders: Vec<RelPath> = paths
+                .iter()
+                .map(|path| path.parent().unwrap_or_else(RelPath::root))
+                .collect();
+            match apply::sync_each(&self.share.root.batch(), &paths, &folders, &self.runtime)? {
                 true => Ok(Synced::WhatWasDone),
                 false => Err(error),
             }
@@ -597,6 +603,12 @@ impl Keeper {
         }
         if let Some((again, _)) = self.sync_again.as_ref().filter(|_| !self.unsynced.is_empty()) {
             until = until.min(*again);
+        }
+        let soon = until.saturating_duration_since(Instant::now());
+        if soon < TIMER_STEP {
+            // The runtime's timer counts whole milliseconds.
+            std::thread::sleep(soon);
+            return Ok(true);
         }
         let runtime = self.runtime.clone();
         let input = runtime.block_on(async {

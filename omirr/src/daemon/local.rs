@@ -338,7 +338,7 @@ impl Keeper {
         }
         let synced = match observed.is_empty() {
             true => Ok(()),
-            false => self.sync_observed(&dirs, &observed),
+            false => self.sync_observed(&dirs, &looks, &observed),
         };
         if let Err(error) = synced {
             tracing::debug!(share = %share.name, "changes made here wait: {error}");
@@ -400,14 +400,26 @@ impl Keeper {
     /// Brings what users did to the disk: after a power cut an index must not be
     /// ahead of its tree, since what is missing then would pass for a deletion, on
     /// all nodes.
-    fn sync_observed(&mut self, dirs: &Dirs<'_>, observed: &[engine::Observed]) -> Result<(), ApplyError> {
+    fn sync_observed(
+        &mut self,
+        dirs: &Dirs<'_>,
+        looks: &Looks,
+        observed: &[engine::Observed],
+    ) -> Result<(), ApplyError> {
         // The commit makes the rows of what was received durable, too, whose
         // names are perhaps not on the disk.
         if !self.unsynced.is_empty() && self.sync_done()? == Synced::Everything {
             return Ok(());
         }
         let paths: Vec<RelPath> = observed.iter().map(|seen| seen.path.clone()).collect();
-        apply::sync_seen(dirs, &paths)
+        // The others' names are on the disk as long as their rows are.
+        let names = looks
+            .iter()
+            .filter(|(_, look)| look.seen.is_some() && look.name_changed());
+        let folders: Vec<RelPath> = names
+            .map(|(path, _)| path.parent().unwrap_or_else(RelPath::root))
+            .collect();
+        apply::sync_seen(dirs, &paths, &folders, &self.runtime)
     }
 }
 

@@ -4,7 +4,6 @@
 //! again. What follows from several looks together is `local`'s business.
 
 use bytes::Bytes;
-use rayon::prelude::*;
 
 use super::dirty::Dirt;
 use super::share::Share;
@@ -13,6 +12,7 @@ use crate::engine::Seen;
 use crate::index::{IndexError, Reader};
 use crate::model::{Entry, Here, LinkGroup, Record, RelPath, Sketch, StatSig};
 use crate::observe::{self, Observed, Reading, Sight};
+use crate::parallel;
 
 /// A path that was looked at, with its record as of before.
 pub(super) struct Look {
@@ -67,6 +67,16 @@ impl Look {
         }
     }
 
+    /// Whether the index has this name for another inode, or for none, or has
+    /// never seen which.
+    pub(super) fn name_changed(&self) -> bool {
+        let was = self.record.as_ref().filter(|record| !record.row.deleted);
+        match (was.and_then(|was| was.sig), self.sig) {
+            (Some(was), Some(sig)) => !was.same_inode(&sig),
+            _ => true,
+        }
+    }
+
     /// Where peers most likely have the content that was found.
     pub(super) fn moved_from(&self) -> Option<&RelPath> {
         let other = self.elsewhere.as_ref()?;
@@ -114,15 +124,7 @@ pub(super) fn look_at(
         let look = look_at_one(share, reader, &dirs, &path, dirt)?;
         Ok(look.map(|look| (path, look)))
     };
-    let looks: Vec<_> = if paths.len() < 8 {
-        paths.into_iter().map(look).collect::<Result<_, IndexError>>()?
-    } else {
-        paths
-            .into_par_iter()
-            .with_min_len(8)
-            .map(look)
-            .collect::<Result<_, IndexError>>()?
-    };
+    let looks = parallel::map::<_, _, Result<Vec<_>, IndexError>>(paths, 8, look)?;
     Ok(looks.into_iter().flatten().collect())
 }
 

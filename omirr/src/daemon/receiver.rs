@@ -12,7 +12,6 @@ use std::time::Duration;
 
 use anyhow::bail;
 use bytes::Bytes;
-use rayon::prelude::*;
 use rustc_hash::FxHashMap;
 use tokio::sync::{mpsc, watch};
 
@@ -25,6 +24,7 @@ use crate::engine::{self, Verdict};
 use crate::index::{IndexError, Reader};
 use crate::model::{Entry, RelPath, Row};
 use crate::net::{Connection, NetError, PublicKey};
+use crate::parallel;
 use crate::wire::{Message, PROTOCOL, Part, WireRow};
 
 /// Files that are asked for and not complete.
@@ -276,11 +276,7 @@ fn stage_ahead(share: &Share, rows: Vec<WireRow>) -> Result<Vec<Arrival>, IndexE
             tries: Tries::default(),
         }
     };
-    Ok(if jobs.len() <= PREPARED_HERE {
-        jobs.into_iter().map(stage).collect()
-    } else {
-        jobs.into_par_iter().with_min_len(4).map(stage).collect()
-    })
+    Ok(parallel::map(jobs, PREPARED_HERE, stage))
 }
 
 /// Whether the row's content came with it and is to become a file of its own.

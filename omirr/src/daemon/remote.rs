@@ -27,11 +27,11 @@ use super::keeper::{Keeper, RETRY_AFTER, Synced};
 use super::locks::{concerned, lock_again};
 use super::share::{Arrival, Command, Fetched, Figures, Inbound, Share, Tries};
 use super::steps::{Outcome, execute, stage, step_once};
-use crate::apply::{self, ApplyError, Dirs};
+use crate::apply::{self, ApplyError, Dirs, Ready};
 use crate::crash::{self, Point};
 use crate::engine::{self, Arrived, Content, Context, Decided, Expansion, Install, Progress, Step, Work};
 use crate::index::{Durable, IndexError, Reader};
-use crate::model::{LinkGroup, Record, RelPath, Sketch, StatSig};
+use crate::model::{LinkGroup, Record, RelPath, ReplicaId, Sketch, StatSig};
 use crate::observe;
 use crate::wire::WireRow;
 
@@ -341,36 +341,28 @@ impl Keeper {
             }
             cursors = self.cursors();
         }
-        if synced == Synced::WhatWasDone {
-            for error in apply::sync_batch(&share.root, &staged.values().collect::<Vec<_>>()) {
-                staged.remove(error.path());
-                let staging = |step: &&Step| matches!(step, Step::Stage { path, .. } if path == error.path());
-                if let Some(step) = steps.iter().find(staging) {
-                    outcome.fail(step, error);
-                }
+        let unsynced = match synced {
+            Synced::Everything => {
+                intend(&share, &decided, &steps, &cursors)?;
+                Vec::new()
+            }
+            Synced::WhatWasDone => {
+                let contents: Vec<&Ready> = staged.values().collect();
+                // Both must be on the disk before a name changes, and neither needs
+                // the other: a content without an intent goes, an intent without a
+                // content is found untouched.
+                let syncing = apply::begin_sync(&share.root, &contents, &self.runtime);
+                intend(&share, &decided, &steps, &cursors)?;
+                self.runtime.block_on(syncing)
+            }
+        };
+        for error in unsynced {
+            staged.remove(error.path());
+            let staging = |step: &&Step| matches!(step, Step::Stage { path, .. } if path == error.path());
+            if let Some(step) = steps.iter().find(staging) {
+                outcome.fail(step, error);
             }
         }
-        share.index.write(|w| {
-            for one in decided.iter().filter(|one| one.work != Work::Nothing) {
-                w.intend(&one.path, &one.row)?;
-            }
-            // Of directories in which something is done, only the times change.
-            let decided_paths: FxHashSet<&RelPath> = decided.iter().map(|one| &one.path).collect();
-            for step in &steps {
-                if let Step::Times { path, .. } | Step::Restore { path, .. } = step
-                    && !decided_paths.contains(path)
-                    && let Some(record) = w.get(path)?
-                {
-                    w.intend(path, &record.row)?;
-                }
-            }
-            for (place, replica, cursor) in cursors {
-                let peer = &mut w.meta().peers[place as usize];
-                peer.replica = replica;
-                peer.cursor = cursor;
-            }
-            Ok(((), Durable::Yes))
-        })?;
         crash::here(Point::Intended);
 
         self.forget_doomed(reader, &steps)?;
@@ -679,6 +671,37 @@ impl Keeper {
         look.extend(outcome.errors.into_keys().map(|path| (path, Hint::default())));
         self.share.touch(look);
     }
+}
+
+/// Writes down, durably, what is about to be done, and how far each connection's
+/// rows are applied.
+fn intend(
+    share: &Share,
+    decided: &[Decided],
+    steps: &[Step],
+    cursors: &[(u32, ReplicaId, u64)],
+) -> Result<(), IndexError> {
+    share.index.write(|w| {
+        for one in decided.iter().filter(|one| one.work != Work::Nothing) {
+            w.intend(&one.path, &one.row)?;
+        }
+        // Of directories in which something is done, only the times change.
+        let decided_paths: FxHashSet<&RelPath> = decided.iter().map(|one| &one.path).collect();
+        for step in steps {
+            if let Step::Times { path, .. } | Step::Restore { path, .. } = step
+                && !decided_paths.contains(path)
+                && let Some(record) = w.get(path)?
+            {
+                w.intend(path, &record.row)?;
+            }
+        }
+        for (place, replica, cursor) in cursors {
+            let peer = &mut w.meta().peers[*place as usize];
+            peer.replica = *replica;
+            peer.cursor = *cursor;
+        }
+        Ok(((), Durable::Yes))
+    })
 }
 
 /// The steps that join what the rows of these groups say is one inode.

@@ -12,7 +12,6 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use bytes::Bytes;
-use rayon::prelude::*;
 use tokio::sync::{mpsc, watch};
 
 use super::share::{Figures, Input, Link, Share};
@@ -22,6 +21,7 @@ use crate::engine::{Claim, Offset, Outgoing};
 use crate::index::IndexError;
 use crate::model::{Entry, Hash, Record, RelPath, Sketch};
 use crate::net::{self, Identity, NetError, PublicKey};
+use crate::parallel;
 use crate::wire::{Message, PROTOCOL, Part, WireRow};
 
 /// Contents up to this many bytes travel with their row.
@@ -29,6 +29,8 @@ pub const INLINE_MAX: u64 = 128 << 10;
 /// A batch is closed at so many rows or bytes of content.
 const BATCH_ROWS: usize = 1024;
 const BATCH_BYTES: usize = 1 << 20;
+/// So many rows are made a batch on the spot: another thread would cost more.
+const BUILT_HERE: u64 = 4;
 /// What a row takes without its content, paths and attributes, about, bytes.
 const ROW_BYTES: usize = 200;
 /// Rows to be sent are counted up to this.
@@ -309,16 +311,21 @@ async fn prepare_batches(
                 Err(_ended) => return,
             },
         };
-        let task_share = Arc::clone(&share);
         let bare_upto = bare.map_or(0, |upto| upto.max(share.compared_at.load(Ordering::Acquire)));
-        let built = tokio::task::spawn_blocking(move || {
-            let built = build_batches(&task_share, &mut outgoing, told, durable, bare_upto);
-            (outgoing, built)
-        });
-        let Ok((returned, built)) = built.await else {
-            return;
+        let built = if durable.saturating_sub(sent) <= BUILT_HERE {
+            build_batches(&share, &mut outgoing, told, durable, bare_upto)
+        } else {
+            let task_share = Arc::clone(&share);
+            let built = tokio::task::spawn_blocking(move || {
+                let built = build_batches(&task_share, &mut outgoing, told, durable, bare_upto);
+                (outgoing, built)
+            });
+            let Ok((returned, built)) = built.await else {
+                return;
+            };
+            outgoing = returned;
+            built
         };
-        outgoing = returned;
         match built {
             Ok(Some((upto, built))) => {
                 told = upto;
@@ -371,27 +378,24 @@ fn build_batches(
             .max(1)
             .min(left.len());
         let rest = left.split_off(count);
-        let rows: Vec<WireRow> = left
-            .into_par_iter()
-            .with_min_len(16)
-            .map(|(path, record)| {
-                let inline = inline_content(share, &dirs, &path, &record, bare_upto);
-                let large = record.row.live().and_then(Entry::content);
-                let sketch = match large.filter(|_| inline.is_none()) {
-                    Some((_, hash)) => reader.sketch_of(&hash)?,
-                    None => Sketch::default(),
-                };
-                Ok(WireRow {
-                    seq: record.seq,
-                    path,
-                    row: record.row,
-                    moved_from: record.moved_from,
-                    inline,
-                    moved_tree: moves.get(&record.seq).cloned(),
-                    sketch,
-                })
+        let wire_row = |(path, record): (RelPath, Record)| {
+            let inline = inline_content(share, &dirs, &path, &record, bare_upto);
+            let large = record.row.live().and_then(Entry::content);
+            let sketch = match large.filter(|_| inline.is_none()) {
+                Some((_, hash)) => reader.sketch_of(&hash)?,
+                None => Sketch::default(),
+            };
+            Ok(WireRow {
+                seq: record.seq,
+                path,
+                row: record.row,
+                moved_from: record.moved_from,
+                inline,
+                moved_tree: moves.get(&record.seq).cloned(),
+                sketch,
             })
-            .collect::<Result<_, IndexError>>()?;
+        };
+        let rows = parallel::map::<_, _, Result<Vec<WireRow>, IndexError>>(left, 16, wire_row)?;
         let content: usize = rows
             .iter()
             .filter_map(|row| row.inline.as_ref())

@@ -5,7 +5,6 @@
 //! as an earlier step has left it; what is not is left alone, and everything
 //! that depends on it with it. The index is not written here.
 
-use rayon::prelude::*;
 use rustc_hash::FxHashMap;
 
 use super::share::Arrival;
@@ -13,6 +12,7 @@ use crate::apply::{self, Applied, ApplyError, DirRemoval, Dirs, Expect, Ready};
 use crate::engine::{Content, Install, Progress, Step};
 use crate::index::{IndexError, Reader};
 use crate::model::{Entry, Here, Kind, Record, RelPath, StatSig};
+use crate::parallel;
 
 /// What has become of steps.
 pub(super) struct Outcome {
@@ -55,13 +55,9 @@ pub(super) fn stage(
             _ => None,
         })
         .collect();
-    let results: Vec<_> = jobs
-        .into_par_iter()
-        .with_min_len(4)
-        .map(|(step, path, entry, content, source)| {
-            (step, stage_one(dirs, reader, path, entry, content, source))
-        })
-        .collect();
+    let results: Vec<_> = parallel::map(jobs, 4, |(step, path, entry, content, source)| {
+        (step, stage_one(dirs, reader, path, entry, content, source))
+    });
     let mut staged = FxHashMap::default();
     for (step, result) in results {
         match result {
@@ -142,17 +138,11 @@ pub(super) fn execute(
             .filter(|step| outcome.progress.admits(step))
             .filter_map(|step| Some((step, staged.remove(step.path())?)))
             .collect();
-        let results: Vec<_> = jobs
-            .into_par_iter()
-            .with_min_len(4)
-            .map(|(step, ready)| -> anyhow::Result<_> {
-                let done = match outcome.expected(reader, step.path())? {
-                    Ok(expect) => apply::install(dirs, ready, &expect).map(Some),
-                    Err(error) => Err(error),
-                };
-                Ok((step, done))
-            })
-            .collect::<anyhow::Result<_>>()?;
+        let install = |(step, ready)| match outcome.expected(reader, Step::path(step))? {
+            Ok(expect) => Ok((step, apply::install(dirs, ready, &expect).map(Some))),
+            Err(error) => Ok((step, Err(error))),
+        };
+        let results = parallel::map::<_, _, anyhow::Result<Vec<_>>>(jobs, 4, install)?;
         for (step, done) in results {
             outcome.note(reader, step, done)?;
         }

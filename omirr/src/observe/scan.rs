@@ -8,13 +8,13 @@
 use std::cell::RefCell;
 use std::os::fd::AsFd;
 
-use rayon::prelude::*;
 use rustix::fs::{FileType, RawDir};
 use rustix::io::Errno;
 
 use super::stat::{file_type, is_foreign, sig_of, statx_at, statx_fd};
 use crate::apply::{ApplyError, Dirs, ShareRoot};
 use crate::model::{RelPath, StatSig, is_temp_name};
+use crate::parallel;
 
 /// Directories that are read at once: enough to keep the processors busy, few
 /// enough to keep what is read ahead of the caller small.
@@ -78,10 +78,7 @@ pub fn scan<M: Copy>(
         let batch = waiting.split_off(waiting.len().saturating_sub(AT_ONCE));
         let dirs = root.batch();
         let now = moment();
-        let read: Vec<_> = match &batch[..] {
-            [one] => vec![read_dir(&dirs, one, skip)],
-            many => many.par_iter().map(|path| read_dir(&dirs, path, skip)).collect(),
-        };
+        let read: Vec<_> = parallel::map(batch.iter().collect(), 1, |path| read_dir(&dirs, path, skip));
         for (path, read) in batch.into_iter().zip(read) {
             match read {
                 Ok(read) => {
