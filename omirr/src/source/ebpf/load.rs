@@ -921,7 +921,7 @@ fn program_error(error: &ProgramError) -> String {
     chain(error)
 }
 
-fn errno_words(error: io::Error) -> Option<String> {
+pub(super) fn errno_words(error: io::Error) -> Option<String> {
     Some(match error.raw_os_error()? {
         libc::EPERM => {
             format!(

@@ -6,7 +6,8 @@
 //! directory costs no room in the ring. Nothing here looks at a watched file
 //! or waits for the receiver.
 //!
-//! - [`btf`]: the running kernel's types; [`hooks`]: what each hook needs of them.
+//! - `closed`: what need not be tried here;
+//!   [`btf`]: the running kernel's types; [`hooks`]: what each hook needs of them.
 //! - [`load`]: settings in, programs attached, one way or another.
 //! - [`ring`]: the thread that empties the ring; [`decode`]: bytes to events;
 //!   [`take`]: entries out of the map of changed inodes, which outlives a full
@@ -16,6 +17,7 @@
 //! - [`device`]: the kernel's device numbers; [`probe`]: what this host allows.
 
 pub mod btf;
+mod closed;
 mod counts;
 pub mod decode;
 pub mod device;
@@ -196,6 +198,10 @@ impl EbpfSource {
         sink: Sink,
     ) -> Result<Self, EbpfError> {
         let object = EMBEDDED.ok_or(EbpfError::NotEmbedded)?;
+        let ways = Ways::of(options.attach);
+        if ways.open.is_empty() {
+            return Err(EbpfError::NoneWorks(ways.closed.join("; ")));
+        }
         let types = btf::KernelTypes::of_this_kernel()?;
         let layout = hooks::Layout::resolve(&types)?;
         drop(types);
@@ -213,7 +219,7 @@ impl EbpfSource {
             heard: Arc::clone(&heard),
             sink,
         });
-        let (loaded, reason) = load_best(object, &layout, &devices, &options)?;
+        let (loaded, reason) = load_best(object, &layout, &devices, &options, ways)?;
         let about = About {
             kind: "ebpf",
             attach: Some(loaded.attach.name()),
@@ -463,29 +469,57 @@ impl<I: Iterator<Item = anyhow::Result<()>>> FirstOk for I {
     }
 }
 
+/// The ways of attaching that are wanted, the best first.
+struct Ways {
+    open: Vec<load::Attaching>,
+    /// Those that this host does not have, and why.
+    closed: Vec<String>,
+    /// How the kernel preempts itself, if that decided about the order.
+    preemption: Option<&'static str>,
+}
+
+impl Ways {
+    fn of(wanted: Attach) -> Ways {
+        use load::Attaching::{Fentry, Kprobe};
+        let preemption = probe::preemption().filter(|_| wanted == Attach::Auto);
+        let all: &[load::Attaching] = match wanted {
+            Attach::Auto if preemption.is_some() => &[Kprobe, Fentry],
+            Attach::Auto => &[Fentry, Kprobe],
+            Attach::Fentry => &[Fentry],
+            Attach::Kprobe => &[Kprobe],
+        };
+        let mut ways = Ways {
+            open: Vec::new(),
+            closed: Vec::new(),
+            preemption,
+        };
+        for &attach in all {
+            match closed::why(attach) {
+                Some(why) => ways.closed.push(format!("{}: {why}", attach.name())),
+                None => ways.open.push(attach),
+            }
+        }
+        ways
+    }
+}
+
 /// Tries the ways from the best down, and says in one sentence how it went.
 fn load_best(
     object: &[u8],
     layout: &hooks::Layout,
     devices: &[WatchedDevice],
     options: &Options,
+    ways: Ways,
 ) -> Result<(Loaded, String), EbpfError> {
-    let preemption = probe::preemption();
-    let attaches = match options.attach {
-        Attach::Auto if preemption.is_some() => &[load::Attaching::Kprobe, load::Attaching::Fentry][..],
-        Attach::Auto => &[load::Attaching::Fentry, load::Attaching::Kprobe],
-        Attach::Fentry => &[load::Attaching::Fentry],
-        Attach::Kprobe => &[load::Attaching::Kprobe],
-    };
     let transports = match options.transport {
         Transport::Auto => &[load::Carrier::Ring, load::Carrier::Perf][..],
         Transport::Ring => &[load::Carrier::Ring],
         Transport::Perf => &[load::Carrier::Perf],
     };
-    let mut failures: Vec<String> = Vec::new();
+    let mut failures: Vec<String> = ways.closed;
     let not_kept = options.keep.as_ref().and_then(|_| pins::unusable());
     let keep = options.keep.clone().filter(|_| not_kept.is_none());
-    for &attach in attaches {
+    for attach in ways.open {
         for &transport in transports {
             let plan = load::Plan {
                 object,
@@ -502,10 +536,9 @@ fn load_best(
                 Ok(loaded) => {
                     let chosen = options.attach != Attach::Auto && options.transport != Transport::Auto;
                     let why = match (failures.is_empty(), chosen) {
-                        (true, _) if options.attach == Attach::Auto && preemption.is_some() => format!(
-                            "fentry programs may be passed over, because this kernel preempts itself ({})",
-                            preemption.unwrap_or_default()
-                        ),
+                        (true, _) if let Some(how) = ways.preemption => {
+                            format!("fentry programs may be passed over, because this kernel preempts itself ({how})")
+                        }
                         (true, true) => "as configured".to_owned(),
                         (true, false) => "the best that this kernel offers".to_owned(),
                         (false, _) => failures.join("; "),
