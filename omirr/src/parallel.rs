@@ -33,7 +33,8 @@ mod tests {
         assert_eq!(threads, [true; 3]);
         let many: Vec<usize> = map((0..1000).collect(), 4, |n: usize| n * 2);
         assert_eq!(many, (0..1000).map(|n| n * 2).collect::<Vec<_>>());
-        let failed: Result<Vec<usize>, usize> = map((0..9).collect(), 4, |n| if n == 7 { Err(n) } else { Ok(n) });
+        let failed: Result<Vec<usize>, usize> =
+            map((0..9).collect(), 4, |n| if n == 7 { Err(n) } else { Ok(n) });
         assert_eq!(failed, Err(7));
     }
 }

@@ -15,7 +15,8 @@ use super::dirty::Hint;
 use super::recovered;
 use super::share::{Figures, Share};
 use crate::apply;
-use crate::model::RelPath;
+use crate::index::{IndexError, Reader};
+use crate::model::{RelPath, StatSig};
 use crate::observe;
 
 /// Paths are handed over in portions of this size.
@@ -90,6 +91,24 @@ fn recover(share: &Arc<Share>) -> anyhow::Result<()> {
     }
 }
 
+/// What the index has where the walk has found something.
+struct Verdict {
+    mark: u128,
+    /// A live row.
+    is_known: bool,
+    /// Nothing needs to be looked at.
+    is_same: bool,
+}
+
+fn judged(reader: &Reader, path: &RelPath, sig: &StatSig) -> Result<Verdict, IndexError> {
+    let record = reader.get(path)?;
+    Ok(Verdict {
+        mark: seen_mark(path),
+        is_known: record.as_ref().is_some_and(|record| !record.row.deleted),
+        is_same: record.is_some_and(|record| record.is_as(sig)),
+    })
+}
+
 /// Compares everything beneath the share's root.
 fn scan(share: &Arc<Share>, occasion: Occasion) -> anyhow::Result<()> {
     let started = Instant::now();
@@ -99,26 +118,33 @@ fn scan(share: &Arc<Share>, occasion: Occasion) -> anyhow::Result<()> {
     let mut seen = FxHashSet::default();
     let mut portion = Vec::new();
     let mut differing = 0u64;
+    // Live rows that the walk has met.
+    let mut known = 0u64;
     let mut failed: anyhow::Result<()> = Ok(());
-    let mut compare = |path: RelPath, sig: &crate::model::StatSig| -> anyhow::Result<()> {
-        seen.insert(seen_mark(&path));
-        let same = reader.get(&path)?.is_some_and(|record| record.is_as(sig));
-        if !same {
+    let judge = |path: &RelPath, sig: &StatSig| judged(&reader, path, sig);
+    let mut take = |verdict: Result<Verdict, IndexError>, path: &dyn Fn() -> Option<RelPath>| {
+        let Verdict {
+            mark,
+            is_known,
+            is_same,
+        } = verdict?;
+        known += u64::from(seen.insert(mark) && is_known);
+        if !is_same {
             differing += 1;
-            portion.push((path, Hint::default()));
+            portion.extend(path().map(|path| (path, Hint::default())));
             if portion.len() >= PORTION {
                 share.touch(portion.drain(..));
             }
         }
-        Ok(())
+        anyhow::Ok(())
     };
-    let root_sig = observe::stat(&share.root.batch(), &RelPath::root())?;
-    if let Some(sig) = root_sig {
-        compare(RelPath::root(), &sig)?;
+    if let Some(sig) = observe::stat(&share.root.batch(), &RelPath::root())? {
+        take(judge(&RelPath::root(), &sig), &|| Some(RelPath::root()))?;
     }
     let skip = |path: &RelPath, is_dir: bool| share.is_excluded(path, is_dir);
     let now = || share.resolver.lock().now();
-    let summary = observe::scan(&share.root, &RelPath::root(), &skip, now, |dir, since| {
+    let root = RelPath::root();
+    let summary = observe::scan_judged(&share.root, &root, &skip, &judge, now, |dir, since| {
         if failed.is_err() {
             return;
         }
@@ -128,16 +154,13 @@ fn scan(share: &Arc<Share>, occasion: Occasion) -> anyhow::Result<()> {
                 resolver.learn_dir_seen(since, child.sig.ino, dir.ino, &child.name);
             }
         }
-        for child in &dir.children {
-            let Ok(path) = dir.path.join(&child.name) else {
-                continue;
-            };
-            if let Err(error) = compare(path, &child.sig) {
+        share.progress.lock().scan_seen += dir.children.len() as u64;
+        for child in dir.children {
+            if let Err(error) = take(child.verdict, &|| dir.path.join(&child.name).ok()) {
                 failed = Err(error);
                 return;
             }
         }
-        share.progress.lock().scan_seen += dir.children.len() as u64;
     })?;
     failed?;
     apply::remove_leftovers(&share.root.batch(), &summary.leftovers);
@@ -151,19 +174,21 @@ fn scan(share: &Arc<Share>, occasion: Occasion) -> anyhow::Result<()> {
         (unseen.path.clone(), hint)
     }));
     // What the index has and the walk has not met is gone, or was made since.
-    for pair in reader.beneath(&RelPath::root())? {
-        let (path, record) = pair?;
-        let is_dir = record.row.entry.is_dir();
-        let unseen = || summary.unseen.iter().any(|unseen| path.is_within(&unseen.path));
-        if !record.row.deleted
-            && !seen.contains(&seen_mark(&path))
-            && !share.is_excluded(&path, is_dir)
-            && !unseen()
-        {
-            differing += 1;
-            portion.push((path, Hint::default()));
-            if portion.len() >= PORTION {
-                share.touch(portion.drain(..));
+    if known < reader.live()? {
+        for pair in reader.beneath(&RelPath::root())? {
+            let (path, record) = pair?;
+            let is_dir = record.row.entry.is_dir();
+            let unseen = || summary.unseen.iter().any(|unseen| path.is_within(&unseen.path));
+            if !record.row.deleted
+                && !seen.contains(&seen_mark(&path))
+                && !share.is_excluded(&path, is_dir)
+                && !unseen()
+            {
+                differing += 1;
+                portion.push((path, Hint::default()));
+                if portion.len() >= PORTION {
+                    share.touch(portion.drain(..));
+                }
             }
         }
     }

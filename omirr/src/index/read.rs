@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use redb::{ReadOnlyMultimapTable, ReadOnlyTable, ReadTransaction, ReadableMultimapTable, ReadableTable};
 
 use super::{
-    ALIKE, CONTENTS, GROUPS, INODES, INTENTS, IndexError, MOVES, NAMES, ROWS, SEQS, SKETCHES, storage,
+    ALIKE, CONTENTS, GROUPS, INODES, INTENTS, IndexError, META, MOVES, Meta, NAMES, ROWS, SEQS, SKETCHES,
+    storage,
 };
 use crate::model::{Hash, LinkGroup, Moved, Record, RelPath, Row, Sketch};
 
@@ -29,6 +30,7 @@ pub struct Reader {
     alike: ReadOnlyMultimapTable<u64, &'static [u8]>,
     intents: ReadOnlyTable<&'static [u8], &'static [u8]>,
     moves: ReadOnlyTable<u64, &'static [u8]>,
+    meta: ReadOnlyTable<&'static str, &'static [u8]>,
 }
 
 /// Decodes a record that this index wrote.
@@ -123,8 +125,22 @@ impl Reader {
                 .map_err(|error| storage(&path, error))?,
             intents: txn.open_table(INTENTS).map_err(|error| storage(&path, error))?,
             moves: txn.open_table(MOVES).map_err(|error| storage(&path, error))?,
+            meta: txn.open_table(META).map_err(|error| storage(&path, error))?,
             path,
         })
+    }
+
+    /// How many live rows the snapshot has, the root's included.
+    pub fn live(&self) -> Result<u64, IndexError> {
+        let corrupt = || IndexError::Corrupt {
+            path: self.path.clone(),
+            what: "its figures are missing".to_owned(),
+        };
+        let bytes = self.meta.get("").map_err(|error| storage(&self.path, error))?;
+        let bytes = bytes.ok_or_else(corrupt)?;
+        // After the number of the format.
+        let meta: Meta = decode(&self.path, bytes.value().get(4..).ok_or_else(corrupt)?)?;
+        Ok(meta.live)
     }
 
     pub fn get(&self, path: &RelPath) -> Result<Option<Record>, IndexError> {

@@ -27,7 +27,7 @@ use crate::apply::{ApplyError, DirFd, Dirs, flags_of};
 use crate::model::{Entry, Flags, Kind, RelPath, Sketch, StatSig};
 
 pub use content::INLINE_MAX;
-pub use scan::{Child, Listed, ScanSummary, ScannedDir, Unseen, list, scan};
+pub use scan::{Child, Listed, ScanSummary, ScannedDir, Unseen, list, scan, scan_judged};
 pub use stat::{Looked, look, place, stat};
 pub(crate) use stat::{dev_of, file_type, is_foreign, is_racy, sig_of, statx_at, statx_fd};
 pub(crate) use xattrs::{XattrOf, is_kept as is_kept_xattr, is_label, read as read_xattrs};

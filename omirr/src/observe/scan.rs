@@ -22,19 +22,21 @@ const AT_ONCE: usize = 64;
 const NAMES_BUFFER: usize = 64 << 10;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Child {
+pub struct Child<V = ()> {
     pub name: Box<[u8]>,
     pub sig: StatSig,
+    /// What the caller's judge said of it.
+    pub verdict: V,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ScannedDir {
+pub struct ScannedDir<V = ()> {
     pub path: RelPath,
     pub ino: u64,
     /// The directory's own signature, from before its names were read.
     pub sig: StatSig,
     /// In no particular order.
-    pub children: Vec<Child>,
+    pub children: Vec<Child<V>>,
 }
 
 /// A path that the scan can say nothing about, nor about what is beneath it.
@@ -67,8 +69,21 @@ pub fn scan<M: Copy>(
     root: &ShareRoot,
     start: &RelPath,
     skip: &(dyn Fn(&RelPath, bool) -> bool + Sync),
+    moment: impl FnMut() -> M,
+    out: impl FnMut(ScannedDir, M),
+) -> Result<ScanSummary, ApplyError> {
+    scan_judged(root, start, skip, &|_, _| (), moment, out)
+}
+
+/// The same, with what `judge` says of each child: it is asked on the threads
+/// that read.
+pub fn scan_judged<M: Copy, V: Send>(
+    root: &ShareRoot,
+    start: &RelPath,
+    skip: &(dyn Fn(&RelPath, bool) -> bool + Sync),
+    judge: &(dyn Fn(&RelPath, &StatSig) -> V + Sync),
     mut moment: impl FnMut() -> M,
-    mut out: impl FnMut(ScannedDir, M),
+    mut out: impl FnMut(ScannedDir<V>, M),
 ) -> Result<ScanSummary, ApplyError> {
     let mut summary = ScanSummary::default();
     let mut waiting = vec![start.clone()];
@@ -78,7 +93,9 @@ pub fn scan<M: Copy>(
         let batch = waiting.split_off(waiting.len().saturating_sub(AT_ONCE));
         let dirs = root.batch();
         let now = moment();
-        let read: Vec<_> = parallel::map(batch.iter().collect(), 1, |path| read_dir(&dirs, path, skip));
+        let read: Vec<_> = parallel::map(batch.iter().collect(), 1, |path| {
+            read_dir(&dirs, path, skip, judge)
+        });
         for (path, read) in batch.into_iter().zip(read) {
             match read {
                 Ok(read) => {
@@ -116,7 +133,7 @@ pub fn list(
     path: &RelPath,
     skip: &(dyn Fn(&RelPath, bool) -> bool + Sync),
 ) -> Result<Listed, ApplyError> {
-    let read = read_dir(&root.batch(), path, skip)?;
+    let read = read_dir(&root.batch(), path, skip, &|_, _| ())?;
     Ok(Listed {
         dir: read.dir,
         unseen: read.unseen,
@@ -124,8 +141,8 @@ pub fn list(
     })
 }
 
-struct ReadDir {
-    dir: ScannedDir,
+struct ReadDir<V> {
+    dir: ScannedDir<V>,
     /// Directories to enter.
     beneath: Vec<RelPath>,
     unseen: Vec<Unseen>,
@@ -145,25 +162,27 @@ thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
-fn read_dir(
+fn read_dir<V>(
     dirs: &Dirs<'_>,
     path: &RelPath,
     skip: &(dyn Fn(&RelPath, bool) -> bool + Sync),
-) -> Result<ReadDir, ApplyError> {
+    judge: &(dyn Fn(&RelPath, &StatSig) -> V + Sync),
+) -> Result<ReadDir<V>, ApplyError> {
     // Taken out rather than borrowed: a thread that waits within rayon may be
     // given another directory to read meanwhile.
     let mut scratch = SCRATCH.take();
-    let result = read_dir_with(dirs, path, skip, &mut scratch);
+    let result = read_dir_with(dirs, path, skip, judge, &mut scratch);
     SCRATCH.set(scratch);
     result
 }
 
-fn read_dir_with(
+fn read_dir_with<V>(
     dirs: &Dirs<'_>,
     path: &RelPath,
     skip: &(dyn Fn(&RelPath, bool) -> bool + Sync),
+    judge: &(dyn Fn(&RelPath, &StatSig) -> V + Sync),
     scratch: &mut Scratch,
-) -> Result<ReadDir, ApplyError> {
+) -> Result<ReadDir<V>, ApplyError> {
     let fail = |errno| ApplyError::system("read the directory", path, errno);
     let fd = dirs.readable_dir(path)?;
     let own = sig_of(&statx_fd(fd.as_fd()).map_err(fail)?);
@@ -234,9 +253,11 @@ fn read_dir_with(
             });
             continue;
         }
+        let sig = sig_of(&stat);
         children.push(Child {
             name: bytes.into(),
-            sig: sig_of(&stat),
+            verdict: judge(&child, &sig),
+            sig,
         });
         if is_dir {
             beneath.push(child);

@@ -74,7 +74,14 @@ fn load_empty_tracer() -> io::Result<()> {
     // SAFETY: `attr` and what it points to are live and unchanged for the call,
     // and as long as it says; the kernel writes to none of them. A descriptor, if
     // one came back against all expectation, is closed below.
-    let fd = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw const attr, size_of::<ProgLoad>()) };
+    let fd = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_PROG_LOAD,
+            &raw const attr,
+            size_of::<ProgLoad>(),
+        )
+    };
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }

@@ -537,7 +537,9 @@ fn load_best(
                     let chosen = options.attach != Attach::Auto && options.transport != Transport::Auto;
                     let why = match (failures.is_empty(), chosen) {
                         (true, _) if let Some(how) = ways.preemption => {
-                            format!("fentry programs may be passed over, because this kernel preempts itself ({how})")
+                            format!(
+                                "fentry programs may be passed over, because this kernel preempts itself ({how})"
+                            )
                         }
                         (true, true) => "as configured".to_owned(),
                         (true, false) => "the best that this kernel offers".to_owned(),
