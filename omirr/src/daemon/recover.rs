@@ -234,6 +234,7 @@ fn look(
             sig,
             content: None,
             sketch: Sketch::default(),
+            leaves: None,
         },
         found => found,
     }))

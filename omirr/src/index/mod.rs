@@ -49,6 +49,14 @@ const CONTENTS: MultimapTableDefinition<&[u8], &[u8]> = MultimapTableDefinition:
 const SKETCHES: TableDefinition<&[u8], &[u8]> = TableDefinition::new("sketches");
 /// A value of a sketch → the hashes of contents that have it.
 const ALIKE: MultimapTableDefinition<u64, &[u8]> = MultimapTableDefinition::new("alike");
+/// Hash of a large content → the hashes of its leaves.
+const LEAVES: TableDefinition<&[u8], &[u8]> = TableDefinition::new("leaves");
+/// In the order in which they went: hashes of contents that are nowhere any more
+/// and are still in `LEAVES`.
+const FORMER: TableDefinition<u64, &[u8]> = TableDefinition::new("former");
+/// So many contents that are nowhere any more are remembered by their leaves: a
+/// peer may still have them when it asks for what came after.
+const FORMER_KEPT: u64 = 16;
 /// A content is large above so many bytes: smaller ones go with their rows, and
 /// a row in a random place of a table would cost more than it saves.
 const LARGE_BYTES: u64 = 128 << 10;
@@ -255,6 +263,8 @@ impl Index {
         }
         txn.open_table(INTENTS).map_err(|error| fail(error.into()))?;
         txn.open_table(MOVES).map_err(|error| fail(error.into()))?;
+        txn.open_table(LEAVES).map_err(|error| fail(error.into()))?;
+        txn.open_table(FORMER).map_err(|error| fail(error.into()))?;
         txn.commit().map_err(|error| fail(error.into()))?;
         crash::here(Point::IndexTables);
         let index = Index {
