@@ -28,6 +28,7 @@ use super::locks::{concerned, lock_again};
 use super::share::{Arrival, Command, Fetched, Figures, Inbound, Share, Tries};
 use super::steps::{Outcome, execute, stage, step_once};
 use crate::apply::{self, ApplyError, Dirs};
+use crate::content::Leaves;
 use crate::crash::{self, Point};
 use crate::engine::{self, Arrived, Content, Context, Decided, Expansion, Install, Progress, Step, Work};
 use crate::index::{Durable, IndexError, Reader};
@@ -350,6 +351,10 @@ impl Keeper {
                 }
             }
         }
+        let leaves: FxHashMap<RelPath, Leaves> = staged
+            .iter_mut()
+            .filter_map(|(path, ready)| Some((path.clone(), ready.take_leaves()?)))
+            .collect();
         share.index.write(|w| {
             for one in decided.iter().filter(|one| one.work != Work::Nothing) {
                 w.intend(&one.path, &one.row)?;
@@ -422,6 +427,7 @@ impl Keeper {
                 if let Some(sketch) = sketches.get(&one.path) {
                     w.put_sketch(&one.row.entry, sketch)?;
                 }
+                w.put_leaves(&one.row.entry, leaves.get(&one.path))?;
             }
             for path in steps.iter().map(Step::path).chain(&locked) {
                 w.settle(path)?;
@@ -544,6 +550,7 @@ impl Keeper {
                 seq: row.seq,
                 entry: row.row.entry.clone(),
                 bases: bases(reader, &row)?,
+                compare: !tries.any(),
             };
             // A closed connection's rows come again with the next one.
             let _ = inbound.commands.send(want);

@@ -94,7 +94,7 @@ fn path() -> impl Strategy<Value = RelPath> {
     "[a-z\u{e9}\u{7}]{1,12}(/[a-zA-Z. ]{3,20}x){0,4}".prop_map(|text| RelPath::new(text.as_bytes()).unwrap())
 }
 
-fn names() -> impl Strategy<Value = Vec<[u8; 16]>> {
+fn chunk_names() -> impl Strategy<Value = Vec<[u8; 16]>> {
     prop::collection::vec(any::<[u8; 16]>(), 0..50)
 }
 
@@ -199,7 +199,7 @@ fn message() -> impl Strategy<Value = Message> {
             upto: after + 1
         }),
         (0..1u64 << 60).prop_map(|after| Message::Again { after }),
-        (any::<u64>(), path(), 0..1u64 << 60, names()).prop_map(|(id, path, size, leaves)| {
+        (any::<u64>(), path(), 0..1u64 << 60, chunk_names()).prop_map(|(id, path, size, leaves)| {
             Message::Compare {
                 id,
                 path,
@@ -216,7 +216,7 @@ fn message() -> impl Strategy<Value = Message> {
                 leaves: leaves.map(|leaves| leaves.into_iter().collect()),
             }
         ),
-        (any::<u64>(), names()).prop_map(|(id, blocks)| Message::Blocks { id, blocks }),
+        (any::<u64>(), chunk_names()).prop_map(|(id, blocks)| Message::Blocks { id, blocks }),
         (path(), row(), 1..1000u32).prop_map(|(path, mut row, count)| {
             let to = RelPath::root().join(b"0 is in no path").unwrap();
             row.deleted = true;
