@@ -362,3 +362,237 @@ fn sectors(file: &File, noted: &Noted) -> Result<Vec<Sector>, Failed> {
     };
     Ok(disk.chunks(SECTOR_BYTES).enumerate().map(state).collect())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::MetadataExt;
+    use std::path::{Path, PathBuf};
+
+    use super::super::{RedoHead, ShareRoot};
+    use super::*;
+    use crate::content::Hasher;
+    use crate::content::patch::Edit;
+    use crate::model::{Flags, Kind};
+    use crate::observe;
+
+    const MIB: usize = 1 << 20;
+
+    /// A file of a little above 5 MiB in a share, what it shall become, and where that is noted.
+    struct Case {
+        folder: tempfile::TempDir,
+        root: ShareRoot,
+        redos: Arc<Redos>,
+        old: Vec<u8>,
+        new: Vec<u8>,
+    }
+
+    fn leaves(bytes: &[u8]) -> Leaves {
+        let mut hasher = Hasher::new();
+        hasher.update(bytes);
+        hasher.leaves().unwrap()
+    }
+
+    /// Where [`Case::new`] changes what it becomes, and whether that is a hole.
+    const EDITS: [(usize, usize, bool); 3] = [(4096, 8192, false), (2 * MIB, 64 << 10, true), (5 * MIB, 9000, false)];
+
+    impl Case {
+        fn new() -> Case {
+            let folder = tempfile::tempdir().unwrap();
+            fs::create_dir(folder.path().join("share")).unwrap();
+            let old: Vec<u8> = (0..5 * MIB + 100).map(|at| (at % 251) as u8).collect();
+            let mut new = old.clone();
+            for (at, len, hole) in EDITS {
+                new.resize(new.len().max(at + len), 0);
+                new[at..at + len].fill(if hole { 0 } else { 253 });
+            }
+            fs::write(folder.path().join("share/f"), &old).unwrap();
+            Case {
+                root: ShareRoot::open(&folder.path().join("share")).unwrap(),
+                redos: Redos::new(folder.path().join("redo")),
+                folder,
+                old,
+                new,
+            }
+        }
+
+        fn file(&self) -> PathBuf {
+            self.folder.path().join("share/f")
+        }
+
+        fn sig(&self) -> StatSig {
+            observe::stat(&self.root.batch(), &path()).unwrap().unwrap()
+        }
+
+        fn entry(&self) -> Entry {
+            Entry {
+                kind: Kind::File {
+                    size: self.new.len() as u64,
+                    hash: leaves(&self.new).hash(),
+                },
+                mode: 0o640,
+                uid: self.sig().uid,
+                gid: self.sig().gid,
+                user: None,
+                group: None,
+                mtime: crate::model::Time { secs: 1_000_000_000, nanos: 5 },
+                xattrs: Vec::new(),
+                flags: Flags::NONE,
+                link: None,
+            }
+        }
+
+        fn redo(&self) -> Redo {
+            let (sig, entry) = (self.sig(), self.entry());
+            let (size, hash) = entry.content().unwrap();
+            let head = RedoHead {
+                path: path(),
+                ino: sig.ino,
+                btime: sig.btime,
+                old_size: self.old.len() as u64,
+                size,
+                hash,
+            };
+            let mut writer = self.redos.begin(head).unwrap();
+            for (at, len, hole) in EDITS {
+                let clip = |at: usize| at.min(self.old.len());
+                let edit = Edit {
+                    at: at as u64,
+                    len: len as u64,
+                    bytes: (!hole).then(|| &self.new[at..at + len]),
+                    old: &self.old[clip(at)..clip(at + len)],
+                };
+                writer.edit(edit).unwrap();
+            }
+            writer.seal().unwrap()
+        }
+
+        fn stage(&self) -> Ready {
+            stage_patch(&self.root.batch(), self.redo(), self.sig(), &self.entry(), leaves(&self.new)).unwrap()
+        }
+
+        fn install(&self, ready: Ready) -> Result<Applied, ApplyError> {
+            super::super::install(&self.root.batch(), ready, &Expect::Sig(self.sig()))
+        }
+
+        fn records(&self) -> usize {
+            fs::read_dir(self.folder.path().join("redo")).unwrap().count()
+        }
+
+        /// As after a crash that came upon this file and a record.
+        fn recovered(&self, disk: &[u8]) -> (Vec<u8>, usize) {
+            fs::write(self.file(), disk).unwrap();
+            self.redo().using();
+            let completed = complete(&self.root.batch(), &self.redos, &|_, _| true).unwrap();
+            self.redos.clear().unwrap();
+            (fs::read(self.file()).unwrap(), completed.len())
+        }
+    }
+
+    fn path() -> RelPath {
+        RelPath::new(b"f").unwrap()
+    }
+
+    fn ino(path: &Path) -> u64 {
+        fs::metadata(path).unwrap().ino()
+    }
+
+    /// Whether files can be had alone here.
+    fn has_leases(case: &Case) -> bool {
+        let file = File::options().write(true).open(case.file()).unwrap();
+        Lease::take(file.as_fd()).is_some()
+    }
+
+    #[test]
+    fn what_differs_is_written_over_the_file() {
+        let case = Case::new();
+        let before = ino(&case.file());
+        let Applied::AsWritten(sig) = case.install(case.stage()).unwrap() else {
+            panic!("it was changed")
+        };
+        assert!(fs::read(case.file()).unwrap() == case.new);
+        assert!(sig.same_as(&case.sig()));
+        assert_eq!((sig.mtime, sig.mode & 0o7777), (case.entry().mtime, 0o640));
+        if has_leases(&case) {
+            assert_eq!((ino(&case.file()), case.records()), (before, 1));
+        }
+        case.redos.forget_used();
+        assert_eq!(case.records(), 0);
+    }
+
+    #[test]
+    fn a_file_that_is_not_ours_alone_is_exchanged() {
+        for reason in ["open", "opened after it was staged", "another name", "touched"] {
+            let case = Case::new();
+            let before = ino(&case.file());
+            let reader = (reason == "open").then(|| File::open(case.file()).unwrap());
+            let ready = case.stage();
+            let reader = reader.or_else(|| reason.starts_with("opened").then(|| File::open(case.file()).unwrap()));
+            if reason == "another name" {
+                fs::hard_link(case.file(), case.folder.path().join("other")).unwrap();
+            }
+            if reason == "touched" {
+                let times = fs::FileTimes::new().set_modified(std::time::UNIX_EPOCH);
+                File::open(case.file()).unwrap().set_times(times).unwrap();
+            }
+            assert!(matches!(case.install(ready), Ok(Applied::AsWritten(_))), "{reason}");
+            assert!(fs::read(case.file()).unwrap() == case.new, "{reason}");
+            assert_ne!(ino(&case.file()), before, "{reason}");
+            assert_eq!(case.records(), 0, "{reason}");
+            drop(reader);
+        }
+    }
+
+    #[test]
+    fn another_content_than_was_compared_is_left_alone() {
+        let case = Case::new();
+        let ready = case.stage();
+        let mut other = case.old.clone();
+        other[4 * MIB] ^= 1;
+        fs::write(case.file(), &other).unwrap();
+        let refused = case.install(ready).unwrap_err();
+        assert!(matches!(refused, ApplyError::Content { .. }), "{refused}");
+        assert!(fs::read(case.file()).unwrap() == other);
+    }
+
+    #[test]
+    fn what_a_crash_has_left_is_completed_sector_by_sector() {
+        let case = Case::new();
+        let old_is_left = case.recovered(&case.old);
+        assert!(old_is_left == (case.old.clone(), 0), "what was not begun was done");
+        // Cut off anywhere in the first edit, or behind the old end.
+        for cut in [4608, 8192, 12_288] {
+            let mut torn = case.old.clone();
+            torn[4096..cut].copy_from_slice(&case.new[4096..cut]);
+            assert!(case.recovered(&torn) == (case.new.clone(), 1), "cut at {cut}");
+        }
+        let longer = case.new[..5 * MIB + 4096].to_vec();
+        assert!(case.recovered(&longer) == (case.new.clone(), 1));
+        assert!(case.recovered(&case.new) == (case.new.clone(), 1));
+    }
+
+    #[test]
+    fn what_users_change_after_a_crash_stays() {
+        let case = Case::new();
+        let mut torn = case.old.clone();
+        torn[4096..5120].copy_from_slice(&case.new[4096..5120]);
+        torn[7200..7210].fill(1);
+        torn[3 * MIB] = 1;
+        let mut expected = case.new.clone();
+        // The sector that a user has written to is wholly the user's.
+        expected[7168..7680].copy_from_slice(&torn[7168..7680]);
+        expected[3 * MIB] = 1;
+        assert!(case.recovered(&torn) == (expected, 1));
+        // A size that is no part of it.
+        let shorter = case.old[..MIB].to_vec();
+        assert!(case.recovered(&shorter) == (shorter.clone(), 0));
+        // Another file.
+        case.redo().using();
+        fs::remove_file(case.file()).unwrap();
+        assert!(complete(&case.root.batch(), &case.redos, &|_, _| true).unwrap().is_empty());
+        fs::write(case.folder.path().join("g"), &torn).unwrap();
+        fs::rename(case.folder.path().join("g"), case.file()).unwrap();
+        assert!(complete(&case.root.batch(), &case.redos, &|_, _| true).unwrap().is_empty());
+        assert!(fs::read(case.file()).unwrap() == torn);
+    }
+}

@@ -24,6 +24,9 @@ pub const BLOCK_BYTES: usize = 4 << 10;
 /// If more leaves differ, the file is sent as its chunks: then most of it may be
 /// new, and what is noted for a crash would take as much room again.
 pub const PATCH_LEAVES_MAX: usize = 512;
+/// So many bytes in the place of others are sent without asking whether the
+/// receiver has them somewhere else.
+const MOVED_MAX: u64 = 8 << 20;
 /// So many blocks are in them.
 pub const PATCH_BLOCKS_MAX: usize = PATCH_LEAVES_MAX * (LEAF_BYTES as usize / BLOCK_BYTES);
 
@@ -125,6 +128,45 @@ pub fn send_patch<S: Source>(
         0 => groups.finish(),
         _ => Err(LONGER),
     }
+}
+
+/// Whether so much of what the receiver has would be sent anew that most of it is
+/// perhaps only somewhere else, because bytes were inserted or removed. Chunks
+/// tell; but they take reading everything, which a sixteenth of it does not.
+pub fn is_too_much<S: Source>(
+    mut source: S,
+    list: &Leaves,
+    leaves: &[u64],
+    have: &[ChunkId],
+    have_size: u64,
+) -> io::Result<bool> {
+    let most = MOVED_MAX.max(list.size() / 16);
+    if leaves.len() as u64 * LEAF_BYTES <= most {
+        return Ok(false);
+    }
+    let mut buffer = Vec::new();
+    let (mut first, mut changed) = (0, 0);
+    for &leaf in leaves {
+        match read_leaf(&mut source, leaf, list.size(), &mut buffer) {
+            Ok(()) => {}
+            // Sending it tells.
+            Err(why) if why.kind() == io::ErrorKind::UnexpectedEof => return Ok(false),
+            Err(why) => return Err(why),
+        }
+        let had = blocks_in(leaf, have_size);
+        let known = have.get(first..first + had).unwrap_or_default();
+        for (bytes, known) in buffer.chunks(BLOCK_BYTES).zip(known) {
+            changed += match *known == chunk_id(bytes) {
+                true => 0,
+                false => bytes.len() as u64,
+            };
+        }
+        if changed > most {
+            return Ok(true);
+        }
+        first += had;
+    }
+    Ok(false)
 }
 
 /// Something to be written over the old content.
@@ -389,6 +431,24 @@ mod tests {
             assert!(made == *new, "case {n}");
             assert!(sent <= *most as u64, "case {n}: {sent} bytes");
         }
+    }
+
+    #[test]
+    fn what_has_only_moved_is_not_sent_as_changed() {
+        let old = noise(1, 16 * MIB);
+        let verdict = |new: &[u8]| {
+            let (old_list, new_list) = (list(&old), list(new));
+            let leaves = new_list.differing(&old_list.names());
+            let names = block_names(&old[..], &old_list, &leaves).unwrap().unwrap();
+            is_too_much(new, &new_list, &leaves, &names, old.len() as u64).unwrap()
+        };
+        assert!(verdict(&[b"inserted", &old[..]].concat()));
+        assert!(verdict(&old[1..]));
+        // A page here and there, or something new at the end.
+        let mut pages = old.clone();
+        (0..4096).step_by(3).for_each(|page| pages[page * 4096] ^= 1);
+        assert!(!verdict(&pages));
+        assert!(!verdict(&[&old[..], &noise(2, 20 * MIB)].concat()));
     }
 
     #[test]

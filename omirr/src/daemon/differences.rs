@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 
 use super::share::{Figures, Share};
 use crate::apply;
-use crate::content::patch::{PATCH_LEAVES_MAX, send_patch};
+use crate::content::patch::{PATCH_LEAVES_MAX, is_too_much, send_patch};
 use crate::content::{ChunkId, Leaves};
 use crate::index::IndexError;
 use crate::model::{Hash, RelPath};
@@ -103,7 +103,8 @@ impl Compared {
         self.leaves.clone()
     }
 
-    /// Sends what the receiver lacks beside these blocks.
+    /// Sends what the receiver lacks beside these blocks, or that it had better ask
+    /// for chunks.
     pub(super) fn send(
         &self,
         share: &Share,
@@ -112,6 +113,10 @@ impl Compared {
         pieces: &mpsc::Sender<Message>,
     ) -> anyhow::Result<()> {
         let file = apply::open_file(&share.root.batch(), &self.path)?;
+        if is_too_much(&file, &self.list, &self.leaves, blocks, self.base_size)? {
+            pieces.blocking_send(Message::Differs { id, leaves: None })?;
+            return Ok(());
+        }
         let emit = |parts: Vec<Part>, last| {
             let bytes = parts.iter().map(Part::data_bytes).sum();
             Figures::add(&share.figures.content_sent_bytes, bytes);

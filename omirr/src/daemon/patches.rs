@@ -89,7 +89,7 @@ pub(super) fn fetch(
         return Ok(None);
     };
     asked.send(Message::Blocks { id, blocks })?;
-    receive(share, path, entry, base, differing, incoming).map(Some)
+    receive(share, path, entry, base, differing, incoming)
 }
 
 /// The file at `path`, if it has a large content, of which the index knows what
@@ -156,7 +156,7 @@ fn receive(
     base: Base,
     differing: Vec<u64>,
     incoming: &mut mpsc::Receiver<Piece>,
-) -> anyhow::Result<Ready> {
+) -> anyhow::Result<Option<Ready>> {
     let Some((size, hash)) = entry.content() else {
         bail!("'{path}' has no content to be fetched");
     };
@@ -177,7 +177,9 @@ fn receive(
         let (parts, last, _held) = match incoming.blocking_recv() {
             Some(Piece::Parts { parts, last, held }) => (parts, last, held),
             Some(Piece::Gone(reason)) => bail!("{reason}"),
-            Some(Piece::Differs(_)) => bail!("it was told already what differs"),
+            // Too much, now that the blocks are known.
+            Some(Piece::Differs(None)) => return Ok(None),
+            Some(Piece::Differs(Some(_))) => bail!("it was told already what differs"),
             None => bail!("the connection has ended"),
         };
         let bytes = parts.iter().map(Part::data_bytes).sum();
@@ -190,13 +192,13 @@ fn receive(
     let leaves = patcher.finish()?;
     // Nobody is alone with a file that is open twice.
     drop(base.file);
-    Ok(match draft {
+    Ok(Some(match draft {
         Draft::Shared(mut staged) => {
             staged.resize(size, Some(leaves));
             staged.finish(entry)?
         }
         Draft::Noted(writer) => apply::stage_patch(&dirs, writer.seal()?, base.sig, entry, leaves)?,
-    })
+    }))
 }
 
 impl Draft {
