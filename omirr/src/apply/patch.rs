@@ -25,7 +25,7 @@ use super::place::{install_whole, outcome};
 use super::redo::{Noted, Redo, Redos, SECTOR_BYTES, sector_name};
 use super::stage::{Made, Ready, clone_local, zero};
 use super::{Applied, Expect, attrs, is_as_expected, settled};
-use crate::content::Leaves;
+use crate::content::{self, Leaves};
 use crate::crash::{self, Point};
 use crate::model::{Entry, Hash, RelPath, StatSig};
 use crate::observe::{XattrOf, sig_of, statx_fd};
@@ -281,8 +281,9 @@ pub fn complete(
     Ok(completed)
 }
 
-/// Whether the file was begun to be written over and is now complete, but for
-/// what users have changed in it since.
+/// Whether the file is now complete, but for what users have changed in it since
+/// it was begun to be written over. If it was not, and they have changed it, it is
+/// theirs.
 fn complete_one(file: &File, redo: &Redo) -> Result<bool, Failed> {
     let head = &redo.head;
     let found = sig_of(&statx_fd(file.as_fd())?);
@@ -299,7 +300,9 @@ fn complete_one(file: &File, redo: &Redo) -> Result<bool, Failed> {
         }
         Ok::<_, Failed>(())
     })?;
-    if !begun {
+    // All is as it was, but for the room that was taken, which counts as a change
+    // of the file; or a user has changed it somewhere.
+    if !begun && (found.size, head.old_hash) != content::hash_file(file)? {
         return Ok(false);
     }
     if missing {
@@ -450,6 +453,7 @@ mod tests {
                 ino: sig.ino,
                 btime: sig.btime,
                 old_size: self.old.len() as u64,
+                old_hash: leaves(&self.old).hash(),
                 size,
                 hash,
             };
@@ -558,8 +562,7 @@ mod tests {
     #[test]
     fn what_a_crash_has_left_is_completed_sector_by_sector() {
         let case = Case::new();
-        let old_is_left = case.recovered(&case.old);
-        assert!(old_is_left == (case.old.clone(), 0), "what was not begun was done");
+        assert!(case.recovered(&case.old) == (case.new.clone(), 1));
         // Cut off anywhere in the first edit, or behind the old end.
         for cut in [4608, 8192, 12_288] {
             let mut torn = case.old.clone();
@@ -583,6 +586,10 @@ mod tests {
         expected[7168..7680].copy_from_slice(&torn[7168..7680]);
         expected[3 * MIB] = 1;
         assert!(case.recovered(&torn) == (expected, 1));
+        // One that was not begun.
+        let mut theirs = case.old.clone();
+        theirs[3 * MIB] = 1;
+        assert!(case.recovered(&theirs) == (theirs.clone(), 0));
         // A size that is no part of it.
         let shorter = case.old[..MIB].to_vec();
         assert!(case.recovered(&shorter) == (shorter.clone(), 0));

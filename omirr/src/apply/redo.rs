@@ -42,8 +42,8 @@ pub struct RedoHead {
     pub ino: u64,
     pub btime: Time,
     pub old_size: u64,
+    pub old_hash: Hash,
     pub size: u64,
-    /// The new content's.
     pub hash: Hash,
 }
 
@@ -307,6 +307,7 @@ mod tests {
             ino: 7,
             btime: Time { secs: 1, nanos: 2 },
             old_size: 5000,
+            old_hash: Hash([8; 32]),
             size: 6000,
             hash: Hash([9; 32]),
         }

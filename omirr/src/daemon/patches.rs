@@ -168,6 +168,7 @@ fn receive(
             ino: base.sig.ino,
             btime: base.sig.btime,
             old_size: base.leaves.size(),
+            old_hash: base.hash,
             size,
             hash,
         })?),
