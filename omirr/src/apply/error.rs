@@ -146,9 +146,10 @@ impl ApplyError {
     /// name); it is worth trying again too, but seldom.
     pub fn is_transient(&self) -> bool {
         match self {
-            ApplyError::Torn { .. } | ApplyError::Changed { .. } | ApplyError::ParentMissing { .. } | ApplyError::NotEmpty { .. } => {
-                true
-            }
+            ApplyError::Torn { .. }
+            | ApplyError::Changed { .. }
+            | ApplyError::ParentMissing { .. }
+            | ApplyError::NotEmpty { .. } => true,
             ApplyError::System { errno, .. } => matches!(
                 *errno,
                 Errno::NOSPC

@@ -26,14 +26,14 @@ impl<'f> Lease<'f> {
             // commands take a number and no pointer.
             unsafe { fcntl(file.as_raw_fd(), command, value) == 0 }
         };
-        (set(F_SETSIG, SIGURG) && set(F_SETLEASE, F_WRLCK.into())).then_some(Lease(file))
+        (set(F_SETSIG, SIGURG) && set(F_SETLEASE, F_WRLCK)).then_some(Lease(file))
     }
 }
 
 impl Drop for Lease<'_> {
     fn drop(&mut self) {
         // SAFETY: as above. If it fails the kernel has taken the lease already.
-        unsafe { fcntl(self.0.as_raw_fd(), F_SETLEASE, c_int::from(F_UNLCK)) };
+        unsafe { fcntl(self.0.as_raw_fd(), F_SETLEASE, F_UNLCK) };
     }
 }
 
@@ -65,7 +65,10 @@ mod tests {
             say.send(()).unwrap();
             read
         });
-        assert!(said.recv_timeout(Duration::from_millis(100)).is_err(), "it does not wait");
+        assert!(
+            said.recv_timeout(Duration::from_millis(100)).is_err(),
+            "it does not wait"
+        );
         std::os::unix::fs::FileExt::write_all_at(&file, b"new", 0).unwrap();
         drop(lease);
         assert_eq!(reader.join().unwrap(), b"new");

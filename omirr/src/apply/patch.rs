@@ -55,7 +55,9 @@ pub fn stage_patch(
         entry: entry.clone(),
         names: 1,
     };
-    let alone = patch.open(dirs)?.is_some_and(|file| Lease::take(file.as_fd()).is_some());
+    let alone = patch
+        .open(dirs)?
+        .is_some_and(|file| Lease::take(file.as_fd()).is_some());
     match alone {
         true => Ok(Ready::patch(patch, leaves)),
         false => patch.copy(dirs, &base),
@@ -73,7 +75,11 @@ impl Patch {
     }
 
     /// Gives the path its new content.
-    pub(super) fn install(mut self: Box<Self>, dirs: &Dirs<'_>, expect: &Expect) -> Result<Applied, ApplyError> {
+    pub(super) fn install(
+        mut self: Box<Self>,
+        dirs: &Dirs<'_>,
+        expect: &Expect,
+    ) -> Result<Applied, ApplyError> {
         let Expect::Sig(expected) = expect else {
             return Err(ApplyError::changed(self.path()));
         };
@@ -265,7 +271,10 @@ pub fn complete(
         let file = match open_to_write(dirs, &head.path) {
             Ok(Some(file)) => file,
             // Gone, or something else: nothing of it is left to be completed.
-            Ok(None) | Err(ApplyError::Changed { .. } | ApplyError::ParentMissing { .. } | ApplyError::Beneath { .. }) => {
+            Ok(None)
+            | Err(
+                ApplyError::Changed { .. } | ApplyError::ParentMissing { .. } | ApplyError::Beneath { .. },
+            ) => {
                 continue;
             }
             Err(error) => return Err(error),
@@ -288,7 +297,8 @@ fn complete_one(file: &File, redo: &Redo) -> Result<bool, Failed> {
     let head = &redo.head;
     let found = sig_of(&statx_fd(file.as_fd())?);
     let between = head.old_size.min(head.size)..=head.old_size.max(head.size);
-    if (found.ino, found.btime) != (head.ino, head.btime) || !found.is_file() || found.size < *between.start() {
+    if (found.ino, found.btime) != (head.ino, head.btime) || !found.is_file() || found.size < *between.start()
+    {
         return Ok(false);
     }
     let mut begun = found.size != head.old_size && between.contains(&found.size);
@@ -355,7 +365,10 @@ fn sectors(file: &File, noted: &Noted) -> Result<Vec<Sector>, Failed> {
     let zeros = [0; SECTOR_BYTES];
     let state = |(number, sector): (usize, &[u8])| {
         let from = number * SECTOR_BYTES;
-        let new = noted.bytes.as_ref().map_or(&zeros[..sector.len()], |bytes| &bytes[from..from + sector.len()]);
+        let new = noted
+            .bytes
+            .as_ref()
+            .map_or(&zeros[..sector.len()], |bytes| &bytes[from..from + sector.len()]);
         let is_old = noted.old.get(number) == Some(&sector_name(sector));
         match (sector == new, is_old) {
             (true, false) => Sector::New,
@@ -397,7 +410,11 @@ mod tests {
     }
 
     /// Where [`Case::new`] changes what it becomes, and whether that is a hole.
-    const EDITS: [(usize, usize, bool); 3] = [(4096, 8192, false), (2 * MIB, 64 << 10, true), (5 * MIB, 9000, false)];
+    const EDITS: [(usize, usize, bool); 3] = [
+        (4096, 8192, false),
+        (2 * MIB, 64 << 10, true),
+        (5 * MIB, 9000, false),
+    ];
 
     impl Case {
         fn new() -> Case {
@@ -438,7 +455,10 @@ mod tests {
                 gid: self.sig().gid,
                 user: None,
                 group: None,
-                mtime: crate::model::Time { secs: 1_000_000_000, nanos: 5 },
+                mtime: crate::model::Time {
+                    secs: 1_000_000_000,
+                    nanos: 5,
+                },
                 xattrs: Vec::new(),
                 flags: Flags::NONE,
                 link: None,
@@ -472,7 +492,14 @@ mod tests {
         }
 
         fn stage(&self) -> Ready {
-            stage_patch(&self.root.batch(), self.redo(), self.sig(), &self.entry(), leaves(&self.new)).unwrap()
+            stage_patch(
+                &self.root.batch(),
+                self.redo(),
+                self.sig(),
+                &self.entry(),
+                leaves(&self.new),
+            )
+            .unwrap()
         }
 
         fn install(&self, ready: Ready) -> Result<Applied, ApplyError> {
@@ -531,7 +558,11 @@ mod tests {
             let before = ino(&case.file());
             let reader = (reason == "open").then(|| File::open(case.file()).unwrap());
             let ready = case.stage();
-            let reader = reader.or_else(|| reason.starts_with("opened").then(|| File::open(case.file()).unwrap()));
+            let reader = reader.or_else(|| {
+                reason
+                    .starts_with("opened")
+                    .then(|| File::open(case.file()).unwrap())
+            });
             if reason == "another name" {
                 fs::hard_link(case.file(), case.folder.path().join("other")).unwrap();
             }
@@ -539,7 +570,10 @@ mod tests {
                 let times = fs::FileTimes::new().set_modified(std::time::UNIX_EPOCH);
                 File::open(case.file()).unwrap().set_times(times).unwrap();
             }
-            assert!(matches!(case.install(ready), Ok(Applied::AsWritten(_))), "{reason}");
+            assert!(
+                matches!(case.install(ready), Ok(Applied::AsWritten(_))),
+                "{reason}"
+            );
             assert!(fs::read(case.file()).unwrap() == case.new, "{reason}");
             assert_ne!(ino(&case.file()), before, "{reason}");
             assert_eq!(case.records(), 0, "{reason}");
@@ -596,10 +630,18 @@ mod tests {
         // Another file.
         case.redo().using();
         fs::remove_file(case.file()).unwrap();
-        assert!(complete(&case.root.batch(), &case.redos, &|_, _| true).unwrap().is_empty());
+        assert!(
+            complete(&case.root.batch(), &case.redos, &|_, _| true)
+                .unwrap()
+                .is_empty()
+        );
         fs::write(case.folder.path().join("g"), &torn).unwrap();
         fs::rename(case.folder.path().join("g"), case.file()).unwrap();
-        assert!(complete(&case.root.batch(), &case.redos, &|_, _| true).unwrap().is_empty());
+        assert!(
+            complete(&case.root.batch(), &case.redos, &|_, _| true)
+                .unwrap()
+                .is_empty()
+        );
         assert!(fs::read(case.file()).unwrap() == torn);
     }
 }

@@ -211,7 +211,10 @@ impl Redo {
     }
 
     /// The edits, one after the other.
-    pub(super) fn each<E: From<io::Error>>(&self, mut with: impl FnMut(Noted) -> Result<(), E>) -> Result<(), E> {
+    pub(super) fn each<E: From<io::Error>>(
+        &self,
+        mut with: impl FnMut(Noted) -> Result<(), E>,
+    ) -> Result<(), E> {
         let mut file = io::BufReader::with_capacity(256 << 10, File::open(&self.path)?);
         read_head(&mut file)?;
         while let Some(noted) = read_edit(&mut file)? {

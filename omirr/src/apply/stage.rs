@@ -11,8 +11,8 @@ use std::sync::{Arc, LazyLock};
 
 use rustc_hash::FxHashMap;
 use rustix::fs::{
-    AtFlags, FallocateFlags, Mode, OFlags, SeekFrom, copy_file_range, fallocate, fdatasync, ftruncate, ioctl_ficlone, openat, seek,
-    unlinkat,
+    AtFlags, FallocateFlags, Mode, OFlags, SeekFrom, copy_file_range, fallocate, fdatasync, ftruncate,
+    ioctl_ficlone, openat, seek, unlinkat,
 };
 use rustix::io::{self, Errno};
 use rustix::process::{Resource, getrlimit};
@@ -528,7 +528,9 @@ pub(super) fn zero(fd: impl AsFd, at: u64, len: u64) -> io::Result<()> {
             let zeros = vec![0; usize::try_from(len).unwrap_or(COPY_BUFFER).min(COPY_BUFFER)];
             let mut done = 0;
             while done < len {
-                let left = usize::try_from(len - done).unwrap_or(COPY_BUFFER).min(zeros.len());
+                let left = usize::try_from(len - done)
+                    .unwrap_or(COPY_BUFFER)
+                    .min(zeros.len());
                 done += io::retry_on_intr(|| io::pwrite(&fd, &zeros[..left], at + done))? as u64;
             }
             Ok(())

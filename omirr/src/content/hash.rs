@@ -81,7 +81,9 @@ fn hash_with(
     // The last leaf stays open, though it may be full.
     let mut going = true;
     while going && size.saturating_sub(at) > STRIDE_LEAVES * LEAF_BYTES {
-        let Some(stride) = hash_stride(file, at)? else { break };
+        let Some(stride) = hash_stride(file, at)? else {
+            break;
+        };
         stride.iter().for_each(|leaf| hasher.leaf(leaf));
         at += STRIDE_LEAVES * LEAF_BYTES;
         known = at;

@@ -182,11 +182,21 @@ mod tests {
         for (from, to) in [(&old, &new), (&new, &old)] {
             let (from, to) = (leaves(from), leaves(to));
             let differing = to.differing(&from.names());
-            let expected: &[u64] = if from.size() < to.size() { &[2, 3, 8, 9, 10] } else { &[2, 3, 8] };
+            let expected: &[u64] = if from.size() < to.size() {
+                &[2, 3, 8, 9, 10]
+            } else {
+                &[2, 3, 8]
+            };
             assert_eq!(differing, expected);
-            let new: Vec<_> = differing.iter().map(|&leaf| (leaf, *to.get(leaf as usize).unwrap())).collect();
+            let new: Vec<_> = differing
+                .iter()
+                .map(|&leaf| (leaf, *to.get(leaf as usize).unwrap()))
+                .collect();
             assert_eq!(from.replaced(to.size(), &new).unwrap().hash(), to.hash());
-            assert_ne!(from.replaced(to.size(), &new[1..]).map(|list| list.hash()), Some(to.hash()));
+            assert_ne!(
+                from.replaced(to.size(), &new[1..]).map(|list| list.hash()),
+                Some(to.hash())
+            );
         }
     }
 

@@ -202,7 +202,13 @@ pub struct Patcher<S> {
 impl<S: Source> Patcher<S> {
     /// For the content of `size` bytes with `hash` that differs in `leaves`,
     /// ascending, from what `source` has and `old_list` is of.
-    pub fn new(source: S, old_list: Leaves, leaves: Vec<u64>, size: u64, hash: Hash) -> io::Result<Patcher<S>> {
+    pub fn new(
+        source: S,
+        old_list: Leaves,
+        leaves: Vec<u64>,
+        size: u64,
+        hash: Hash,
+    ) -> io::Result<Patcher<S>> {
         let mut patcher = Patcher {
             source,
             old_list,
@@ -303,7 +309,11 @@ impl<S: Source> Patcher<S> {
         let block = self.first_block + at / BLOCK_BYTES;
         let old = self.old.get(at..).unwrap_or_default();
         let old = &old[..old.len().min(BLOCK_BYTES)];
-        if place as usize != block || !at.is_multiple_of(BLOCK_BYTES) || old.is_empty() || old.len() > self.lacking() {
+        if place as usize != block
+            || !at.is_multiple_of(BLOCK_BYTES)
+            || old.is_empty()
+            || old.len() > self.lacking()
+        {
             return Err(AssembleError::NoSuchChunk {
                 place,
                 count: count_blocks(&self.leaves, self.old_list.size()),
@@ -382,24 +392,31 @@ mod tests {
         let mut patcher =
             Patcher::new(old, old_list, leaves.clone(), new_list.size(), new_list.hash()).unwrap();
         let (mut made, mut sent, mut ended) = (old.to_vec(), 0, false);
-        send_patch(new, &new_list, &leaves, &names, old.len() as u64, |parts, last| {
-            sent += parts.iter().map(Part::data_bytes).sum::<u64>();
-            ended |= last;
-            patcher
-                .take(&parts, &mut |edit| {
-                    let (at, len) = (edit.at as usize, edit.len as usize);
-                    let known = &old[at.min(old.len())..(at + len).min(old.len())];
-                    assert_eq!(edit.old, known);
-                    made.resize(made.len().max(at + len), 0);
-                    match edit.bytes {
-                        Some(bytes) => made[at..at + len].copy_from_slice(bytes),
-                        None => made[at..at + len].fill(0),
-                    }
-                    Ok(())
-                })
-                .unwrap();
-            ControlFlow::Continue(())
-        })
+        send_patch(
+            new,
+            &new_list,
+            &leaves,
+            &names,
+            old.len() as u64,
+            |parts, last| {
+                sent += parts.iter().map(Part::data_bytes).sum::<u64>();
+                ended |= last;
+                patcher
+                    .take(&parts, &mut |edit| {
+                        let (at, len) = (edit.at as usize, edit.len as usize);
+                        let known = &old[at.min(old.len())..(at + len).min(old.len())];
+                        assert_eq!(edit.old, known);
+                        made.resize(made.len().max(at + len), 0);
+                        match edit.bytes {
+                            Some(bytes) => made[at..at + len].copy_from_slice(bytes),
+                            None => made[at..at + len].fill(0),
+                        }
+                        Ok(())
+                    })
+                    .unwrap();
+                ControlFlow::Continue(())
+            },
+        )
         .unwrap();
         assert!(ended);
         assert_eq!(patcher.finish().unwrap(), new_list);
@@ -458,7 +475,10 @@ mod tests {
         let cases: [(&[Part], &str); 8] = [
             (&[Part::Have(1)], "a reference to chunk 1 of 256"),
             (&[Part::Have(0), Part::Have(0)], "a reference to chunk 0 of 256"),
-            (&[Part::Data(Bytes::from_static(b"x")), Part::Have(0)], "a reference"),
+            (
+                &[Part::Data(Bytes::from_static(b"x")), Part::Have(0)],
+                "a reference",
+            ),
             (&[Part::Hole(5)], "more than"),
             (&[Part::Hole(0)], "more than"),
             (&[Part::Hole(2 << 20)], "more than"),
@@ -468,7 +488,11 @@ mod tests {
         for (parts, expected) in cases {
             let mut patcher = Patcher::new(&old[..], list(&old), vec![2], 5 << 20, new_hash).unwrap();
             let taken = patcher.take(parts, &mut |_| Ok(()));
-            let error = taken.err().or_else(|| patcher.finish().err()).unwrap().to_string();
+            let error = taken
+                .err()
+                .or_else(|| patcher.finish().err())
+                .unwrap()
+                .to_string();
             assert!(error.contains(expected), "{error:?} lacks {expected:?}");
         }
         let short = Patcher::new(&old[..], list(&old), vec![2], 5 << 20, new_hash).unwrap();
@@ -482,9 +506,11 @@ mod tests {
         assert_eq!(block_names(&other[..], &list(&bytes), &[1]).unwrap(), None);
         assert_eq!(block_names(&bytes[..MIB], &list(&bytes), &[1]).unwrap(), None);
         let sent = |source: &[u8]| {
-            send_patch(source, &list(&bytes), &[1], &[], 0, |_, _| ControlFlow::Continue(()))
-                .unwrap_err()
-                .to_string()
+            send_patch(source, &list(&bytes), &[1], &[], 0, |_, _| {
+                ControlFlow::Continue(())
+            })
+            .unwrap_err()
+            .to_string()
         };
         assert!(sent(&other).contains("another than announced"));
         assert!(sent(&bytes[..MIB]).contains("shorter"));

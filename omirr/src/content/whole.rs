@@ -167,7 +167,8 @@ impl Hasher {
     /// The hash of all that came.
     pub fn finish(&self) -> Hash {
         let last: [u8; 32] = self.leaf.finalize().into();
-        self.tree.finish(last, self.tree.leaves * LEAF_BYTES + self.leaf_bytes)
+        self.tree
+            .finish(last, self.tree.leaves * LEAF_BYTES + self.leaf_bytes)
     }
 
     /// The hashes of its leaves, if it is worth having them.
@@ -193,7 +194,10 @@ impl Hasher {
     /// Adds like leaves to the list.
     fn note(&mut self, leaf: &[u8; 32], count: u64) {
         if let Some(list) = &mut self.list {
-            match usize::try_from(count).ok().filter(|count| *count <= LEAVES_MAX - list.len()) {
+            match usize::try_from(count)
+                .ok()
+                .filter(|count| *count <= LEAVES_MAX - list.len())
+            {
                 Some(count) => list.resize(list.len() + count, *leaf),
                 None => self.list = None,
             }
@@ -219,7 +223,9 @@ impl HashedLeaf {
         let mut sketcher = Sketcher::new();
         let mut at = 0;
         while at < LEAF_BYTES {
-            let len = buffer.len().min(usize::try_from(LEAF_BYTES - at).unwrap_or(usize::MAX));
+            let len = buffer
+                .len()
+                .min(usize::try_from(LEAF_BYTES - at).unwrap_or(usize::MAX));
             read(&mut buffer[..len], at)?;
             hasher.update(&buffer[..len]);
             sketcher.take(number, at, &buffer[..len]);

@@ -78,7 +78,10 @@ pub(super) fn compare(share: &Share, job: CompareJob) -> Option<Compared> {
 
 fn try_compare(share: &Share, job: CompareJob) -> Result<Option<Compared>, IndexError> {
     let reader = share.index.read()?;
-    let Some(list) = reader.leaves_of(&job.hash)?.filter(|list| list.size() == job.size) else {
+    let Some(list) = reader
+        .leaves_of(&job.hash)?
+        .filter(|list| list.size() == job.size)
+    else {
         return Ok(None);
     };
     let names = match job.leaves.is_empty() {
@@ -129,4 +132,3 @@ impl Compared {
         Ok(())
     }
 }
-

@@ -30,7 +30,7 @@ pub(super) struct Look {
     /// What the content is like, if it was read and is large.
     pub(super) sketch: Sketch,
     /// The hashes of its leaves, likewise.
-    pub(super) leaves: Option<Leaves>,
+    pub(super) leaves: Option<Box<Leaves>>,
     /// The inode was under this path before, or is there as well.
     pub(super) elsewhere: Option<Elsewhere>,
 }

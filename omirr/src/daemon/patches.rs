@@ -37,7 +37,7 @@ struct Base {
 enum Draft {
     /// A file that shares all else with the old one.
     Shared(Staged),
-    Noted(RedoWriter),
+    Noted(Box<RedoWriter>),
 }
 
 /// Asks for what differs from the file at `path`. None if the content must be
@@ -75,7 +75,10 @@ pub(super) fn fetch(
     let Some(differing) = differing else {
         return Ok(None);
     };
-    if differing.last().is_some_and(|&leaf| Leaves::place(leaf, size).is_empty()) {
+    if differing
+        .last()
+        .is_some_and(|&leaf| Leaves::place(leaf, size).is_empty())
+    {
         bail!("'{path}' is said to differ where it has nothing");
     }
     let Some(blocks) = block_names(&base.file, &base.leaves, &differing)? else {
@@ -163,7 +166,7 @@ fn receive(
     let dirs = share.root.batch();
     let mut draft = match apply::reflink(&dirs, path, &base.sig, entry)? {
         Some(staged) => Draft::Shared(staged),
-        None => Draft::Noted(share.redos.begin(RedoHead {
+        None => Draft::Noted(Box::new(share.redos.begin(RedoHead {
             path: path.clone(),
             ino: base.sig.ino,
             btime: base.sig.btime,
@@ -171,7 +174,7 @@ fn receive(
             old_hash: base.hash,
             size,
             hash,
-        })?),
+        })?)),
     };
     let mut patcher = Patcher::new(&base.file, base.leaves, differing, size, hash)?;
     loop {

@@ -132,6 +132,7 @@ impl Keeper {
         match outcome {
             Ok(fetched) => {
                 if let Some(Pending { mut row, tries, .. }) = self.pending.remove(&key) {
+                    self.take_companions(group, &row);
                     let ready = match fetched {
                         Fetched::Staged(ready) => Some(ready),
                         Fetched::Whole(content) => {
@@ -149,6 +150,28 @@ impl Keeper {
                 pending.tries.transfers += 1;
                 pending.tries.reason = Some(reason);
                 pending.again = Some(Instant::now() + pause);
+            }
+        }
+    }
+
+    /// Adds the other names of the file whose content has come.
+    fn take_companions(&mut self, group: &mut Group, row: &WireRow) {
+        let inbound = Arc::clone(&group.inbound);
+        let is_companion =
+            |pending: &Pending| Arc::ptr_eq(&pending.inbound, &inbound) && is_one_file(&pending.row, row);
+        let keys: Vec<_> = self
+            .pending
+            .iter()
+            .filter(|(_, pending)| is_companion(pending))
+            .map(|(key, _)| key.clone())
+            .collect();
+        for key in keys {
+            if let Some(Pending { row, tries, .. }) = self.pending.remove(&key) {
+                group.add(Arrival {
+                    row,
+                    ready: None,
+                    tries,
+                });
             }
         }
     }
@@ -304,8 +327,20 @@ impl Keeper {
             self.carry_out(inbound, &reader, decided, steps, arrivals)?;
         }
         // Only now are the directories there in which it is to be staged.
-        for arrival in absent {
-            self.fetch(inbound, &reader, arrival.row, arrival.tries)?;
+        for Arrival { row, tries, .. } in absent {
+            // One content is enough for all names of a file; the first of them waits
+            // for it, since the plan begins with that.
+            let comes = self.pending.values().any(|pending| {
+                let awaited = pending.again.is_none() && Arc::ptr_eq(&pending.inbound, inbound);
+                awaited && pending.row.path < row.path && is_one_file(&pending.row, &row)
+            });
+            match comes {
+                true => {
+                    let row = WireRow { inline: None, ..row };
+                    self.wait_for(inbound, row, Some(Instant::now() + RETRY_AFTER), tries);
+                }
+                false => self.fetch(inbound, &reader, row, tries)?,
+            }
         }
         Ok(())
     }
@@ -686,6 +721,13 @@ impl Keeper {
         look.extend(outcome.errors.into_keys().map(|path| (path, Hint::default())));
         self.share.touch(look);
     }
+}
+
+/// Whether both rows are of one file with several names, with one content.
+fn is_one_file(one: &WireRow, other: &WireRow) -> bool {
+    let (one, other) = (&one.row, &other.row);
+    let link = one.live().and_then(|entry| entry.link);
+    link.is_some() && link == other.live().and_then(|entry| entry.link) && one.entry.kind == other.entry.kind
 }
 
 /// The steps that join what the rows of these groups say is one inode.

@@ -478,11 +478,7 @@ enum Job {
 }
 
 /// Answers what the peer asks for, one file after another.
-async fn prepare_contents(
-    share: Arc<Share>,
-    mut wanted: mpsc::Receiver<Job>,
-    pieces: mpsc::Sender<Message>,
-) {
+async fn prepare_contents(share: Arc<Share>, mut wanted: mpsc::Receiver<Job>, pieces: mpsc::Sender<Message>) {
     let mut comparisons = Comparisons::default();
     while let Some(job) = wanted.recv().await {
         let (task_share, task_pieces) = (Arc::clone(&share), pieces.clone());
@@ -494,7 +490,8 @@ async fn prepare_contents(
             }
             Job::Compare(job) => {
                 let id = job.id;
-                let compared = tokio::task::spawn_blocking(move || differences::compare(&task_share, job)).await;
+                let compared =
+                    tokio::task::spawn_blocking(move || differences::compare(&task_share, job)).await;
                 let Ok(compared) = compared else { return };
                 let leaves = compared.as_ref().map(Compared::leaves);
                 if let Some(compared) = compared {

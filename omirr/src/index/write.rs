@@ -296,7 +296,11 @@ impl Writer<'_> {
         if self.leaves.get(key).map_err(fail)?.is_none() {
             return Ok(());
         }
-        let last = self.former.last().map_err(fail)?.map_or(0, |(number, _)| number.value());
+        let last = self
+            .former
+            .last()
+            .map_err(fail)?
+            .map_or(0, |(number, _)| number.value());
         self.former.insert(last + 1, key).map_err(fail)?;
         while self.former.len().map_err(fail)? > FORMER_KEPT {
             let Some((_, oldest)) = self.former.pop_first().map_err(fail)? else {

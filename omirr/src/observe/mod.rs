@@ -35,6 +35,10 @@ pub(crate) use xattrs::{XattrOf, is_kept as is_kept_xattr, is_label, read as rea
 
 /// How a path was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "most are the large one, and none is kept"
+)]
 pub enum Observed {
     /// Nothing is there, or a directory on the way is missing or no directory.
     Absent,
@@ -49,7 +53,7 @@ pub enum Observed {
         /// What the content is like, if the file was read and has more.
         sketch: Sketch,
         /// The hashes of its leaves, if it was read and is large.
-        leaves: Option<Leaves>,
+        leaves: Option<Box<Leaves>>,
     },
     /// It changed while it was read: look again later.
     Unstable { sig: StatSig },
@@ -174,7 +178,7 @@ impl Place<'_> {
                     let Some(read) = content::read(fd.as_fd(), &before)? else {
                         return Ok(Observed::Unstable { sig: before });
                     };
-                    (content, sketch, leaves) = (read.content, read.sketch, read.leaves);
+                    (content, sketch, leaves) = (read.content, read.sketch, read.leaves.map(Box::new));
                     let kind = Kind::File {
                         size: read.size,
                         hash: read.hash,

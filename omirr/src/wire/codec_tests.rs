@@ -210,12 +210,14 @@ fn message() -> impl Strategy<Value = Message> {
                 leaves,
             }
         }),
-        (any::<u64>(), prop::option::of(prop::collection::btree_set(any::<u64>(), 0..9))).prop_map(
-            |(id, leaves)| Message::Differs {
+        (
+            any::<u64>(),
+            prop::option::of(prop::collection::btree_set(any::<u64>(), 0..9))
+        )
+            .prop_map(|(id, leaves)| Message::Differs {
                 id,
                 leaves: leaves.map(|leaves| leaves.into_iter().collect()),
-            }
-        ),
+            }),
         (any::<u64>(), chunk_names()).prop_map(|(id, blocks)| Message::Blocks { id, blocks }),
         (path(), row(), 1..1000u32).prop_map(|(path, mut row, count)| {
             let to = RelPath::root().join(b"0 is in no path").unwrap();
