@@ -125,7 +125,7 @@ fn messages() -> Vec<Message> {
         },
         Message::Compare {
             id: 2,
-            path: path("large"),
+            path: RelPath::new(b"large").unwrap(),
             size: 9 << 20,
             hash: Hash([7; 32]),
             base: Hash([8; 32]),
