@@ -16,6 +16,9 @@ const SIZE: u64 = 48 * MIB;
 /// Rows, lists and what else the daemons read and write: logs, `/proc`, the index.
 const BESIDES: u64 = 6 * MIB;
 
+/// What is done to a file, how much of it may be sent for that, and how.
+type Change = (&'static str, u64, fn(&File));
+
 /// Bytes that no other place has.
 fn noise(seed: u64, bytes: u64) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
@@ -128,7 +131,7 @@ fn a_file_that_grows_shrinks_or_gets_holes_is_the_same_on_the_other_side() {
     };
     let over = is_written_over(&pair);
     let ino = inode(&there);
-    let changes: [(&str, u64, fn(&File)); 8] = [
+    let changes: [Change; 8] = [
         ("appended to", 32_768, |file| {
             file.write_all_at(&noise(3, 10_000), SIZE + 12_345).unwrap();
         }),
