@@ -123,6 +123,23 @@ fn messages() -> Vec<Message> {
             upto: 40,
             rows: rows(),
         },
+        Message::Compare {
+            id: 2,
+            path: RelPath::new(b"large").unwrap(),
+            size: 9 << 20,
+            hash: Hash([7; 32]),
+            base: Hash([8; 32]),
+            base_size: 8 << 20,
+            leaves: vec![[5; 16]; 8],
+        },
+        Message::Differs {
+            id: 2,
+            leaves: Some(vec![3, 8]),
+        },
+        Message::Blocks {
+            id: 2,
+            blocks: vec![[6; 16]; 256],
+        },
         Message::Want {
             id: 3,
             path: RelPath::new(b"a/big").unwrap(),

@@ -67,6 +67,16 @@ points! {
     ContentSynced = "content-synced",
     FilesystemSynced = "filesystem-synced",
 
+    // Contents that are written over older ones.
+    RedoWritten = "redo-written",
+    RedoSealed = "redo-sealed",
+    /// There is room for all that is new.
+    PatchRoomMade = "patch-room-made",
+    PatchWritten = "patch-written",
+    PatchCut = "patch-cut",
+    PatchDone = "patch-done",
+    RedoRemoved = "redo-removed",
+
     // Rows from a peer.
     Intended = "intended",
     Executed = "executed",
@@ -106,6 +116,8 @@ points! {
 
     // At the start after a crash.
     RecoveryNoted = "recovery-noted",
+    /// Something of a half-written content is new now, too.
+    RecoveryPatched = "recovery-patched",
     RecoveryCompleted = "recovery-completed",
     RecoveryTakenBack = "recovery-taken-back",
     RecoveryTimesSet = "recovery-times-set",

@@ -56,6 +56,7 @@ fn when(point: Point) -> When {
         Point::RecoveryCompleted => When::After(Point::OwnerSet),
         Point::RecoveryTakenBack => When::After(Point::SecondName),
         Point::RecoveryTimesSet => When::After(Point::FileRemoved),
+        Point::RecoveryPatched => When::After(Point::PatchWritten),
         Point::JournalWritten | Point::RecoveryNoted | Point::RecoverySynced | Point::RecoveryDurable => {
             When::After(Point::Executed)
         }
@@ -70,7 +71,7 @@ type Round = (&'static str, fn(&Path));
 
 /// The changes of one point's folder, in rounds: each is there before the next
 /// begins, if the daemon lives.
-const ROUNDS: [Round; 9] = [
+const ROUNDS: [Round; 10] = [
     ("attributes", |d| {
         let file = d.join("attributes");
         std::os::unix::fs::chown(&file, Some(1234), Some(4321)).unwrap();
@@ -92,6 +93,13 @@ const ROUNDS: [Round; 9] = [
         let sparse = File::create(d.join("sparse")).unwrap();
         sparse.write_all_at(b"begins", 0).unwrap();
         sparse.set_len(3 << 20).unwrap();
+    }),
+    ("a large file changed", |d| {
+        if let Ok(large) = File::options().write(true).open(d.join(LARGE)) {
+            large
+                .write_all_at(&noise(d, 2, (3 << 19) + 5000), 7 << 19)
+                .unwrap();
+        }
     }),
     ("other kinds", |d| {
         fs::create_dir_all(d.join("folder/in/folder")).unwrap();
@@ -123,6 +131,28 @@ const ROUNDS: [Round; 9] = [
     }),
     ("a file deleted", |d| fs::remove_file(d.join("deleted")).unwrap()),
 ];
+
+/// A file that is written over rather than anew, in the folders of the points
+/// that have to do with it.
+const LARGE: &str = "large";
+
+fn is_of_large(point: Point) -> bool {
+    let name = point.name();
+    name.starts_with("redo-") || name.starts_with("patch-") || point == Point::RecoveryPatched
+}
+
+/// Bytes that no other folder has: what is elsewhere is copied from there.
+fn noise(d: &Path, seed: u64, bytes: usize) -> Vec<u8> {
+    let name = d.file_name().expect("a point has a name").as_encoded_bytes();
+    let mut state = name
+        .iter()
+        .fold(seed, |state, byte| state.wrapping_mul(31) + u64::from(*byte));
+    let step = |_| {
+        state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
+        (state >> 56) as u8
+    };
+    (0..bytes).map(step).collect()
+}
 
 fn write(d: &Path, name: &str, text: &str) {
     fs::write(
@@ -264,14 +294,15 @@ impl Trial {
         }
     }
 
-    /// What must hold at any moment, daemon or not.
-    fn assert_whole(&self, point: Point) {
+    /// What must hold at any moment, daemon or not; but that a file which is
+    /// written over is `torn` while it is dead.
+    fn assert_whole(&self, point: Point, torn: Option<&str>) {
         let [_, there] = self.folders(point);
         for (path, node) in walk(&there) {
             if let What::File { blake3, .. } = node.what {
                 let temporary = path.to_string_lossy().contains(".omirr-tmp-");
                 assert!(
-                    temporary || self.contents.contains(&blake3),
+                    temporary || torn == path.to_str() || self.contents.contains(&blake3),
                     "after a death at {}, {} is torn",
                     point.name(),
                     path.display()
@@ -337,7 +368,7 @@ impl Trial {
         );
         println!("{name}: died during {during}");
         self.remember(&here);
-        self.assert_whole(of);
+        self.assert_whole(of, Some(LARGE));
         for &next in then {
             dies_at(&mut self.pair.two, next, 1);
             self.pair.two.start();
@@ -357,7 +388,7 @@ impl Trial {
                 first.name(),
                 self.pair.two.log_tail()
             );
-            self.assert_whole(of);
+            self.assert_whole(of, Some(LARGE));
         }
         self.pair.two.launcher = None;
         self.pair.two.start();
@@ -367,7 +398,7 @@ impl Trial {
         self.remember(&here);
         let meant = walk(&here);
         self.pair.settle_equal(SOON);
-        self.assert_whole(of);
+        self.assert_whole(of, None);
         assert_as_meant(of, &meant, &walk(&here));
         self.pair.two.stop();
         self.assert_index_fits(of, &own_before);
@@ -476,6 +507,9 @@ fn a_daemon_may_die_after_any_write() {
         let folder = pair.one.share.join(point.name());
         fs::create_dir(&folder).unwrap();
         begin(&folder);
+        if is_of_large(*point) {
+            fs::write(folder.join(LARGE), noise(&folder, 1, (5 << 20) + 10)).unwrap();
+        }
     }
     pair.settle_equal(SOON);
     pair.two.stop();

@@ -67,6 +67,10 @@ pub enum ApplyError {
     /// The row's kind does not fit the step.
     #[error("'{path}' is a {kind}, which this step cannot make")]
     Kind { path: RelPath, kind: &'static str },
+    /// A content was being written over an older one, and is now neither. What is
+    /// needed to complete it is noted; a start does so.
+    #[error("'{path}' was not written to its end: {reason}")]
+    Torn { path: RelPath, reason: String },
     /// The kernel refused.
     #[error("cannot {action} '{path}': {reason}")]
     System {
@@ -123,6 +127,7 @@ impl ApplyError {
             | ApplyError::Reserved { path }
             | ApplyError::Content { path, .. }
             | ApplyError::Kind { path, .. }
+            | ApplyError::Torn { path, .. }
             | ApplyError::System { path, .. } => path,
         }
     }
@@ -141,9 +146,10 @@ impl ApplyError {
     /// name); it is worth trying again too, but seldom.
     pub fn is_transient(&self) -> bool {
         match self {
-            ApplyError::Changed { .. } | ApplyError::ParentMissing { .. } | ApplyError::NotEmpty { .. } => {
-                true
-            }
+            ApplyError::Torn { .. }
+            | ApplyError::Changed { .. }
+            | ApplyError::ParentMissing { .. }
+            | ApplyError::NotEmpty { .. } => true,
             ApplyError::System { errno, .. } => matches!(
                 *errno,
                 Errno::NOSPC

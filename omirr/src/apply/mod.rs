@@ -20,10 +20,13 @@ mod attrs;
 mod beneath;
 mod error;
 mod flags;
+mod lease;
 mod make;
 mod owners;
+mod patch;
 mod place;
 mod read;
+mod redo;
 mod stage;
 mod sync;
 #[cfg(test)]
@@ -42,12 +45,14 @@ pub(crate) use flags::get as flags_of;
 pub use flags::{lock, unlock};
 pub use make::{ensure_parents, make_dir, make_node, make_symlink, set_attrs, set_dir_time};
 pub use owners::{Owners, OwnersBy};
+pub use patch::{complete, stage_patch};
 pub use place::{
     DirRemoval, install, link_existing, move_entry, remove_dir, remove_file, remove_leftover,
     remove_leftovers, set_aside,
 };
 pub use read::open_file;
-pub use stage::{Ahead, Ready, Staged, clone_local, stage_file, staged_max};
+pub use redo::{Redo, RedoHead, RedoWriter, Redos};
+pub use stage::{Ahead, Ready, Staged, clone_local, reflink, stage_file, staged_max};
 pub use sync::{begin_sync, sync_all, sync_batch, sync_each, sync_seen};
 
 use crate::model::{Here, StatSig, TEMP_PREFIX, Time, is_temp_name};

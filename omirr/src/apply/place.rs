@@ -15,7 +15,7 @@ use rustix::io::{self, Errno};
 
 use super::beneath::{DirFd, Dirs};
 use super::error::ApplyError;
-use super::stage::Ready;
+use super::stage::{Made, Ready, Whole};
 use super::{Applied, Expect, is_as_expected, is_dir, is_temp_name, same_object, settled, temp_name};
 use crate::crash::{self, Point};
 use crate::model::{RelPath, StatSig};
@@ -64,7 +64,18 @@ impl Drop for Temp {
 }
 
 /// Gives a staged file its name.
-pub fn install(dirs: &Dirs<'_>, mut ready: Ready, expect: &Expect) -> Result<Applied, ApplyError> {
+pub fn install(dirs: &Dirs<'_>, ready: Ready, expect: &Expect) -> Result<Applied, ApplyError> {
+    match ready.made {
+        Made::Whole(whole) => install_whole(dirs, whole, expect),
+        Made::Patch(patch) => patch.install(dirs, expect),
+    }
+}
+
+pub(super) fn install_whole(
+    dirs: &Dirs<'_>,
+    mut ready: Whole,
+    expect: &Expect,
+) -> Result<Applied, ApplyError> {
     let path = ready.path().clone();
     let here = ready.here.take();
     let (dir, name) = dirs.parent(&path)?;

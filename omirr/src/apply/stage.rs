@@ -11,8 +11,8 @@ use std::sync::{Arc, LazyLock};
 
 use rustc_hash::FxHashMap;
 use rustix::fs::{
-    AtFlags, Mode, OFlags, SeekFrom, copy_file_range, fdatasync, ftruncate, ioctl_ficlone, openat, seek,
-    unlinkat,
+    AtFlags, FallocateFlags, Mode, OFlags, SeekFrom, copy_file_range, fallocate, fdatasync, ftruncate,
+    ioctl_ficlone, openat, seek, unlinkat,
 };
 use rustix::io::{self, Errno};
 use rustix::process::{Resource, getrlimit};
@@ -20,8 +20,9 @@ use rustix::process::{Resource, getrlimit};
 use super::beneath::{DirFd, Dirs};
 use super::error::ApplyError;
 use super::owners::Owners;
+use super::patch::Patch;
 use super::{attrs, flags, is_as_expected, temp_name};
-use crate::content::{self, Hasher};
+use crate::content::{self, Hasher, Leaves};
 use crate::crash::{self, Point};
 use crate::model::{Entry, Flags, Here, RelPath, StatSig};
 use crate::observe::{XattrOf, sig_of, statx_fd};
@@ -34,6 +35,8 @@ enum Running {
     Hasher(Box<Hasher>),
     /// It must be read back.
     Unknown,
+    /// Whoever wrote it knows the leaves of what has come of it.
+    Known(Leaves),
 }
 
 /// A file that is being written and has no name yet.
@@ -44,8 +47,21 @@ pub struct Staged {
     running: Running,
 }
 
-/// A finished file that waits for its name.
+/// A finished content that waits for its name.
 pub struct Ready {
+    pub(super) made: Made,
+    leaves: Option<Leaves>,
+}
+
+/// How a content waits.
+pub(super) enum Made {
+    Whole(Whole),
+    /// As what must be written over the file that has the name now.
+    Patch(Box<Patch>),
+}
+
+/// A finished file without its name.
+pub(super) struct Whole {
     inner: Inner,
     pub(super) sig: StatSig,
     /// What it has where that is not as its row says.
@@ -203,25 +219,43 @@ pub fn clone_local(
     path: &RelPath,
     entry: &Entry,
 ) -> Result<Staged, ApplyError> {
-    let (dir, name) = dirs.parent(from)?;
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let source = match openat(&dir, name, flags, Mode::empty()) {
-        Ok(source) => source,
-        Err(Errno::NOENT | Errno::LOOP | Errno::NXIO) => return Err(ApplyError::changed(from)),
-        Err(errno) => return Err(ApplyError::system("read", from, errno)),
-    };
-    let found = statx_fd(source.as_fd()).map_err(|errno| ApplyError::system("read", from, errno))?;
-    if !is_as_expected(from_sig, &sig_of(&found)) {
-        return Err(ApplyError::changed(from));
-    }
+    let (source, size) = open_source(dirs, from, from_sig)?;
     let mut staged = stage_file(dirs, path, entry)?;
-    if ioctl_ficlone(&staged.inner.fd, &source).is_ok() {
-        staged.at = found.stx_size;
-        staged.running = Running::Unknown;
-        return Ok(staged);
+    if !staged.share_blocks(&source, size) {
+        copy(&source, from, size, &mut staged)?;
     }
-    copy(&source, from, found.stx_size, &mut staged)?;
     Ok(staged)
+}
+
+/// The same for `path` itself, if the filesystem can share blocks; nothing is read
+/// then.
+pub fn reflink(
+    dirs: &Dirs<'_>,
+    path: &RelPath,
+    sig: &StatSig,
+    entry: &Entry,
+) -> Result<Option<Staged>, ApplyError> {
+    let (source, size) = open_source(dirs, path, sig)?;
+    let mut staged = stage_file(dirs, path, entry)?;
+    if !staged.share_blocks(&source, size) {
+        return Ok(None);
+    }
+    // What is shared is what was open, if that is still as expected.
+    let now = statx_fd(source.as_fd()).map_err(|errno| ApplyError::system("read", path, errno))?;
+    match is_as_expected(sig, &sig_of(&now)) {
+        true => Ok(Some(staged)),
+        false => Err(ApplyError::changed(path)),
+    }
+}
+
+/// A file that is as expected, and how many bytes it has.
+fn open_source(dirs: &Dirs<'_>, from: &RelPath, from_sig: &StatSig) -> Result<(OwnedFd, u64), ApplyError> {
+    let source = OwnedFd::from(super::open_file(dirs, from)?);
+    let found = statx_fd(source.as_fd()).map_err(|errno| ApplyError::system("read", from, errno))?;
+    match is_as_expected(from_sig, &sig_of(&found)) {
+        true => Ok((source, found.stx_size)),
+        false => Err(ApplyError::changed(from)),
+    }
 }
 
 /// Copies data and holes, by the kernel where it can, which may share blocks or
@@ -288,6 +322,17 @@ impl Staged {
         Ok(())
     }
 
+    /// Begins with all blocks of `source`, which has `size` bytes, if the
+    /// filesystem can.
+    fn share_blocks(&mut self, source: &OwnedFd, size: u64) -> bool {
+        let shared = ioctl_ficlone(&self.inner.fd, source).is_ok();
+        if shared {
+            self.at = size;
+            self.running = Running::Unknown;
+        }
+        shared
+    }
+
     /// Lets the kernel copy the next bytes from the same place in `source`; returns
     /// up to where it has done so.
     fn copy_within_kernel(&mut self, source: &OwnedFd, at: u64, end: u64) -> Result<u64, ApplyError> {
@@ -330,6 +375,27 @@ impl Staged {
         Ok(())
     }
 
+    /// The same of zeros, which lose their blocks where the filesystem can.
+    pub fn zero_at(&mut self, at: u64, len: u64) -> Result<(), ApplyError> {
+        self.running = Running::Unknown;
+        let end = at + len;
+        if at < self.at {
+            let within = end.min(self.at) - at;
+            zero(&self.inner.fd, at, within)
+                .map_err(|errno| ApplyError::system("write", &self.inner.path, errno))?;
+            crash::here(Point::ContentWritten);
+        }
+        self.at = self.at.max(end);
+        Ok(())
+    }
+
+    /// Makes it end after `len` bytes. Whoever knows the leaves of what has come
+    /// of it saves reading it back.
+    pub fn resize(&mut self, len: u64, leaves: Option<Leaves>) {
+        self.at = len;
+        self.running = leaves.map_or(Running::Unknown, Running::Known);
+    }
+
     /// Bytes so far, holes included.
     pub fn len(&self) -> u64 {
         self.at
@@ -357,10 +423,11 @@ impl Staged {
             have.size = at;
             crash::here(Point::ContentTruncated);
         }
-        let (actual_size, actual) = match running {
-            Running::Hasher(hasher) => (at, hasher.finish()),
+        let (actual_size, actual, leaves) = match running {
+            Running::Hasher(hasher) => (at, hasher.finish(), hasher.leaves()),
+            Running::Known(leaves) => (leaves.size(), leaves.hash(), Some(leaves)),
             Running::Unknown => content::hash_while(inner.fd.as_fd(), |_| Ok(true))
-                .map(|read| (read.size, read.hash))
+                .map(|read| (read.size, read.hash, read.leaves))
                 .map_err(|error| fail(Errno::from_io_error(&error).unwrap_or(Errno::IO)))?,
         };
         if (actual_size, actual) != (expected_size, expected) {
@@ -379,7 +446,10 @@ impl Staged {
         let sig = sig_of(&statx_fd(inner.fd.as_fd()).map_err(fail)?);
         let here = lacks.here(of, path, &sig, entry)?;
         crash::here(Point::ContentFinished);
-        Ok(Ready { inner, sig, here })
+        Ok(Ready {
+            made: Made::Whole(Whole { inner, sig, here }),
+            leaves,
+        })
     }
 
     fn put(&self, mut at: u64, mut bytes: &[u8]) -> Result<(), ApplyError> {
@@ -411,13 +481,70 @@ impl std::io::Write for Staged {
 }
 
 impl Ready {
+    /// One that waits as a patch; `leaves` are those of what comes of it.
+    pub(super) fn patch(patch: Patch, leaves: Leaves) -> Ready {
+        Ready {
+            made: Made::Patch(Box::new(patch)),
+            leaves: Some(leaves),
+        }
+    }
+
     /// The path that it was staged for.
     pub fn path(&self) -> &RelPath {
+        match &self.made {
+            Made::Whole(whole) => whole.path(),
+            Made::Patch(patch) => patch.path(),
+        }
+    }
+
+    /// The hashes of its leaves, if it is large.
+    pub fn take_leaves(&mut self) -> Option<Leaves> {
+        self.leaves.take()
+    }
+
+    /// How many names the file at its path has that are all to get its content, if
+    /// it must be written over that.
+    pub fn shared_by(&mut self, names: u32) {
+        if let Made::Patch(patch) = &mut self.made {
+            patch.names = names;
+        }
+    }
+
+    /// Returns once content and size are on the disk; a patch is from the
+    /// beginning.
+    pub fn sync(&self) -> Result<(), ApplyError> {
+        match &self.made {
+            Made::Whole(whole) => whole.sync(),
+            Made::Patch(_) => Ok(()),
+        }
+    }
+}
+
+/// Makes bytes zero, and frees their blocks where the filesystem can.
+pub(super) fn zero(fd: impl AsFd, at: u64, len: u64) -> io::Result<()> {
+    let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    match io::retry_on_intr(|| fallocate(&fd, flags, at, len)) {
+        Err(Errno::OPNOTSUPP | Errno::NOSYS) => {
+            let zeros = vec![0; usize::try_from(len).unwrap_or(COPY_BUFFER).min(COPY_BUFFER)];
+            let mut done = 0;
+            while done < len {
+                let left = usize::try_from(len - done)
+                    .unwrap_or(COPY_BUFFER)
+                    .min(zeros.len());
+                done += io::retry_on_intr(|| io::pwrite(&fd, &zeros[..left], at + done))? as u64;
+            }
+            Ok(())
+        }
+        other => other,
+    }
+}
+
+impl Whole {
+    pub(super) fn path(&self) -> &RelPath {
         &self.inner.path
     }
 
-    /// Returns once content and size are on the disk.
-    pub fn sync(&self) -> Result<(), ApplyError> {
+    pub(super) fn sync(&self) -> Result<(), ApplyError> {
         fdatasync(&self.inner.fd).map_err(|errno| ApplyError::system("sync", self.path(), errno))?;
         crash::here(Point::ContentSynced);
         Ok(())

@@ -14,7 +14,7 @@ use tokio::runtime::Handle;
 
 use super::beneath::{Dirs, ShareRoot};
 use super::error::ApplyError;
-use super::stage::Ready;
+use super::stage::{Made, Ready};
 use crate::crash::{self, Point};
 use crate::model::RelPath;
 use crate::parallel;
@@ -58,7 +58,11 @@ pub fn begin_sync<'a>(
         failed = sync_batch(root, batch);
     } else {
         for ready in batch {
-            match ready.fd().try_clone() {
+            let Made::Whole(whole) = &ready.made else {
+                // What is to be written over a file is on the disk already.
+                continue;
+            };
+            match whole.fd().try_clone() {
                 Ok(fd) => begun.push((*ready, runtime.spawn_blocking(move || fdatasync(fd)))),
                 Err(_) => failed.extend(ready.sync().err()),
             }

@@ -8,13 +8,19 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
+use rayon::prelude::*;
+
+use super::leaves::Leaves;
 use super::send::{Source, data_range};
-use super::whole::Hasher;
+use super::whole::{HashedLeaf, Hasher, LEAF_BYTES};
 use crate::model::{Hash, Sketch};
 
 /// Large enough for BLAKE3's widest vectors and for few system calls, small
 /// enough to stay in the second-level cache.
 const BUFFER_BYTES: usize = 256 << 10;
+/// So many leaves are hashed at once, by all processors; smaller files are not
+/// worth waking them.
+const STRIDE_LEAVES: u64 = 32;
 
 thread_local! {
     /// Most files are small: a buffer of their own would cost more than reading
@@ -42,6 +48,8 @@ pub(crate) struct Hashed {
     pub(crate) size: u64,
     pub(crate) hash: Hash,
     pub(crate) sketch: Sketch,
+    /// If it is large.
+    pub(crate) leaves: Option<Leaves>,
 }
 
 /// The same, and a sketch, as long as `go_on`, which is asked after each buffer with the bytes
@@ -50,10 +58,13 @@ pub(crate) fn hash_while(
     file: BorrowedFd<'_>,
     mut go_on: impl FnMut(u64) -> io::Result<bool>,
 ) -> io::Result<Hashed> {
-    BUFFER.with_borrow_mut(|buffer| {
-        buffer.resize(BUFFER_BYTES, 0);
-        hash_with(file, buffer, &mut go_on)
-    })
+    // Taken out, since this thread may begin another file while it waits for the
+    // leaves of this one.
+    let mut buffer = BUFFER.take();
+    buffer.resize(BUFFER_BYTES, 0);
+    let hashed = hash_with(file, &mut buffer, &mut go_on);
+    BUFFER.set(buffer);
+    hashed
 }
 
 fn hash_with(
@@ -66,7 +77,19 @@ fn hash_with(
     // Up to here is data without a hole. Small files, by far the most, are done
     // after two reads: asking where their data is would cost as much again.
     let mut known = buffer.len() as u64;
-    loop {
+    let size = u64::try_from(rustix::fs::fstat(file)?.st_size).unwrap_or(0);
+    // The last leaf stays open, though it may be full.
+    let mut going = true;
+    while going && size.saturating_sub(at) > STRIDE_LEAVES * LEAF_BYTES {
+        let Some(stride) = hash_stride(file, at)? else {
+            break;
+        };
+        stride.iter().for_each(|leaf| hasher.leaf(leaf));
+        at += STRIDE_LEAVES * LEAF_BYTES;
+        known = at;
+        going = go_on(at)?;
+    }
+    while going {
         if at >= known {
             let end = u64::try_from(rustix::fs::fstat(file)?.st_size).unwrap_or(0);
             let (data, hole) = if at < end {
@@ -84,15 +107,37 @@ fn hash_with(
         }
         hasher.update(&buffer[..got]);
         at += got as u64;
-        if !go_on(at)? {
-            break;
-        }
+        going = go_on(at)?;
     }
     Ok(Hashed {
         size: at,
         hash: hasher.finish(),
         sketch: hasher.sketch(),
+        leaves: hasher.leaves(),
     })
+}
+
+/// [`STRIDE_LEAVES`] leaves from `at` on, several at a time; none if the file
+/// ends in them.
+fn hash_stride(file: BorrowedFd<'_>, at: u64) -> io::Result<Option<Vec<HashedLeaf>>> {
+    let first = at / LEAF_BYTES;
+    let hashed = (first..first + STRIDE_LEAVES).into_par_iter().map(|number| {
+        let start = number * LEAF_BYTES;
+        let mut source = file;
+        let (data, _) = data_range(&mut source, start, start + LEAF_BYTES)?;
+        if data == start + LEAF_BYTES {
+            return Ok(HashedLeaf::zero());
+        }
+        let mut buffer = vec![0; BUFFER_BYTES];
+        HashedLeaf::of(number, &mut buffer, |buffer, from| {
+            source.read_exact_at(buffer, start + from)
+        })
+    });
+    match hashed.collect::<io::Result<Vec<HashedLeaf>>>() {
+        Ok(hashed) => Ok(Some(hashed)),
+        Err(why) if why.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
+        Err(why) => Err(why),
+    }
 }
 
 /// Files as sources of what is sent.

@@ -5,6 +5,8 @@
 //! a blocking thread; nothing here knows paths, shares or connections.
 //!
 //! - [`whole`]: the hash that names a content, in which holes cost nothing.
+//! - [`leaves`]: what that hash is made of, to compare large contents by.
+//! - [`patch`]: a content as its difference from one that the receiver has.
 //! - [`hash`]: that of whole files.
 //! - [`sketch`]: which contents are alike, so that one can be sent as its
 //!   difference from another.
@@ -14,6 +16,8 @@
 
 pub mod chunks;
 pub mod hash;
+pub mod leaves;
+pub mod patch;
 pub mod receive;
 pub mod send;
 pub mod sketch;
@@ -22,6 +26,7 @@ pub mod whole;
 pub use chunks::{Chunk, ChunkId, ChunkSize, chunk_list};
 pub(crate) use hash::{Hashed, hash_while};
 pub use hash::{hash_bytes, hash_file};
+pub use leaves::{LEAVES_MAX, Leaves};
 pub use receive::{AssembleError, Assembler, OwnChunks, Sink};
 pub use send::{SendError, Source, send_content};
 pub use whole::Hasher;

@@ -28,6 +28,18 @@ pub trait Source {
     /// As `pread`: fewer bytes than asked for are no end, none are.
     fn read_at(&mut self, buffer: &mut [u8], at: u64) -> io::Result<usize>;
 
+    /// Fills the buffer; `UnexpectedEof` if the source ends before.
+    fn read_exact_at(&mut self, buffer: &mut [u8], at: u64) -> io::Result<()> {
+        let mut got = 0;
+        while got < buffer.len() {
+            match self.read_at(&mut buffer[got..], at + got as u64)? {
+                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                more => got += more,
+            }
+        }
+        Ok(())
+    }
+
     /// Where the first data at or after `at` begins; none if only a hole is left.
     fn next_data(&mut self, at: u64) -> io::Result<Option<u64>> {
         Ok(Some(at))
@@ -64,10 +76,10 @@ pub enum SendError {
     Stopped,
 }
 
-const SHORTER: SendError = SendError::Changed {
+pub(super) const SHORTER: SendError = SendError::Changed {
     what: "it is shorter than announced",
 };
-const LONGER: SendError = SendError::Changed {
+pub(super) const LONGER: SendError = SendError::Changed {
     what: "it is longer than announced",
 };
 
@@ -252,7 +264,7 @@ impl<S: Source> Read for Reader<'_, S> {
 }
 
 /// Gathers parts to groups.
-struct Groups<E> {
+pub(super) struct Groups<E> {
     emit: E,
     parts: Vec<Part>,
     /// Data in `parts` and `run`.
@@ -262,7 +274,7 @@ struct Groups<E> {
 }
 
 impl<E: FnMut(Vec<Part>, bool) -> ControlFlow<()>> Groups<E> {
-    fn new(emit: E) -> Groups<E> {
+    pub(super) fn new(emit: E) -> Groups<E> {
         Groups {
             emit,
             parts: Vec::new(),
@@ -282,7 +294,7 @@ impl<E: FnMut(Vec<Part>, bool) -> ControlFlow<()>> Groups<E> {
         self.push(Part::Data(bytes))
     }
 
-    fn copy_data(&mut self, mut bytes: &[u8]) -> Result<(), SendError> {
+    pub(super) fn copy_data(&mut self, mut bytes: &[u8]) -> Result<(), SendError> {
         while !bytes.is_empty() {
             if self.bytes >= GROUP_BYTES {
                 self.flush()?;
@@ -295,12 +307,12 @@ impl<E: FnMut(Vec<Part>, bool) -> ControlFlow<()>> Groups<E> {
         Ok(())
     }
 
-    fn have(&mut self, place: u32) -> Result<(), SendError> {
+    pub(super) fn have(&mut self, place: u32) -> Result<(), SendError> {
         self.end_run();
         self.push(Part::Have(place))
     }
 
-    fn hole(&mut self, bytes: u64) -> Result<(), SendError> {
+    pub(super) fn hole(&mut self, bytes: u64) -> Result<(), SendError> {
         self.end_run();
         if let Some(Part::Hole(before)) = self.parts.last_mut() {
             *before += bytes;
@@ -327,7 +339,7 @@ impl<E: FnMut(Vec<Part>, bool) -> ControlFlow<()>> Groups<E> {
         self.emit(false)
     }
 
-    fn finish(mut self) -> Result<(), SendError> {
+    pub(super) fn finish(mut self) -> Result<(), SendError> {
         self.emit(true)
     }
 

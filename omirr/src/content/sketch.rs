@@ -101,6 +101,17 @@ impl Sketcher {
         };
     }
 
+    /// Takes what another made of what comes next, in windows of its own.
+    pub(super) fn join(&mut self, next: &Sketcher) {
+        self.end_window();
+        let mut next = next.clone();
+        next.end_window();
+        self.values.append(&mut next.values);
+        if self.values.len() >= 4 * Sketch::VALUES_MAX {
+            self.values = self.so_far().values().to_vec();
+        }
+    }
+
     fn so_far(&self) -> Sketch {
         Sketch::of_least(self.values.clone())
     }

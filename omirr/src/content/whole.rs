@@ -14,6 +14,7 @@
 
 use std::sync::LazyLock;
 
+use super::leaves::{LEAVES_MAX, LEAVES_MIN_BYTES, Leaves};
 use super::sketch::Sketcher;
 use crate::model::{Hash, Sketch};
 
@@ -43,6 +44,18 @@ fn join(left: &[u8; 32], right: &[u8; 32]) -> [u8; 32] {
     blake3::keyed_hash(NODE_KEY, &[*left, *right].concat()).into()
 }
 
+/// The hash of a content of `bytes` bytes whose leaves have these hashes.
+pub(super) fn joined(leaves: &[[u8; 32]], bytes: u64) -> Hash {
+    let mut tree = Tree::default();
+    let Some((last, closed)) = leaves.split_last() else {
+        return Hasher::new().finish();
+    };
+    for leaf in closed {
+        tree.push(*leaf, 0);
+    }
+    tree.finish(*last, bytes)
+}
+
 fn feed_zeros(hasher: &mut blake3::Hasher, mut count: u64) {
     while count > 0 {
         let step = count.min(ZEROS.len() as u64);
@@ -57,10 +70,9 @@ pub struct Hasher {
     /// Of the leaf that is not closed; it is when more comes than it can take.
     leaf: blake3::Hasher,
     leaf_bytes: u64,
-    /// Closed leaves.
-    leaves: u64,
-    /// Their subtrees that wait for a right half, the largest first.
-    stack: Vec<[u8; 32]>,
+    tree: Tree,
+    /// The closed leaves' hashes; none where they became too many.
+    list: Option<Vec<[u8; 32]>>,
     /// If a sketch is wanted, too.
     sketcher: Option<Sketcher>,
 }
@@ -76,8 +88,8 @@ impl Hasher {
         Hasher {
             leaf: blake3::Hasher::new(),
             leaf_bytes: 0,
-            leaves: 0,
-            stack: Vec::new(),
+            tree: Tree::default(),
+            list: Some(Vec::new()),
             sketcher: None,
         }
     }
@@ -105,7 +117,7 @@ impl Hasher {
             let (now, later) = bytes.split_at(bytes.len().min(room));
             self.leaf.update(now);
             if let Some(sketcher) = &mut self.sketcher {
-                sketcher.take(self.leaves, self.leaf_bytes, now);
+                sketcher.take(self.tree.leaves, self.leaf_bytes, now);
             }
             self.leaf_bytes += now.len() as u64;
             bytes = later;
@@ -127,38 +139,122 @@ impl Hasher {
         self.close_leaf();
         // The last leaf stays open, though it may be full.
         while count > LEAF_BYTES {
-            let level = self
-                .leaves
-                .trailing_zeros()
-                .min(((count - 1) / LEAF_BYTES).ilog2());
+            let level = self.tree.leaves.trailing_zeros();
+            let level = level.min(((count - 1) / LEAF_BYTES).ilog2());
             let level = level.min(LEVELS as u32 - 1);
-            self.push(ZERO_TREES[level as usize], level);
+            self.tree.push(ZERO_TREES[level as usize], level);
+            self.note(&ZERO_TREES[0], 1 << level);
             count -= LEAF_BYTES << level;
         }
         feed_zeros(&mut self.leaf, count);
         self.leaf_bytes = count;
     }
 
+    /// Takes a leaf whose bytes were hashed elsewhere, when all before it is whole
+    /// leaves and more comes after it; with the values of its sketch.
+    pub(super) fn leaf(&mut self, leaf: &HashedLeaf) {
+        if self.leaf_bytes == LEAF_BYTES {
+            self.close_leaf();
+        }
+        debug_assert_eq!(self.leaf_bytes, 0, "leaves follow whole leaves");
+        self.tree.push(leaf.hash, 0);
+        self.note(&leaf.hash, 1);
+        if let (Some(sketcher), Some(own)) = (&mut self.sketcher, &leaf.sketcher) {
+            sketcher.join(own);
+        }
+    }
+
     /// The hash of all that came.
     pub fn finish(&self) -> Hash {
         let last: [u8; 32] = self.leaf.finalize().into();
-        if self.leaves == 0 {
-            return Hash(last);
+        self.tree
+            .finish(last, self.tree.leaves * LEAF_BYTES + self.leaf_bytes)
+    }
+
+    /// The hashes of its leaves, if it is worth having them.
+    pub fn leaves(&self) -> Option<Leaves> {
+        let closed = self.list.as_ref()?;
+        let bytes = self.tree.leaves * LEAF_BYTES + self.leaf_bytes;
+        if bytes < LEAVES_MIN_BYTES {
+            return None;
         }
-        let tree = self.stack.iter().rfold(last, |right, left| join(left, &right));
-        let bytes = self.leaves * LEAF_BYTES + self.leaf_bytes;
-        let mut root = blake3::Hasher::new_keyed(ROOT_KEY);
-        root.update(&tree).update(&bytes.to_le_bytes());
-        Hash(root.finalize().into())
+        let mut hashes = closed.clone();
+        hashes.push(self.leaf.finalize().into());
+        Leaves::new(bytes, hashes)
     }
 
     fn close_leaf(&mut self) {
         let leaf = self.leaf.finalize().into();
         self.leaf.reset();
         self.leaf_bytes = 0;
-        self.push(leaf, 0);
+        self.tree.push(leaf, 0);
+        self.note(&leaf, 1);
     }
 
+    /// Adds like leaves to the list.
+    fn note(&mut self, leaf: &[u8; 32], count: u64) {
+        if let Some(list) = &mut self.list {
+            match usize::try_from(count)
+                .ok()
+                .filter(|count| *count <= LEAVES_MAX - list.len())
+            {
+                Some(count) => list.resize(list.len() + count, *leaf),
+                None => self.list = None,
+            }
+        }
+    }
+}
+
+/// A whole leaf, hashed by itself.
+pub(super) struct HashedLeaf {
+    hash: [u8; 32],
+    sketcher: Option<Sketcher>,
+}
+
+impl HashedLeaf {
+    /// Hashes what `read` gives for the leaf with this number; `read` fills the
+    /// buffer that it gets from the place in the leaf that it is told.
+    pub(super) fn of<E>(
+        number: u64,
+        buffer: &mut [u8],
+        mut read: impl FnMut(&mut [u8], u64) -> Result<(), E>,
+    ) -> Result<HashedLeaf, E> {
+        let mut hasher = blake3::Hasher::new();
+        let mut sketcher = Sketcher::new();
+        let mut at = 0;
+        while at < LEAF_BYTES {
+            let len = buffer
+                .len()
+                .min(usize::try_from(LEAF_BYTES - at).unwrap_or(usize::MAX));
+            read(&mut buffer[..len], at)?;
+            hasher.update(&buffer[..len]);
+            sketcher.take(number, at, &buffer[..len]);
+            at += len as u64;
+        }
+        Ok(HashedLeaf {
+            hash: hasher.finalize().into(),
+            sketcher: Some(sketcher),
+        })
+    }
+
+    /// One of zeros, which need not be read.
+    pub(super) fn zero() -> HashedLeaf {
+        HashedLeaf {
+            hash: ZERO_TREES[0],
+            sketcher: None,
+        }
+    }
+}
+
+/// Closed leaves, joined as far as they can be.
+#[derive(Clone, Debug, Default)]
+struct Tree {
+    leaves: u64,
+    /// Subtrees that wait for a right half, the largest first.
+    stack: Vec<[u8; 32]>,
+}
+
+impl Tree {
     /// Adds a subtree of 2^`level` leaves, which begins at a multiple of that.
     fn push(&mut self, mut tree: [u8; 32], level: u32) {
         self.leaves += 1 << level;
@@ -169,6 +265,17 @@ impl Hasher {
             pairs >>= 1;
         }
         self.stack.push(tree);
+    }
+
+    /// The hash of a content of `bytes` bytes that ends with the leaf `last`.
+    fn finish(&self, last: [u8; 32], bytes: u64) -> Hash {
+        if self.leaves == 0 {
+            return Hash(last);
+        }
+        let tree = self.stack.iter().rfold(last, |right, left| join(left, &right));
+        let mut root = blake3::Hasher::new_keyed(ROOT_KEY);
+        root.update(&tree).update(&bytes.to_le_bytes());
+        Hash(root.finalize().into())
     }
 }
 

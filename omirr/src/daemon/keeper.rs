@@ -462,6 +462,7 @@ impl Keeper {
                 Ok(((), Durable::Yes))
             })?;
             crash::here(Point::CursorsDurable);
+            self.share.redos.forget_used();
         }
         self.durable_now();
         Ok(())

@@ -372,6 +372,7 @@ impl Keeper {
             for look in looks.values() {
                 if let Some(Seen::Present(entry)) = &look.seen {
                     w.put_sketch(entry, &look.sketch)?;
+                    w.put_leaves(entry, look.leaves.as_deref())?;
                 }
             }
             // Where only `stat` has changed, the row stays as it is.

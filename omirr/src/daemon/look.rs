@@ -8,6 +8,7 @@ use bytes::Bytes;
 use super::dirty::Dirt;
 use super::share::Share;
 use crate::apply::Dirs;
+use crate::content::Leaves;
 use crate::engine::Seen;
 use crate::index::{IndexError, Reader};
 use crate::model::{Entry, Here, LinkGroup, Record, RelPath, Sketch, StatSig};
@@ -28,6 +29,8 @@ pub(super) struct Look {
     pub(super) content: Option<Bytes>,
     /// What the content is like, if it was read and is large.
     pub(super) sketch: Sketch,
+    /// The hashes of its leaves, likewise.
+    pub(super) leaves: Option<Box<Leaves>>,
     /// The inode was under this path before, or is there as well.
     pub(super) elsewhere: Option<Elsewhere>,
 }
@@ -173,7 +176,7 @@ fn look_at_one(
         }
     };
     let here = here_of(&record, &elsewhere).cloned().map(Box::new);
-    let mut sketch = Sketch::default();
+    let (mut sketch, mut leaves) = (Sketch::default(), None);
     let (seen, sig, content, here) = match found {
         Observed::Foreign => return Ok(None),
         Observed::Unstable { .. } => return Ok(Some(Looking::Unstable(dirt))),
@@ -192,8 +195,9 @@ fn look_at_one(
             sig,
             content,
             sketch: read,
+            leaves: hashed,
         } => {
-            sketch = read;
+            (sketch, leaves) = (read, hashed);
             let known = record.as_ref().filter(|record| !record.row.deleted);
             let known = known.or(elsewhere.as_ref().map(|other| &other.record));
             let kin = match known {
@@ -229,6 +233,7 @@ fn look_at_one(
         here,
         content,
         sketch,
+        leaves,
         elsewhere,
     }))))
 }

@@ -13,6 +13,7 @@ mod budget;
 mod claim;
 mod conflicts;
 pub mod control;
+mod differences;
 mod dirty;
 mod doubt;
 mod events;
@@ -25,6 +26,7 @@ mod locks;
 mod look;
 mod memory;
 mod overflow;
+mod patches;
 mod receiver;
 mod recent;
 mod recover;
@@ -52,7 +54,7 @@ use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-use crate::apply::ShareRoot;
+use crate::apply::{Redos, ShareRoot};
 use crate::config::Config;
 use crate::crash::{self, Point};
 use crate::engine::{self, AtStart, Opening, Start};
@@ -416,6 +418,7 @@ fn open_share(
         links,
         first_contact,
         opening,
+        redos: Redos::new(state_dir.join("shares").join(name).join("redo")),
     });
     if let Some(reason) = stopped {
         share.stop(reason);

@@ -16,6 +16,7 @@ use rustc_hash::FxHashMap;
 use tokio::sync::{mpsc, watch};
 
 use super::budget::Held;
+use super::patches;
 use super::sender::INLINE_MAX;
 use super::share::{Arrival, Command, Fetched, Figures, Inbound, Input, Share, Tries};
 use crate::apply::{self, Ahead, ApplyError, DirFd, Ready, Staged};
@@ -203,6 +204,7 @@ async fn session(connection: Connection, key: PublicKey, shares: &[Arc<Share>]) 
                     }
                     Message::Content { id, parts, last } => fetches.answer(id, Piece::Parts { parts, last, held }).await?,
                     Message::Gone { id, reason } => fetches.answer(id, Piece::Gone(reason)).await?,
+                    Message::Differs { id, leaves } => fetches.answer(id, Piece::Differs(leaves)).await?,
                     Message::Again { after } => {
                         if plains == 0 {
                             bail!("{} begins again after row {after} without being asked to", link.peer);
@@ -230,7 +232,7 @@ async fn session(connection: Connection, key: PublicKey, shares: &[Arc<Share>]) 
                     plains += 1;
                     drop(say.send(Message::Plain { after, upto }));
                 }
-                Command::Want { path, seq, entry, bases } => fetches.add(Wanted { path, seq, entry, bases }),
+                Command::Want { path, seq, entry, bases, compare } => fetches.add(Wanted { path, seq, entry, bases, compare }),
             },
             else => bail!("the share is stopped here"),
         }
@@ -326,6 +328,7 @@ struct Wanted {
     seq: u64,
     entry: Entry,
     bases: Vec<RelPath>,
+    compare: bool,
 }
 
 impl Wanted {
@@ -336,7 +339,7 @@ impl Wanted {
 }
 
 /// What the sender answers to a request, in order.
-enum Piece {
+pub(super) enum Piece {
     Parts {
         parts: Vec<Part>,
         last: bool,
@@ -344,6 +347,8 @@ enum Piece {
         held: Held,
     },
     Gone(String),
+    /// Which leaves differ from what is here, if that can be told.
+    Differs(Option<Vec<u64>>),
 }
 
 /// The contents that are on their way.
@@ -442,7 +447,7 @@ impl Fetches {
     }
 
     async fn answer(&mut self, id: u64, piece: Piece) -> anyhow::Result<()> {
-        let last = !matches!(piece, Piece::Parts { last: false, .. });
+        let last = !matches!(piece, Piece::Parts { last: false, .. } | Piece::Differs(_));
         if let Some((wanted, content)) = self.open_small.remove(&id) {
             return self.answer_small(id, wanted, content, piece).await;
         }
@@ -470,6 +475,7 @@ impl Fetches {
     ) -> anyhow::Result<()> {
         let outcome = match piece {
             Piece::Gone(reason) => Err(reason),
+            Piece::Differs(_) => Err(format!("{} was not to be compared", wanted.path)),
             Piece::Parts { parts, last, held: _ } => {
                 let bytes = parts.iter().map(Part::data_bytes).sum();
                 Figures::add(&self.share.figures.content_received_bytes, bytes);
@@ -540,6 +546,11 @@ fn fetch(
     let Some((size, hash)) = wanted.entry.content() else {
         bail!("{} has no content to be fetched", wanted.path);
     };
+    if wanted.compare
+        && let Some(ready) = patches::fetch(share, id, &wanted.path, &wanted.entry, asked, &mut incoming)?
+    {
+        return Ok(ready);
+    }
     let dirs = share.root.batch();
     let staged = apply::stage_file(&dirs, &wanted.path, &wanted.entry)?;
     let mut own = OwnChunks::default();
@@ -562,6 +573,7 @@ fn fetch(
         let (parts, last, _held) = match incoming.blocking_recv() {
             Some(Piece::Parts { parts, last, held }) => (parts, last, held),
             Some(Piece::Gone(reason)) => bail!("{reason}"),
+            Some(Piece::Differs(_)) => bail!("{} was not to be compared", wanted.path),
             None => bail!("the connection has ended"),
         };
         let bytes = parts.iter().map(Part::data_bytes).sum();

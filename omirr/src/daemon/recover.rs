@@ -19,7 +19,7 @@ use crate::apply::{self, Applied, ApplyError, Dirs};
 use crate::crash::{self, Point};
 use crate::engine::{self, Progress};
 use crate::index::{Durable, IndexError, Reader};
-use crate::model::{Entry, Flags, Here, LinkGroup, Record, RelPath, Row, Sketch, StatSig, Time};
+use crate::model::{Entry, Flags, Hash, Here, LinkGroup, Record, RelPath, Row, Sketch, StatSig, Time};
 use crate::observe::{self, Observed, Reading, Sight};
 use crate::source::{Recoverable, Recovered, Signal};
 
@@ -29,6 +29,8 @@ pub(super) fn recover(share: &Share, journal: &Path) -> anyhow::Result<()> {
     let reader = share.index.read()?;
     let intents = reader.intents()?;
     if intents.is_empty() {
+        // What is left is of rows that are durable, or were never begun.
+        share.redos.clear()?;
         return Ok(());
     }
     tracing::info!(share = %share.name, rows = intents.len(), "the last run was cut off while it applied rows");
@@ -36,6 +38,7 @@ pub(super) fn recover(share: &Share, journal: &Path) -> anyhow::Result<()> {
     note(share, journal, &intents)?;
     crash::here(Point::RecoveryNoted);
     sweep(share, &intents);
+    complete_patches(share, &dirs, &intents)?;
     let mut done = Vec::new();
     // Those at whose paths there was nothing before.
     let mut fresh = FxHashSet::default();
@@ -169,6 +172,21 @@ pub(super) fn recover(share: &Share, journal: &Path) -> anyhow::Result<()> {
         Ok(((), Durable::Yes))
     })?;
     crash::here(Point::RecoveryDurable);
+    share.redos.clear()?;
+    Ok(())
+}
+
+/// Completes contents that were being written over others, before anything is
+/// looked at: one that is neither the old nor the new must not pass for a user's.
+fn complete_patches(share: &Share, dirs: &Dirs<'_>, intents: &[(RelPath, Row)]) -> anyhow::Result<()> {
+    let meant: FxHashMap<&RelPath, &Row> = intents.iter().map(|(path, row)| (path, row)).collect();
+    let is_meant = |path: &RelPath, hash: &Hash| {
+        let content = meant.get(path).and_then(|row| row.live()?.content());
+        content.is_some_and(|(_, meant)| meant == *hash)
+    };
+    for path in apply::complete(dirs, &share.redos, &is_meant)? {
+        tracing::info!(share = %share.name, "the content of '{path}' was half written, and is complete now");
+    }
     Ok(())
 }
 
@@ -234,6 +252,7 @@ fn look(
             sig,
             content: None,
             sketch: Sketch::default(),
+            leaves: None,
         },
         found => found,
     }))

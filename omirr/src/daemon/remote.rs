@@ -28,6 +28,7 @@ use super::locks::{concerned, lock_again};
 use super::share::{Arrival, Command, Fetched, Figures, Inbound, Share, Tries};
 use super::steps::{Outcome, execute, stage, step_once};
 use crate::apply::{self, ApplyError, Dirs, Ready};
+use crate::content::Leaves;
 use crate::crash::{self, Point};
 use crate::engine::{self, Arrived, Content, Context, Decided, Expansion, Install, Progress, Step, Work};
 use crate::index::{Durable, IndexError, Reader};
@@ -131,6 +132,7 @@ impl Keeper {
         match outcome {
             Ok(fetched) => {
                 if let Some(Pending { mut row, tries, .. }) = self.pending.remove(&key) {
+                    self.take_companions(group, &row);
                     let ready = match fetched {
                         Fetched::Staged(ready) => Some(ready),
                         Fetched::Whole(content) => {
@@ -148,6 +150,28 @@ impl Keeper {
                 pending.tries.transfers += 1;
                 pending.tries.reason = Some(reason);
                 pending.again = Some(Instant::now() + pause);
+            }
+        }
+    }
+
+    /// Adds the other names of the file whose content has come.
+    fn take_companions(&mut self, group: &mut Group, row: &WireRow) {
+        let inbound = Arc::clone(&group.inbound);
+        let is_companion =
+            |pending: &Pending| Arc::ptr_eq(&pending.inbound, &inbound) && is_one_file(&pending.row, row);
+        let keys: Vec<_> = self
+            .pending
+            .iter()
+            .filter(|(_, pending)| is_companion(pending))
+            .map(|(key, _)| key.clone())
+            .collect();
+        for key in keys {
+            if let Some(Pending { row, tries, .. }) = self.pending.remove(&key) {
+                group.add(Arrival {
+                    row,
+                    ready: None,
+                    tries,
+                });
             }
         }
     }
@@ -303,8 +327,20 @@ impl Keeper {
             self.carry_out(inbound, &reader, decided, steps, arrivals)?;
         }
         // Only now are the directories there in which it is to be staged.
-        for arrival in absent {
-            self.fetch(inbound, &reader, arrival.row, arrival.tries)?;
+        for Arrival { row, tries, .. } in absent {
+            // One content is enough for all names of a file; the first of them waits
+            // for it, since the plan begins with that.
+            let comes = self.pending.values().any(|pending| {
+                let awaited = pending.again.is_none() && Arc::ptr_eq(&pending.inbound, inbound);
+                awaited && pending.row.path < row.path && is_one_file(&pending.row, &row)
+            });
+            match comes {
+                true => {
+                    let row = WireRow { inline: None, ..row };
+                    self.wait_for(inbound, row, Some(Instant::now() + RETRY_AFTER), tries);
+                }
+                false => self.fetch(inbound, &reader, row, tries)?,
+            }
         }
         Ok(())
     }
@@ -363,6 +399,10 @@ impl Keeper {
                 outcome.fail(step, error);
             }
         }
+        let leaves: FxHashMap<RelPath, Leaves> = staged
+            .iter_mut()
+            .filter_map(|(path, ready)| Some((path.clone(), ready.take_leaves()?)))
+            .collect();
         crash::here(Point::Intended);
 
         self.forget_doomed(reader, &steps)?;
@@ -414,6 +454,7 @@ impl Keeper {
                 if let Some(sketch) = sketches.get(&one.path) {
                     w.put_sketch(&one.row.entry, sketch)?;
                 }
+                w.put_leaves(&one.row.entry, leaves.get(&one.path))?;
             }
             for path in steps.iter().map(Step::path).chain(&locked) {
                 w.settle(path)?;
@@ -536,6 +577,7 @@ impl Keeper {
                 seq: row.seq,
                 entry: row.row.entry.clone(),
                 bases: bases(reader, &row)?,
+                compare: !tries.any(),
             };
             // A closed connection's rows come again with the next one.
             let _ = inbound.commands.send(want);
@@ -702,6 +744,13 @@ fn intend(
         }
         Ok(((), Durable::Yes))
     })
+}
+
+/// Whether both rows are of one file with several names, with one content.
+fn is_one_file(one: &WireRow, other: &WireRow) -> bool {
+    let (one, other) = (&one.row, &other.row);
+    let link = one.live().and_then(|entry| entry.link);
+    link.is_some() && link == other.live().and_then(|entry| entry.link) && one.entry.kind == other.entry.kind
 }
 
 /// The steps that join what the rows of these groups say is one inode.

@@ -14,9 +14,10 @@ use anyhow::{Context, anyhow, bail};
 use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
 
+use super::differences::{self, CompareJob, Compared, Comparisons};
 use super::share::{Figures, Input, Link, Share};
 use crate::apply::{self, Dirs};
-use crate::content;
+use crate::content::{self, ChunkId};
 use crate::engine::{Claim, Offset, Outgoing};
 use crate::index::IndexError;
 use crate::model::{Entry, Hash, Record, RelPath, Sketch};
@@ -156,7 +157,7 @@ async fn session(share: &Arc<Share>, link: &Arc<Link>, identity: &Identity) -> a
     // says, and this one writes: small changes before big contents. Reading
     // must not wait for writing, or two nodes could wait for one another.
     let (batches, mut ready) = mpsc::channel::<Message>(2);
-    let (wants, wanted) = mpsc::channel::<WantJob>(1024);
+    let (wants, wanted) = mpsc::channel::<Job>(1024);
     let (pieces, mut content) = mpsc::channel::<Message>(4);
     let (plains, plain) = mpsc::channel::<(u64, u64)>(16);
     let (said, mut heard_of) = mpsc::channel::<Result<Message, NetError>>(1024);
@@ -213,7 +214,17 @@ async fn session(share: &Arc<Share>, link: &Arc<Link>, identity: &Identity) -> a
                     }
                     Message::Want { id, path, size, hash, have } => {
                         wants
-                            .try_send(WantJob { id, path, size, hash, have })
+                            .try_send(Job::Want(WantJob { id, path, size, hash, have }))
+                            .map_err(|_full| anyhow!("{} asks for too much at once", link.peer))?;
+                    }
+                    Message::Compare { id, path, size, hash, base, base_size, leaves } => {
+                        wants
+                            .try_send(Job::Compare(CompareJob { id, path, size, hash, base, base_size, leaves }))
+                            .map_err(|_full| anyhow!("{} asks for too much at once", link.peer))?;
+                    }
+                    Message::Blocks { id, blocks } => {
+                        wants
+                            .try_send(Job::Blocks { id, blocks })
                             .map_err(|_full| anyhow!("{} asks for too much at once", link.peer))?;
                     }
                     Message::Plain { after, upto } => {
@@ -459,16 +470,57 @@ struct WantJob {
     have: Vec<[u8; 16]>,
 }
 
+/// What the peer asks for.
+enum Job {
+    Want(WantJob),
+    Compare(CompareJob),
+    /// Follows a comparison.
+    Blocks {
+        id: u64,
+        blocks: Vec<ChunkId>,
+    },
+}
+
 /// Answers what the peer asks for, one file after another.
-async fn prepare_contents(
-    share: Arc<Share>,
-    mut wanted: mpsc::Receiver<WantJob>,
-    pieces: mpsc::Sender<Message>,
-) {
+async fn prepare_contents(share: Arc<Share>, mut wanted: mpsc::Receiver<Job>, pieces: mpsc::Sender<Message>) {
+    let mut comparisons = Comparisons::default();
     while let Some(job) = wanted.recv().await {
         let (task_share, task_pieces) = (Arc::clone(&share), pieces.clone());
-        let (id, path) = (job.id, job.path.clone());
-        let sent = tokio::task::spawn_blocking(move || send_content(&task_share, &job, &task_pieces)).await;
+        let (id, path, sent) = match job {
+            Job::Want(job) => {
+                let (id, path) = (job.id, job.path.clone());
+                let send = move || send_content(&task_share, &job, &task_pieces);
+                (id, path, tokio::task::spawn_blocking(send).await)
+            }
+            Job::Compare(job) => {
+                let id = job.id;
+                let compared =
+                    tokio::task::spawn_blocking(move || differences::compare(&task_share, job)).await;
+                let Ok(compared) = compared else { return };
+                let leaves = compared.as_ref().map(Compared::leaves);
+                if let Some(compared) = compared {
+                    comparisons.add(id, compared);
+                }
+                if pieces.send(Message::Differs { id, leaves }).await.is_err() {
+                    return;
+                }
+                continue;
+            }
+            Job::Blocks { id, blocks } => match comparisons.take(id) {
+                Some(compared) => {
+                    let path = compared.path.clone();
+                    let send = move || compared.send(&task_share, id, &blocks, &task_pieces);
+                    (id, path, tokio::task::spawn_blocking(send).await)
+                }
+                None => {
+                    let reason = differences::NOT_COMPARED.to_owned();
+                    if pieces.send(Message::Gone { id, reason }).await.is_err() {
+                        return;
+                    }
+                    continue;
+                }
+            },
+        };
         let Ok(sent) = sent else { return };
         if let Err(error) = sent {
             // What was announced is no longer there: look again; a newer row

@@ -19,7 +19,7 @@ use super::dirty::{DirtySet, Hint};
 use super::journal::Journal;
 use super::recent::Recent;
 use super::recovered::Recovering;
-use crate::apply::{ApplyError, Ready, ShareRoot};
+use crate::apply::{ApplyError, Ready, Redos, ShareRoot};
 use crate::config::Excludes;
 use crate::engine::{Marks, Offset, Opening, Policy};
 use crate::index::{Index, IndexError};
@@ -118,6 +118,9 @@ pub enum Command {
         entry: Entry,
         /// Where this node may have most of the content, best first.
         bases: Vec<RelPath>,
+        /// Whether to ask for what differs from the file at the path; it did not
+        /// work out the last time.
+        compare: bool,
     },
     Ack {
         durable: u64,
@@ -212,6 +215,8 @@ pub struct Share {
     pub compared_at: AtomicU64,
     /// What the index was when it was opened; see [`Input::Renew`].
     pub opening: Opening,
+    /// What is noted of contents that are written over others.
+    pub redos: Arc<Redos>,
     dirty: Mutex<DirtySet>,
     /// Wakes the keeper after `dirty` has got its first path.
     pub wake: Notify,
@@ -317,6 +322,7 @@ pub struct Parts {
     pub links: Vec<Arc<Link>>,
     pub first_contact: bool,
     pub opening: Opening,
+    pub redos: Arc<Redos>,
 }
 
 impl Share {
@@ -338,6 +344,7 @@ impl Share {
             first_contact: parts.first_contact,
             compared_at: AtomicU64::new(u64::MAX),
             opening: parts.opening,
+            redos: parts.redos,
             dirty: Mutex::default(),
             wake: Notify::new(),
             resolver,

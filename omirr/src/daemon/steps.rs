@@ -133,22 +133,48 @@ pub(super) fn execute(
             at += 1;
             continue;
         }
-        let jobs: Vec<_> = steps[at..at + run]
+        let mut jobs: Vec<_> = steps[at..at + run]
             .iter()
             .filter(|step| outcome.progress.admits(step))
             .filter_map(|step| Some((step, staged.remove(step.path())?)))
             .collect();
+        for (step, ready) in &mut jobs {
+            ready.shared_by(1 + joined_to(reader, steps, step.path())?);
+        }
         let install = |(step, ready)| match outcome.expected(reader, Step::path(step))? {
             Ok(expect) => Ok((step, apply::install(dirs, ready, &expect).map(Some))),
             Err(error) => Ok((step, Err(error))),
         };
         let results = parallel::map::<_, _, anyhow::Result<Vec<_>>>(jobs, 4, install)?;
         for (step, done) in results {
+            if let Err(error @ ApplyError::Torn { .. }) = done {
+                // Nothing may look at it before it is complete.
+                return Err(error.into());
+            }
             outcome.note(reader, step, done)?;
         }
         at += run;
     }
     Ok(())
+}
+
+/// How many other names of the file at `path` get what it gets.
+fn joined_to(reader: &Reader, steps: &[Step], path: &RelPath) -> Result<u32, IndexError> {
+    let ino = |path: &RelPath| Ok(reader.get(path)?.and_then(|record| record.sig).map(|sig| sig.ino));
+    let Some(own) = ino(path)? else { return Ok(0) };
+    let mut names = 0;
+    for step in steps {
+        if let Step::Install {
+            path: other,
+            how: Install::Link { existing },
+            ..
+        } = step
+            && existing == path
+        {
+            names += u32::from(ino(other)? == Some(own));
+        }
+    }
+    Ok(names)
 }
 
 impl Outcome {
@@ -223,6 +249,9 @@ impl Outcome {
                         self.sigs.insert(from.clone(), None);
                         self.carried.push((from.clone(), path.clone()));
                     }
+                    Step::Install {
+                        how: Install::Staged, ..
+                    } => self.note_other_names(reader, path, applied.sig())?,
                     _ => {}
                 }
             }
@@ -231,6 +260,27 @@ impl Outcome {
             }
             Ok(None) => {}
             Err(error) => self.fail(step, error),
+        }
+        Ok(())
+    }
+
+    /// What was written over has changed under all its names.
+    fn note_other_names(
+        &mut self,
+        reader: &Reader,
+        path: &RelPath,
+        sig: Option<StatSig>,
+    ) -> Result<(), IndexError> {
+        let was = reader.get(path)?.and_then(|record| record.sig);
+        let Some(ino) = was.filter(|was| was.nlink > 1).map(|was| was.ino) else {
+            return Ok(());
+        };
+        if sig.is_none_or(|sig| sig.ino == ino) {
+            for other in reader.paths_of_ino(ino)? {
+                if other != *path && sig.is_some() {
+                    self.sigs.insert(other, sig);
+                }
+            }
         }
         Ok(())
     }

@@ -49,6 +49,14 @@ const CONTENTS: MultimapTableDefinition<&[u8], &[u8]> = MultimapTableDefinition:
 const SKETCHES: TableDefinition<&[u8], &[u8]> = TableDefinition::new("sketches");
 /// A value of a sketch → the hashes of contents that have it.
 const ALIKE: MultimapTableDefinition<u64, &[u8]> = MultimapTableDefinition::new("alike");
+/// Hash of a large content → the hashes of its leaves.
+const LEAVES: TableDefinition<&[u8], &[u8]> = TableDefinition::new("leaves");
+/// In the order in which they went: hashes of contents that are nowhere any more
+/// and are still in `LEAVES`.
+const FORMER: TableDefinition<u64, &[u8]> = TableDefinition::new("former");
+/// So many contents that are nowhere any more are remembered by their leaves: a
+/// peer may still have them when it asks for what came after.
+const FORMER_KEPT: u64 = 16;
 /// A content is large above so many bytes: smaller ones go with their rows, and
 /// a row in a random place of a table would cost more than it saves.
 const LARGE_BYTES: u64 = 128 << 10;
@@ -255,6 +263,8 @@ impl Index {
         }
         txn.open_table(INTENTS).map_err(|error| fail(error.into()))?;
         txn.open_table(MOVES).map_err(|error| fail(error.into()))?;
+        txn.open_table(LEAVES).map_err(|error| fail(error.into()))?;
+        txn.open_table(FORMER).map_err(|error| fail(error.into()))?;
         txn.commit().map_err(|error| fail(error.into()))?;
         crash::here(Point::IndexTables);
         let index = Index {
@@ -356,6 +366,7 @@ pub fn random_u64() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::content::Leaves;
     use crate::model::{
         Entry, Flags, Hash, Kind, LinkGroup, Moved, Record, RelPath, Row, Sketch, StatSig, Time, TreeMove,
         Vector, Version,
@@ -684,5 +695,55 @@ mod tests {
         let beginning = |limit| read.names_beginning(&path("d"), b"long", limit).unwrap();
         assert_eq!(beginning(10), [b"long".to_vec(), b"long-1".to_vec()]);
         assert_eq!(beginning(1), [b"long".to_vec()]);
+    }
+
+    #[test]
+    fn leaves_are_known_while_a_content_is_here_and_for_a_while_after() {
+        let folder = tempfile::tempdir().unwrap();
+        let index = Index::open(&folder.path().join("index.redb"), "one").unwrap();
+        // Versions of one file, one after the other.
+        let list = |version: u8| Leaves::new(5 << 20, vec![[version; 32]; 5]).unwrap();
+        let put = |version: u8| {
+            let mut record = record(u64::from(version) + 1, 7, false, None);
+            record.row.entry.kind = Kind::File {
+                size: 5 << 20,
+                hash: list(version).hash(),
+            };
+            index
+                .write(|w| {
+                    w.put(&path("f"), &record)?;
+                    w.put_leaves(&record.row.entry, Some(&list(version)))?;
+                    Ok(((), Durable::Later))
+                })
+                .unwrap();
+        };
+        let known = |version: u8| {
+            let found = index.read().unwrap().leaves_of(&list(version).hash()).unwrap();
+            assert!(found.as_ref().is_none_or(|found| *found == list(version)));
+            found.is_some()
+        };
+        let last = FORMER_KEPT as u8 + 1;
+        for version in 0..=last {
+            put(version);
+            assert!(known(version));
+        }
+        assert!(!known(0) && known(1), "one more than are kept has gone");
+        // What comes back stays, however many go.
+        put(1);
+        (50..90).for_each(|version| {
+            let mut record = record(1000 + u64::from(version), 8, false, None);
+            record.row.entry.kind = Kind::File {
+                size: 5 << 20,
+                hash: list(version).hash(),
+            };
+            index
+                .write(|w| {
+                    w.put(&path("g"), &record)?;
+                    w.put_leaves(&record.row.entry, Some(&list(version)))?;
+                    Ok(((), Durable::Later))
+                })
+                .unwrap();
+        });
+        assert!(known(1) && known(89) && !known(50));
     }
 }

@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use redb::{ReadOnlyMultimapTable, ReadOnlyTable, ReadTransaction, ReadableMultimapTable, ReadableTable};
 
 use super::{
-    ALIKE, CONTENTS, GROUPS, INODES, INTENTS, IndexError, META, MOVES, Meta, NAMES, ROWS, SEQS, SKETCHES,
-    storage,
+    ALIKE, CONTENTS, GROUPS, INODES, INTENTS, IndexError, LEAVES, META, MOVES, Meta, NAMES, ROWS, SEQS,
+    SKETCHES, storage,
 };
+use crate::content::Leaves;
 use crate::model::{Hash, LinkGroup, Moved, Record, RelPath, Row, Sketch};
 
 /// So many contents are looked at that have a value of a sketch.
@@ -31,6 +32,7 @@ pub struct Reader {
     intents: ReadOnlyTable<&'static [u8], &'static [u8]>,
     moves: ReadOnlyTable<u64, &'static [u8]>,
     meta: ReadOnlyTable<&'static str, &'static [u8]>,
+    leaves: ReadOnlyTable<&'static [u8], &'static [u8]>,
 }
 
 /// Decodes a record that this index wrote.
@@ -126,6 +128,7 @@ impl Reader {
             intents: txn.open_table(INTENTS).map_err(|error| storage(&path, error))?,
             moves: txn.open_table(MOVES).map_err(|error| storage(&path, error))?,
             meta: txn.open_table(META).map_err(|error| storage(&path, error))?,
+            leaves: txn.open_table(LEAVES).map_err(|error| storage(&path, error))?,
             path,
         })
     }
@@ -164,6 +167,15 @@ impl Reader {
             Some(bytes) => decode(&self.path, bytes.value()),
             None => Ok(Sketch::default()),
         }
+    }
+
+    /// The hashes of the leaves of a large content that is here or was a short
+    /// while ago, if they are known.
+    pub fn leaves_of(&self, hash: &Hash) -> Result<Option<Leaves>, IndexError> {
+        let bytes = self.leaves.get(&hash.0[..]);
+        let bytes = bytes.map_err(|error| storage(&self.path, error))?;
+        // A damaged list is as good as none.
+        Ok(bytes.and_then(|bytes| Leaves::from_bytes(bytes.value(), hash)))
     }
 
     /// The live path whose content is most like a sketch, and how many values

@@ -7,10 +7,11 @@ use redb::{Database, MultimapTable, ReadableMultimapTable, ReadableTable, Readab
 use serde::Serialize;
 
 use super::{
-    ALIKE, CONTENTS, FORMAT, GAPS, GROUPS, HOME, Home, INODES, INTENTS, IndexError, LARGE_BYTES, META, MOVES,
-    MOVES_KEPT, Meta, NAMES, PeerState, ROWS, SEQS, SKETCHES,
+    ALIKE, CONTENTS, FORMAT, FORMER, FORMER_KEPT, GAPS, GROUPS, HOME, Home, INODES, INTENTS, IndexError,
+    LARGE_BYTES, LEAVES, META, MOVES, MOVES_KEPT, Meta, NAMES, PeerState, ROWS, SEQS, SKETCHES,
 };
 use super::{read, storage};
+use crate::content::Leaves;
 use crate::engine::is_conflict_path;
 use crate::model::{
     Entry, Flags, Gap, Hash, Here, LinkGroup, Moved, Record, RelPath, ReplicaId, Row, Sketch, StatSig,
@@ -43,6 +44,8 @@ pub struct Writer<'txn> {
     left: BTreeSet<Hash>,
     intents: Table<'txn, &'static [u8], &'static [u8]>,
     moves: Table<'txn, u64, &'static [u8]>,
+    leaves: Table<'txn, &'static [u8], &'static [u8]>,
+    former: Table<'txn, u64, &'static [u8]>,
 }
 
 pub(super) fn transaction<T>(
@@ -74,6 +77,8 @@ pub(super) fn transaction<T>(
             left: BTreeSet::new(),
             intents: txn.open_table(INTENTS).map_err(|error| storage(&path, error))?,
             moves: txn.open_table(MOVES).map_err(|error| storage(&path, error))?,
+            leaves: txn.open_table(LEAVES).map_err(|error| storage(&path, error))?,
+            former: txn.open_table(FORMER).map_err(|error| storage(&path, error))?,
             meta,
             home: None,
             gaps: None,
@@ -267,6 +272,48 @@ impl Writer<'_> {
         Ok(())
     }
 
+    /// Notes the hashes of the leaves of the content of `entry`, if a path has it.
+    pub fn put_leaves(&mut self, entry: &Entry, leaves: Option<&Leaves>) -> Result<(), IndexError> {
+        let index = self.path.clone();
+        let fail = |error: redb::StorageError| storage(&index, error);
+        let (Some((_, hash)), Some(leaves)) = (entry.content(), leaves) else {
+            return Ok(());
+        };
+        let key = &hash.0[..];
+        let nobody_has_it = self.contents.get(key).map_err(fail)?.is_empty();
+        if !nobody_has_it && self.leaves.get(key).map_err(fail)?.is_none() {
+            self.leaves.insert(key, &leaves.to_bytes()[..]).map_err(fail)?;
+        }
+        Ok(())
+    }
+
+    /// Of a content that is nowhere any more: the list of its leaves is kept until
+    /// as many others have gone.
+    fn retire_leaves(&mut self, hash: &Hash) -> Result<(), IndexError> {
+        let index = self.path.clone();
+        let fail = |error: redb::StorageError| storage(&index, error);
+        let key = &hash.0[..];
+        if self.leaves.get(key).map_err(fail)?.is_none() {
+            return Ok(());
+        }
+        let last = self
+            .former
+            .last()
+            .map_err(fail)?
+            .map_or(0, |(number, _)| number.value());
+        self.former.insert(last + 1, key).map_err(fail)?;
+        while self.former.len().map_err(fail)? > FORMER_KEPT {
+            let Some((_, oldest)) = self.former.pop_first().map_err(fail)? else {
+                break;
+            };
+            // It may have come back.
+            if self.contents.get(oldest.value()).map_err(fail)?.is_empty() {
+                self.leaves.remove(oldest.value()).map_err(fail)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Of contents that are nowhere any more.
     fn forget_sketches(&mut self) -> Result<(), IndexError> {
         let index = self.path.clone();
@@ -276,6 +323,7 @@ impl Writer<'_> {
             if !self.contents.get(key).map_err(fail)?.is_empty() {
                 continue;
             }
+            self.retire_leaves(&hash)?;
             let known = match self.sketches.remove(key).map_err(fail)? {
                 Some(bytes) => read::decode::<Sketch>(&index, bytes.value())?,
                 None => continue,

@@ -11,7 +11,7 @@ use rustix::buffer::spare_capacity;
 use rustix::io::{self, Errno};
 
 use super::stat::{sig_of, statx_fd};
-use crate::content::{self, Hashed};
+use crate::content::{self, Hashed, Leaves};
 use crate::model::{Hash, Sketch, StatSig};
 
 /// Contents up to this size are handed over with the entry, so that a sender
@@ -27,6 +27,7 @@ pub(super) struct Read {
     pub(super) content: Option<Bytes>,
     /// Of a large content.
     pub(super) sketch: Sketch,
+    pub(super) leaves: Option<Leaves>,
 }
 
 /// Reads the whole file. None if it changed so much that the rest need not be
@@ -60,13 +61,19 @@ fn read_small(fd: BorrowedFd<'_>, before: &StatSig) -> io::Result<Option<Read>> 
         hash,
         content: Some(Bytes::from(content)),
         sketch: Sketch::default(),
+        leaves: None,
     }))
 }
 
 fn read_large(fd: BorrowedFd<'_>, before: &StatSig) -> io::Result<Option<Read>> {
     let mut ask_at = ASK_EVERY;
     let mut still = true;
-    let Hashed { size, hash, sketch } = content::hash_while(fd, |done| {
+    let Hashed {
+        size,
+        hash,
+        sketch,
+        leaves,
+    } = content::hash_while(fd, |done| {
         if done >= ask_at {
             ask_at = done + ASK_EVERY;
             still = done <= before.size && sig_of(&statx_fd(fd)?).same_as(before);
@@ -79,5 +86,6 @@ fn read_large(fd: BorrowedFd<'_>, before: &StatSig) -> io::Result<Option<Read>> 
         hash,
         content: None,
         sketch,
+        leaves,
     }))
 }

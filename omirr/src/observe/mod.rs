@@ -24,6 +24,7 @@ use rustix::fs::{FileType, Mode, OFlags, Statx, openat, readlinkat};
 use rustix::io::{self, Errno};
 
 use crate::apply::{ApplyError, DirFd, Dirs, flags_of};
+use crate::content::Leaves;
 use crate::model::{Entry, Flags, Kind, RelPath, Sketch, StatSig};
 
 pub use content::INLINE_MAX;
@@ -34,6 +35,10 @@ pub(crate) use xattrs::{XattrOf, is_kept as is_kept_xattr, is_label, read as rea
 
 /// How a path was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "most are the large one, and none is kept"
+)]
 pub enum Observed {
     /// Nothing is there, or a directory on the way is missing or no directory.
     Absent,
@@ -47,6 +52,8 @@ pub enum Observed {
         content: Option<Bytes>,
         /// What the content is like, if the file was read and has more.
         sketch: Sketch,
+        /// The hashes of its leaves, if it was read and is large.
+        leaves: Option<Box<Leaves>>,
     },
     /// It changed while it was read: look again later.
     Unstable { sig: StatSig },
@@ -162,7 +169,7 @@ impl Place<'_> {
     ) -> io::Result<Observed> {
         let rdev = || rustix::fs::makedev(stat.stx_rdev_major, stat.stx_rdev_minor);
         let named = XattrOf::Named(self.dir, self.name);
-        let (mut content, mut sketch) = (None, Sketch::default());
+        let (mut content, mut sketch, mut leaves) = (None, Sketch::default(), None);
         let (kind, xattrs, flags, after) = match file_type(stat) {
             FileType::RegularFile => match known_content(known, &before, reading) {
                 Some(kind) => (kind, read_xattrs(named)?, self.flags(known)?, self.stat_again()?),
@@ -171,7 +178,7 @@ impl Place<'_> {
                     let Some(read) = content::read(fd.as_fd(), &before)? else {
                         return Ok(Observed::Unstable { sig: before });
                     };
-                    (content, sketch) = (read.content, read.sketch);
+                    (content, sketch, leaves) = (read.content, read.sketch, read.leaves.map(Box::new));
                     let kind = Kind::File {
                         size: read.size,
                         hash: read.hash,
@@ -235,6 +242,7 @@ impl Place<'_> {
             sig: StatSig { racy, ..after },
             content,
             sketch,
+            leaves,
         })
     }
 

@@ -6,6 +6,8 @@
 //! session's business, not this file's.
 
 use super::{LIMITS, Message, Part, WireError, WireRow};
+use crate::content::LEAVES_MAX;
+use crate::content::patch::{PATCH_BLOCKS_MAX, PATCH_LEAVES_MAX};
 use crate::engine::TREE_ROWS_MAX;
 use crate::model::{
     CGROUP_BYTES_MAX, COMMAND_BYTES_MAX, Entry, Kind, Origin, RelPath, ReplicaId, Sketch, TreeMove, Version,
@@ -132,6 +134,34 @@ pub(super) fn check(message: &mut Message) -> Result<(), WireError> {
         }
         Message::Again { after } => {
             check_counter("the number after which it begins", *after).map_err(impossible)
+        }
+        Message::Compare {
+            id: _,
+            path,
+            size,
+            hash: _,
+            base: _,
+            base_size,
+            leaves,
+        } => {
+            check_path(path).map_err(impossible)?;
+            check_file_bytes(*size).map_err(impossible)?;
+            check_file_bytes(*base_size).map_err(impossible)?;
+            at_most("names of leaves", leaves.len(), LEAVES_MAX).map_err(impossible)
+        }
+        Message::Differs { id: _, leaves: None } => Ok(()),
+        Message::Differs {
+            id: _,
+            leaves: Some(leaves),
+        } => {
+            at_most("leaves that differ", leaves.len(), PATCH_LEAVES_MAX).map_err(impossible)?;
+            match leaves.is_sorted_by(|one, next| one < next) {
+                true => Ok(()),
+                false => Err(impossible("the leaves that differ are not in order".into())),
+            }
+        }
+        Message::Blocks { id: _, blocks } => {
+            at_most("names of blocks", blocks.len(), PATCH_BLOCKS_MAX).map_err(impossible)
         }
     }
 }

@@ -220,6 +220,47 @@ fn a_move_that_cannot_be_is_refused() {
 }
 
 #[test]
+fn a_comparison_names_no_more_than_a_file_has() {
+    let compare = |leaves: usize, base_size: u64| Message::Compare {
+        id: 1,
+        path: RelPath::new(b"x").unwrap(),
+        size: 1,
+        hash: Hash([0; 32]),
+        base: Hash([0; 32]),
+        base_size,
+        leaves: vec![[0; 16]; leaves],
+    };
+    let differs = |leaves: Vec<u64>| Message::Differs {
+        id: 1,
+        leaves: Some(leaves),
+    };
+    let blocks = |count: usize| Message::Blocks {
+        id: 1,
+        blocks: vec![[0; 16]; count],
+    };
+    let good = [
+        compare(262_144, i64::MAX as u64),
+        differs((0..512).collect()),
+        differs(Vec::new()),
+        blocks(131_072),
+    ];
+    for mut message in good {
+        assert_eq!(check(&mut message).map_err(|error| error.to_string()), Ok(()));
+    }
+    let bad = [
+        (compare(262_145, 0), "262145 names of leaves"),
+        (compare(0, 1 << 63), "bytes"),
+        (differs((0..513).collect()), "513 leaves that differ"),
+        (differs(vec![4, 4]), "not in order"),
+        (blocks(131_073), "131073 names of blocks"),
+    ];
+    for (mut message, expected) in bad {
+        let said = check(&mut message).unwrap_err().to_string();
+        assert!(said.contains(expected), "{said:?} lacks {expected:?}");
+    }
+}
+
+#[test]
 fn a_sketch_has_eight_values_in_order_at_most() {
     let said = |values: &[u64]| {
         let bytes = crate::wire::codec::to_bytes(&values.to_vec()).unwrap();

@@ -94,6 +94,10 @@ fn path() -> impl Strategy<Value = RelPath> {
     "[a-z\u{e9}\u{7}]{1,12}(/[a-zA-Z. ]{3,20}x){0,4}".prop_map(|text| RelPath::new(text.as_bytes()).unwrap())
 }
 
+fn chunk_names() -> impl Strategy<Value = Vec<[u8; 16]>> {
+    prop::collection::vec(any::<[u8; 16]>(), 0..50)
+}
+
 fn message() -> impl Strategy<Value = Message> {
     let name = "[a-z0-9]{1,20}";
     let names = prop::collection::vec((any::<u64>().prop_map(ReplicaId), name), 0..4);
@@ -195,6 +199,26 @@ fn message() -> impl Strategy<Value = Message> {
             upto: after + 1
         }),
         (0..1u64 << 60).prop_map(|after| Message::Again { after }),
+        (any::<u64>(), path(), 0..1u64 << 60, chunk_names()).prop_map(|(id, path, size, leaves)| {
+            Message::Compare {
+                id,
+                path,
+                size,
+                hash: Hash([3; 32]),
+                base: Hash([4; 32]),
+                base_size: size / 2,
+                leaves,
+            }
+        }),
+        (
+            any::<u64>(),
+            prop::option::of(prop::collection::btree_set(any::<u64>(), 0..9))
+        )
+            .prop_map(|(id, leaves)| Message::Differs {
+                id,
+                leaves: leaves.map(|leaves| leaves.into_iter().collect()),
+            }),
+        (any::<u64>(), chunk_names()).prop_map(|(id, blocks)| Message::Blocks { id, blocks }),
         (path(), row(), 1..1000u32).prop_map(|(path, mut row, count)| {
             let to = RelPath::root().join(b"0 is in no path").unwrap();
             row.deleted = true;
@@ -338,6 +362,24 @@ fn the_variants_have_the_numbers_that_the_protocol_gives_them() {
     assert_eq!(plain(&Message::Pong { clock_ms: 0 }), 9);
     assert_eq!(plain(&Message::Plain { after: 0, upto: 1 }), 10);
     assert_eq!(plain(&Message::Again { after: 0 }), 11);
+    let compare = Message::Compare {
+        id: 0,
+        path: RelPath::new(b"x").unwrap(),
+        size: 0,
+        hash: Hash([0; 32]),
+        base: Hash([0; 32]),
+        base_size: 0,
+        leaves: Vec::new(),
+    };
+    assert_eq!(plain(&compare), 12);
+    assert_eq!(plain(&Message::Differs { id: 0, leaves: None }), 13);
+    assert_eq!(
+        plain(&Message::Blocks {
+            id: 0,
+            blocks: Vec::new()
+        }),
+        14
+    );
     // A frame as docs/PROTOCOL.md shows it.
     let ack = Message::Ack {
         durable: 300,

@@ -1,4 +1,4 @@
-//! The messages of protocol 5. `docs/PROTOCOL.md` tells how they follow one
+//! The messages of protocol 6. `docs/PROTOCOL.md` tells how they follow one
 //! another.
 //!
 //! Each node dials each of its peers, once per share, and sends its own rows
@@ -11,9 +11,9 @@ use serde::{Deserialize, Serialize};
 use crate::model::{Hash, Kind, RelPath, ReplicaId, Row, Sketch, TreeMove};
 
 /// First bytes of every connection, before the first frame, in both directions.
-pub const MAGIC: [u8; 8] = *b"omirr\0\0\x05";
+pub const MAGIC: [u8; 8] = *b"omirr\0\0\x06";
 /// Both sides must speak the same one.
-pub const PROTOCOL: u32 = 5;
+pub const PROTOCOL: u32 = 6;
 
 /// What a frame may hold, so that a peer cannot make this node allocate.
 #[derive(Clone, Copy, Debug)]
@@ -138,6 +138,24 @@ pub enum Message {
     Plain { after: u64, upto: u64 },
     /// Sender's answer to `Plain`: what follows begins after this number.
     Again { after: u64 },
+    /// Receiver asks for a content of which it has most: in the place of `Want`.
+    /// It has one with the hash `base`, of `base_size` bytes; `leaves` names its
+    /// leaves as `Want` names chunks, or is empty if the sender may know them.
+    Compare {
+        id: u64,
+        path: RelPath,
+        size: u64,
+        hash: Hash,
+        base: Hash,
+        base_size: u64,
+        leaves: Vec<[u8; 16]>,
+    },
+    /// Sender's answer: which leaves of the two differ. None if it cannot tell, or
+    /// if they are too many: then the receiver asks in another way.
+    Differs { id: u64, leaves: Option<Vec<u64>> },
+    /// Receiver's answer to that: the names of all blocks that it has in these
+    /// leaves, in order. `Content` with what they lack follows, or `Gone`.
+    Blocks { id: u64, blocks: Vec<[u8; 16]> },
 }
 
 impl WireRow {
@@ -185,7 +203,12 @@ impl Message {
                 let data: u64 = parts.iter().map(Part::data_bytes).sum();
                 usize::try_from(data).unwrap_or(usize::MAX) + size_of_val(&parts[..])
             }
-            Message::Want { have, .. } => size_of_val(&have[..]),
+            Message::Want { have: names, .. }
+            | Message::Compare { leaves: names, .. }
+            | Message::Blocks { blocks: names, .. } => size_of_val(&names[..]),
+            Message::Differs {
+                leaves: Some(leaves), ..
+            } => size_of_val(&leaves[..]),
             _ => 0,
         };
         size_of::<Message>() + own
@@ -206,6 +229,9 @@ impl Message {
             Message::Pong { .. } => "pong",
             Message::Plain { .. } => "request for plain rows",
             Message::Again { .. } => "new beginning",
+            Message::Compare { .. } => "comparison",
+            Message::Differs { .. } => "difference",
+            Message::Blocks { .. } => "list of blocks",
         }
     }
 }

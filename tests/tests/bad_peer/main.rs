@@ -161,7 +161,7 @@ fn another_protocol_is_told_from_the_greeting() {
     let mut hostile = trio.greet_with(newer).unwrap();
     hostile.say(&hello());
     assert_eq!(hostile.hear_out(), []);
-    let line = trio.line("speaks omirr protocol 9, this node speaks 5: update the older one");
+    let line = trio.line("speaks omirr protocol 9, this node speaks 6: update the older one");
     assert!(line.contains("a connection was refused: 127.0.0.1:"), "{line}");
     trio.goes_on();
     let hostile = trio.greet_with(*b"SSH-2.0-").unwrap();
@@ -205,11 +205,11 @@ fn another_protocol_is_told_from_hello() {
     assert!(
         reason.starts_with("mallory (127.0.0.1:")
             && reason.ends_with(
-                ", omirr 9.0.0) speaks omirr protocol 6, this node speaks 5: update the older one"
+                ", omirr 9.0.0) speaks omirr protocol 7, this node speaks 6: update the older one"
             ),
         "{reason}"
     );
-    let line = trio.line("speaks omirr protocol 6");
+    let line = trio.line("speaks omirr protocol 7");
     assert!(
         line.contains(&format!("a connection has ended: {reason}")),
         "{line}"
@@ -921,7 +921,7 @@ fn a_peer_that_answers_wrong_is_named_and_tried_again() {
         while reader.recv().await.is_ok() {}
     });
     trio.line("cannot send: mallory refuses: mallory is not in the mood [2J; trying again");
-    trio.line("cannot send: mallory speaks omirr protocol 6, this node speaks 5: update the older one; trying again");
+    trio.line("cannot send: mallory speaks omirr protocol 7, this node speaks 6: update the older one; trying again");
     trio.line(
         "cannot send: mallory acknowledges row 2305843009213693952, which it was never sent; trying again",
     );

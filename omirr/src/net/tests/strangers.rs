@@ -260,7 +260,7 @@ async fn another_version_is_named_on_both_sides() {
         .to_string();
     assert_eq!(
         error,
-        format!("{at} speaks omirr protocol 9, this node speaks 5: update the older one")
+        format!("{at} speaks omirr protocol 9, this node speaks 6: update the older one")
     );
 
     assert_eq!(answer.await.unwrap(), MAGIC);
@@ -275,11 +275,11 @@ async fn another_version_is_named_on_both_sides() {
         "{error}"
     );
 
-    assert!(check_protocol("web2 (10.0.0.2:808)", 5).is_ok());
+    assert!(check_protocol("web2 (10.0.0.2:808)", 6).is_ok());
     let error = check_protocol("web2 (10.0.0.2:808)", 9).unwrap_err().to_string();
     assert_eq!(
         error,
-        "web2 (10.0.0.2:808) speaks omirr protocol 9, this node speaks 5: update the older one"
+        "web2 (10.0.0.2:808) speaks omirr protocol 9, this node speaks 6: update the older one"
     );
 
     let mut node = Node::start().await;
