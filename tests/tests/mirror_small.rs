@@ -99,6 +99,33 @@ fn a_renamed_file_sends_no_content() {
 }
 
 #[test]
+fn other_attributes_alone_send_no_content() {
+    let Some(mut pair) = pair() else { return };
+    let here = pair.one.share.clone();
+    let file = |n: usize| here.join(format!("{n}"));
+    for n in 0..100u8 {
+        fs::write(file(n.into()), vec![n; 4096]).unwrap();
+    }
+    let chmod = |n: usize, mode| fs::set_permissions(file(n), fs::Permissions::from_mode(mode)).unwrap();
+    pair.settle(SOON);
+    let sent = |pair: &Pair| {
+        pair.one.stats()["shares"][0]["content_sent_bytes"]
+            .as_u64()
+            .unwrap()
+    };
+    let before = sent(&pair);
+    (0..100).for_each(|n| chmod(n, 0o600));
+    pair.settle(SOON);
+    (0..100).for_each(|n| chmod(n, 0o640));
+    pair.settle(SOON);
+    assert_eq!(sent(&pair) - before, 0, "bytes of content were sent again");
+    // A content that the peer has not been told of comes, whatever followed it.
+    fs::write(file(100), "new").unwrap();
+    chmod(100, 0o600);
+    pair.settle_equal(SOON);
+}
+
+#[test]
 fn a_small_change_in_a_big_file_sends_little() {
     let Some(mut pair) = pair() else { return };
     let mut state = 1u64;

@@ -357,6 +357,10 @@ impl Keeper {
             w.put_moves(moves)?;
             for one in decided {
                 // A path may have two rows: its directory's move, and then its own.
+                let before = looks.get(&one.path).and_then(|look| look.record.as_ref());
+                if let Some(before) = before.filter(|before| before.row.has_content_of(&one.row)) {
+                    share.unchanged.note(before.seq, one.seq);
+                }
                 let found = sigs.get(&one.path).cloned().filter(|_| !one.row.deleted);
                 let (sig, here) = found.map_or((None, None), |(sig, here)| (Some(sig), here));
                 let record = Record {

@@ -41,6 +41,7 @@ mod share;
 mod state_dir;
 mod steps;
 mod sweep;
+mod unchanged;
 mod unread;
 mod unsynced;
 mod who;

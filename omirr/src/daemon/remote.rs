@@ -439,6 +439,10 @@ impl Keeper {
                     Some(from) => reader.get(&from)?,
                     None => w.get(&one.path)?,
                 };
+                let carried = outcome.carried_from(&one.path).is_some();
+                if let Some(old) = old.as_ref().filter(|old| !carried && old.row.has_content_of(&one.row)) {
+                    share.unchanged.note(old.seq, one.seq);
+                }
                 let (old_sig, old_here) = old.map_or((None, None), |old| (old.sig, old.here));
                 let sig = outcome.sigs.get(&one.path).copied().unwrap_or(old_sig);
                 let here = outcome.here.get(&one.path).cloned().unwrap_or(old_here);

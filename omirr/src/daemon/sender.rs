@@ -378,7 +378,7 @@ fn build_batches(
     loop {
         let mut bytes = 0;
         let fits = |(path, record): &(RelPath, Record)| {
-            bytes += inline_size(record, bare_upto).unwrap_or(0) + row_bytes(path, record);
+            bytes += inline_size(share, record, sent, bare_upto).unwrap_or(0) + row_bytes(path, record);
             bytes <= BATCH_BYTES
         };
         let count = left
@@ -390,7 +390,7 @@ fn build_batches(
             .min(left.len());
         let rest = left.split_off(count);
         let wire_row = |(path, record): (RelPath, Record)| {
-            let inline = inline_content(share, &dirs, &path, &record, bare_upto);
+            let inline = inline_content(share, &dirs, &path, &record, (sent, bare_upto));
             let large = record.row.live().and_then(Entry::content);
             let sketch = match large.filter(|_| inline.is_none()) {
                 Some((_, hash)) => reader.sketch_of(&hash)?,
@@ -431,11 +431,14 @@ fn row_bytes(path: &RelPath, record: &Record) -> usize {
     ROW_BYTES + path.as_bytes().len() + from + xattrs
 }
 
-/// How many bytes of content go with a row. The peer has asked for rows alone up
-/// to `bare_upto`.
-fn inline_size(record: &Record, bare_upto: u64) -> Option<usize> {
+/// How many bytes of content go with a row. The peer has been told of all rows up
+/// to `told`, and has asked for rows alone up to `bare_upto`.
+fn inline_size(share: &Share, record: &Record, told: u64, bare_upto: u64) -> Option<usize> {
     let (size, _) = record.row.live()?.content()?;
-    (size <= INLINE_MAX && record.moved_from.is_none() && record.seq > bare_upto)
+    (size <= INLINE_MAX
+        && record.moved_from.is_none()
+        && record.seq > bare_upto
+        && share.unchanged.since(record.seq) > told)
         .then_some(usize::try_from(size).ok()?)
 }
 
@@ -446,9 +449,9 @@ fn inline_content(
     dirs: &Dirs<'_>,
     path: &RelPath,
     record: &Record,
-    bare_upto: u64,
+    (told, bare_upto): (u64, u64),
 ) -> Option<Bytes> {
-    let size = inline_size(record, bare_upto)?;
+    let size = inline_size(share, record, told, bare_upto)?;
     let (_, hash) = record.row.entry.content()?;
     if size == 0 {
         return Some(Bytes::new());

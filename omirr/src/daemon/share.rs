@@ -19,6 +19,7 @@ use super::dirty::{DirtySet, Hint};
 use super::journal::Journal;
 use super::recent::Recent;
 use super::recovered::Recovering;
+use super::unchanged::Unchanged;
 use crate::apply::{ApplyError, Ready, Redos, ShareRoot};
 use crate::config::Excludes;
 use crate::engine::{Marks, Offset, Opening, Policy};
@@ -222,6 +223,7 @@ pub struct Share {
     pub wake: Notify,
     pub resolver: Mutex<Resolver>,
     pub recent: Recent,
+    pub unchanged: Unchanged,
     /// The sequence up to which rows are on disk: senders go no further.
     pub head: watch::Sender<u64>,
     pub inputs: mpsc::Sender<Input>,
@@ -349,6 +351,7 @@ impl Share {
             wake: Notify::new(),
             resolver,
             recent: Recent::new(),
+            unchanged: Unchanged::new(),
             head: watch::Sender::new(head),
             inputs,
             progress: Mutex::default(),

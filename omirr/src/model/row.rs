@@ -29,6 +29,12 @@ impl Row {
     pub fn is_live_dir(&self) -> bool {
         !self.deleted && self.entry.is_dir()
     }
+
+    /// Whether both are regular files with one and the same content.
+    pub fn has_content_of(&self, other: &Row) -> bool {
+        let content = |row: &Row| row.live().and_then(Entry::content);
+        content(self).is_some() && content(self) == content(other)
+    }
 }
 
 /// What `stat` said when a path was last read or written: as long as it says
