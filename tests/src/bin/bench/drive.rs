@@ -159,7 +159,7 @@ impl Driver {
                 Some(wrong) => Outcome::Wrong(wrong.chars().take(600).collect()),
                 None => outcome.clone(),
             };
-            shown.push(line(row, &found.row, &found.values, &outcome));
+            shown.push(line(row, found.row, &found.values, &outcome));
             self.raw.add(&Sample {
                 run: self.run.clone(),
                 row: found.row.to_owned(),

@@ -68,8 +68,8 @@ fn measure(bench: &Bench, _case: &Case, tool: &dyn Tool) -> Result<Vec<Found>> {
     let mut rng = Rng(7);
     let mut found = Found::new("latency", None);
     // Slow ones get as many changes as fit.
-    let most = bench.scale.pick(25, 100);
-    let enough = Instant::now() + bench.scale.pick(Duration::from_secs(5), Duration::from_secs(30));
+    let most = bench.scale.pick(25, 50);
+    let enough = Instant::now() + bench.scale.pick(Duration::from_secs(5), Duration::from_secs(12));
     let mut once = Once {
         bench,
         session: &mut *session,

@@ -72,7 +72,7 @@ fn first_change(bench: &Bench, ground: &Ground, a: &std::path::Path) -> Result<D
         let changed = fs::write(&file, "changed");
         died.is_some()
             || changed.is_err()
-            || fs::read_to_string(&log).is_ok_and(|text| text.contains("\"changed\""))
+            || fs::read_to_string(&log).is_ok_and(|text| text.contains("/changed\""))
     })?;
     died.map_or(Ok(ready - started), Err)
 }

@@ -29,7 +29,7 @@ pub const AFTER_A_SECOND: Lsyncd = Lsyncd {
 fn config(log: &str, a: &str, delay: u32) -> String {
     format!(
         "settings {{ logfile = \"{log}\", nodaemon = true }}\n\
-         sync {{ default.rsync, source = \"{a}\", target = \"{}\", delay = {delay}, rsync = {{ archive = true }} }}\n",
+         sync {{ default.rsync, source = \"{a}\", target = \"{}\", delay = {delay}, rsync = {{ archive = true, _extra = {{ \"--modify-window=-1\" }} }} }}\n",
         rsync::address()
     )
 }

@@ -12,6 +12,9 @@ use crate::process::{self, Process};
 use crate::wire::Wire;
 
 const PORT: u16 = 8730;
+/// Without it a file of the same size that is changed twice within a second is
+/// taken for unchanged.
+const EXACT_TIMES: &str = "--modify-window=-1";
 /// 24: a file went away while it was looked at.
 const GOOD: &[i32] = &[0, 24];
 
@@ -55,7 +58,7 @@ impl Tool for Rsync {
     fn how(&self) -> String {
         let options: String = self.options.iter().map(|option| format!(" {option}")).collect();
         format!(
-            "`rsync -a --delete{options} A/ rsync://{}:{PORT}/b/`; at B `rsync --daemon --no-detach`, which runs \
+            "`rsync -a --delete {EXACT_TIMES}{options} A/ rsync://{}:{PORT}/b/`; at B `rsync --daemon --no-detach`, which runs \
              before, with `use chroot = no, uid = 0, gid = 0, reverse lookup = no, read only = no`",
             Side::Two.address()
         )
@@ -121,7 +124,7 @@ impl Session for Running<'_> {
     fn run_once(&mut self, end: Instant) -> Result<()> {
         let mut command = self.wire.cable.command(Side::One, program("rsync"));
         command
-            .args(["-a", "--delete"])
+            .args(["-a", "--delete", EXACT_TIMES])
             .args(self.options)
             .arg(format!("{}/", text(&self.place.a)))
             .arg(address());
