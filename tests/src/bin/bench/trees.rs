@@ -232,6 +232,11 @@ mod tests {
             make(root, 4, 2, 10, 1).unwrap();
         }
         fs::create_dir(b.join(".stfolder")).unwrap();
+        let file = File::options()
+            .write(true)
+            .open(b.join("d0000/f0000000"))
+            .unwrap();
+        file.set_modified(std::time::UNIX_EPOCH).unwrap();
         let tree = treewalk::walk(&a).unwrap();
         let wrong = |exactness| compare(&tree, &b, exactness).unwrap();
         assert_eq!(wrong(Exactness::Content), None);
