@@ -119,8 +119,9 @@ impl<'lines> Results<'lines> {
         let mut out = String::from("# omirr and what one would use instead\n\n");
         out += "Written by `cargo xtask bench`, from `raw.jsonl` beside it. Only ratios of figures of one run mean \
                 anything elsewhere. All tools do one round before any does the next; each measurement has fresh \
-                folders; nothing is removed before the end but single large files. A and B are two network \
-                namespaces on one machine, joined by a veth pair. After each measurement B is compared with A.\n\n";
+                folders; nothing is removed before the end but single large files. Unison, csync2 and Syncthing do \
+                one round where they take minutes, and are left out where they would take longer still, which is \
+                said there. A and B are two network namespaces on one machine, joined by a veth pair. After each measurement B is compared with A.\n\n";
         self.render_runs(&mut out);
         self.render_summary(&mut out);
         for picture in pictures {
@@ -142,6 +143,7 @@ impl<'lines> Results<'lines> {
             }
             for case in &cases {
                 render_case(&mut out, table, case);
+                render_left_out(&mut out, table, case);
             }
         }
         self.render_tools(&mut out);
@@ -410,6 +412,18 @@ fn render_case(out: &mut String, table: &Table, case: &Case) {
     }
     if !table.goals.is_empty() {
         out.push('\n');
+    }
+}
+
+/// Who belongs to the row, and was not asked to do this case.
+fn render_left_out(out: &mut String, table: &Table, case: &Case) {
+    let Some(row) = rows::ALL.iter().find(|row| row.name == table.row) else {
+        return;
+    };
+    let measured = |name: &&str| case.tools.iter().any(|(tool, _, _)| tool == name);
+    let left_out: Vec<&str> = row.tools.iter().copied().filter(|name| !measured(name)).collect();
+    if !left_out.is_empty() {
+        let _ = writeln!(out, "Not measured in this case: {}.\n", left_out.join(", "));
     }
 }
 

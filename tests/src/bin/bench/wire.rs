@@ -6,10 +6,14 @@ use std::fs::File;
 use std::io::{Read, Seek};
 use std::os::fd::AsRawFd;
 use std::path::Path;
+use std::process::{Command, Output};
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use omirr_tests::net::{Cable, Side};
+
+/// In the words of `tc`.
+const NARROW: &str = "100mbit";
 
 pub struct Wire {
     pub cable: Arc<Cable>,
@@ -60,6 +64,31 @@ impl Wire {
         Ok(Wire { cable, counters })
     }
 
+    /// Until the value goes, each direction carries no more than [`NARROW`].
+    ///
+    /// # Errors
+    /// `tc` or the kernel cannot do it.
+    pub fn narrow(&self) -> Result<Narrow<'_>> {
+        let narrow = Narrow(self);
+        let limit = format!("root tbf rate {NARROW} burst 256kb latency 50ms");
+        for side in [Side::One, Side::Two] {
+            let out = self.shape(side, "add", &limit)?;
+            if !out.status.success() {
+                bail!("tc: {}", String::from_utf8_lossy(&out.stderr).trim());
+            }
+        }
+        Ok(narrow)
+    }
+
+    fn shape(&self, side: Side, verb: &str, what: &str) -> Result<Output> {
+        let tc = xtask::workspace::which("tc").context("there is no tc")?;
+        Command::new(tc)
+            .args(["-n", self.cable.name(side), "qdisc", verb, "dev", "cable"])
+            .args(what.split(' '))
+            .output()
+            .context("tc cannot be started")
+    }
+
     /// # Errors
     /// The counters cannot be read.
     pub fn carried(&self) -> Result<Carried> {
@@ -68,6 +97,18 @@ impl Wire {
         counters.rewind()?;
         counters.read_to_string(&mut text)?;
         parse(&text, "cable").context("the cable's counters cannot be understood")
+    }
+}
+
+/// A wire that is slow for now.
+pub struct Narrow<'wire>(&'wire Wire);
+
+impl Drop for Narrow<'_> {
+    fn drop(&mut self) {
+        for side in [Side::One, Side::Two] {
+            // Where it was not made narrow there is nothing to undo.
+            let _ = self.0.shape(side, "del", "root");
+        }
     }
 }
 

@@ -53,7 +53,7 @@ pub const ROW: Row = Row {
         },
         Table {
             row: "big-change",
-            title: "Bytes on the wire for the change, in both directions",
+            title: "1 MiB is changed: bytes on the wire",
             cases: "",
             measure: "wire",
             unit: Unit::Megabytes,
@@ -62,7 +62,7 @@ pub const ROW: Row = Row {
         },
         Table {
             row: "big-change",
-            title: "Bytes read for the change, on both sides",
+            title: "1 MiB is changed: bytes read on both sides",
             cases: "",
             measure: "read",
             unit: Unit::Megabytes,

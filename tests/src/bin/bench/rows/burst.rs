@@ -37,7 +37,7 @@ pub const BURST: Row = Row {
         },
         Table {
             row: "burst",
-            title: "Processor time for them, of all processes on both sides",
+            title: "Files created in a tight loop: processor time of all processes on both sides",
             cases: "",
             measure: "cpu",
             unit: Unit::Seconds,

@@ -41,7 +41,7 @@ pub const ROW: Row = Row {
         },
         Table {
             row: "changes",
-            title: "Bytes on the wire for each change, in both directions",
+            title: "1,000 changes a second: bytes on the wire for each",
             cases: "",
             measure: "wire",
             unit: Unit::Bytes,
@@ -50,7 +50,7 @@ pub const ROW: Row = Row {
         },
         Table {
             row: "changes",
-            title: "After the last change, until all is on B",
+            title: "1,000 changes a second: after the last, until all is on B",
             cases: "",
             measure: "after",
             unit: Unit::Seconds,

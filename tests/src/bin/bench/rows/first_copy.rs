@@ -13,6 +13,9 @@ use crate::tools::{Nature, Tool};
 use crate::trees;
 
 const IN_EACH: u64 = 100;
+/// What cases over one are called.
+const SLOW_WIRE: &str = "100 Mbit/s";
+const NOT_OVER_IT: &[&str] = &["cp", "tar", "lsyncd", "unison", "csync2", "syncthing"];
 
 pub const ROW: Row = Row {
     name: "first-copy",
@@ -52,16 +55,26 @@ pub const ROW: Row = Row {
         },
         Table {
             row: "first-copy",
-            title: "Bytes on the wire for it, in both directions",
+            title: "First copy of files of 4 KiB, half of them text, on disk, over a slow wire",
+            cases: SLOW_WIRE,
+            measure: "seconds",
+            unit: Unit::Seconds,
+            goals: &[Goal::TimesBest(1.0)],
+            note: "As above, with `tc qdisc add dev cable root tbf rate 100mbit burst 256kb latency 50ms` on both \
+                   sides.",
+        },
+        Table {
+            row: "first-copy",
+            title: "First copy of files of 4 KiB, half of them text: bytes on the wire",
             cases: "",
             measure: "wire",
             unit: Unit::Megabytes,
             goals: &[Goal::Times("rsync -z", 0.85)],
-            note: "Ethernet, IP and TCP included.",
+            note: "In both directions, Ethernet, IP and TCP included.",
         },
         Table {
             row: "first-copy",
-            title: "Processor time for it, of all processes on both sides",
+            title: "First copy: processor time of all processes on both sides",
             cases: "",
             measure: "cpu",
             unit: Unit::Seconds,
@@ -79,7 +92,7 @@ pub const ROW: Row = Row {
         },
         Table {
             row: "restart",
-            title: "Bytes on the wire for it, in both directions",
+            title: "Restart with nothing changed: bytes on the wire",
             cases: "",
             measure: "wire",
             unit: Unit::Megabytes,
@@ -94,11 +107,13 @@ fn cases(scale: Scale) -> Vec<Case> {
     match scale {
         Scale::Quick => vec![
             case("memory", 20_000).without(&["csync2", "syncthing", "unison"]),
+            case(SLOW_WIRE, 5_000).without(NOT_OVER_IT),
             case("disk", 1_000).heavy(),
             case("disk", 10_000).without(&["csync2", "syncthing"]).heavy(),
         ],
         Scale::Full => vec![
             case("memory", 100_000).without(&["csync2", "syncthing", "unison"]),
+            case(SLOW_WIRE, 20_000).without(NOT_OVER_IT),
             case("disk", 1_000).heavy(),
             case("disk", 10_000).heavy(),
             case("disk", 100_000).heavy(),
@@ -117,6 +132,8 @@ fn measure(bench: &Bench, case: &Case, tool: &dyn Tool) -> Result<Vec<Found>> {
         trees::make(root, files, IN_EACH, trees::SMALL, 1)
     })?;
     let ground = bench.ground(on)?;
+    let slow = case.name.starts_with(SLOW_WIRE);
+    let _narrow = slow.then(|| bench.wire.narrow()).transpose()?;
     let (mut session, b) = bench.open(tool, &ground, &original.path)?;
     let continuous = tool.nature() == Nature::Continuous;
     let copies = |found: Found, timed: f64, used: Used, wire: f64| {

@@ -34,7 +34,7 @@ pub const ROW: Row = Row {
         },
         Table {
             row: "kernel-tree",
-            title: "Bytes on the wire for it, in both directions",
+            title: "First copy of Linux 6.1: bytes on the wire",
             cases: "",
             measure: "wire",
             unit: Unit::Megabytes,

@@ -39,7 +39,8 @@ impl Tool for Csync2 {
     }
 
     fn version_of(&self) -> &'static [&'static str] {
-        &["csync2", "-h"]
+        // It knows no such option, and introduces itself for that.
+        &["csync2", "-V"]
     }
 
     fn how(&self) -> String {

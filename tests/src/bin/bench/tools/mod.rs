@@ -40,7 +40,7 @@ pub trait Tool {
     fn nature(&self) -> Nature;
     /// The program that must be there.
     fn program(&self) -> &'static str;
-    /// What is asked for the version; its first line is the answer.
+    /// What is asked for the version; the first line with one is the answer.
     fn version_of(&self) -> &'static [&'static str];
     /// The exact command or configuration, with A and B for the folders.
     fn how(&self) -> String;
@@ -115,8 +115,7 @@ pub fn all() -> Vec<Box<dyn Tool>> {
     ]
 }
 
-/// The first line of what the tool says about its version; none if it is not
-/// here.
+/// What the tool says about its version; none if it is not here.
 pub fn version(tool: &dyn Tool) -> Option<String> {
     let (program, args) = tool.version_of().split_first()?;
     let program = if *program == "omirr" {
@@ -128,10 +127,15 @@ pub fn version(tool: &dyn Tool) -> Option<String> {
     let out = Command::new(program).args(args).output().ok()?;
     let said = [out.stdout, out.stderr].concat();
     let said = String::from_utf8_lossy(&said).into_owned();
-    let line = said
-        .lines()
-        .find(|line| line.chars().any(|c| c.is_ascii_digit()))?;
+    let line = said.lines().find(|line| has_version(line))?;
     Some(line.trim().to_owned())
+}
+
+/// Whether there is a dot between digits in it.
+fn has_version(line: &str) -> bool {
+    line.as_bytes()
+        .windows(3)
+        .any(|three| three[0].is_ascii_digit() && three[1] == b'.' && three[2].is_ascii_digit())
 }
 
 /// A program by its full path, since a user's `PATH` leaves some folders out.
@@ -163,4 +167,15 @@ fn until_listening(process: &mut crate::process::Process, port: u16) -> Result<(
 /// Puts a path into a command line or configuration.
 fn text(path: &Path) -> String {
     path.display().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_version_is_told_from_a_name_with_a_number() {
+        assert!(has_version("csync2 2.1-0rc1 - cluster synchronization tool"));
+        assert!(!has_version("csync2: invalid option -- 'V'"));
+    }
 }
