@@ -19,10 +19,10 @@ use crate::stop::{self, TimedOut};
 
 /// How long a process may take to end when it is asked to.
 const GRACE: Duration = Duration::from_secs(10);
-/// How often a wait looks whether the user wants to end.
+/// How often a wait looks at the memory, and whether the user wants to end.
 const TICK: Timespec = Timespec {
     tv_sec: 0,
-    tv_nsec: 200_000_000,
+    tv_nsec: 50_000_000,
 };
 
 /// A process and its group.
@@ -31,13 +31,15 @@ pub struct Process {
     what: String,
     log: PathBuf,
     ended: Option<Ended>,
+    most_resident: u64,
 }
 
 /// How a process ended.
 #[derive(Clone, Copy, Debug)]
 pub struct Ended {
     pub code: Option<i32>,
-    /// The most memory that it and its children had resident, in bytes.
+    /// The most memory that it had resident when last looked at, in bytes. What
+    /// `wait4` tells begins with this program's own, of which it is a fork.
     pub most_resident: u64,
 }
 
@@ -77,6 +79,7 @@ impl Process {
             what,
             log: log.to_owned(),
             ended: None,
+            most_resident: 0,
         })
     }
 
@@ -91,7 +94,7 @@ impl Process {
 
     /// Fails if it has ended.
     pub fn must_run(&mut self) -> Result<()> {
-        if self.collect(0)? {
+        if self.collect()? {
             bail!("`{}` has ended: {}", self.what, self.last_words());
         }
         Ok(())
@@ -103,7 +106,8 @@ impl Process {
     /// Another end, or none in time.
     pub fn finish(&mut self, end: Instant, good: &[i32]) -> Result<Ended> {
         let door = pidfd_open(self.group(), PidfdFlags::empty())?;
-        while !self.collect(0)? {
+        while !self.collect()? {
+            self.most_resident = self.most_resident.max(most_resident(self.pid()));
             stop::check()?;
             if Instant::now() > end {
                 return Err(TimedOut.into());
@@ -119,37 +123,20 @@ impl Process {
         Ok(ended)
     }
 
-    /// Whether it has ended; `std` is not asked, as it does not tell the memory.
-    fn collect(&mut self, flags: i32) -> Result<bool> {
+    /// Whether it has ended.
+    fn collect(&mut self) -> Result<bool> {
         if self.ended.is_some() {
             return Ok(true);
         }
-        let mut status = 0;
-        // SAFETY: all-zero is a valid rusage, and both outlive the call.
-        let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
-        // SAFETY: as above; the process is this one's own child, not yet waited for.
-        let found = unsafe {
-            libc::wait4(
-                self.group().as_raw_nonzero().get(),
-                &raw mut status,
-                flags | libc::WNOHANG,
-                &raw mut usage,
-            )
-        };
-        if found < 0 {
-            bail!(
-                "`{}` cannot be waited for: {}",
-                self.what,
-                std::io::Error::last_os_error()
-            );
-        }
-        if found > 0 {
-            self.ended = Some(Ended {
-                code: libc::WIFEXITED(status).then(|| libc::WEXITSTATUS(status)),
-                most_resident: u64::try_from(usage.ru_maxrss).unwrap_or(0) << 10,
-            });
-        }
-        Ok(found > 0)
+        let status = self
+            .child
+            .try_wait()
+            .with_context(|| format!("`{}` cannot be waited for", self.what))?;
+        self.ended = status.map(|status| Ended {
+            code: status.code(),
+            most_resident: self.most_resident,
+        });
+        Ok(self.ended.is_some())
     }
 
     /// The end of what it said.
@@ -166,11 +153,11 @@ impl Drop for Process {
         let end = Instant::now() + GRACE;
         // Each may fail because all have ended, which is what is wanted.
         let _ = kill_process_group(self.group(), Signal::TERM);
-        while matches!(self.collect(0), Ok(false)) && Instant::now() < end {
+        while matches!(self.collect(), Ok(false)) && Instant::now() < end {
             std::thread::sleep(Duration::from_millis(2));
         }
         let _ = kill_process_group(self.group(), Signal::KILL);
-        while matches!(self.collect(0), Ok(false)) {
+        while matches!(self.collect(), Ok(false)) {
             std::thread::sleep(Duration::from_millis(2));
         }
     }
