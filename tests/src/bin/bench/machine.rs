@@ -24,10 +24,19 @@ pub fn describe(disk: &str) -> Vec<(String, String)> {
         ("disk", disk.to_owned()),
         ("kernel", first_word("uname", &["-r"])),
         ("system", system.trim_matches('"').to_owned()),
-        ("load at the start", load()),
+        (LOAD, load()),
     ]
     .map(|(what, value)| (what.to_owned(), value))
     .to_vec()
+}
+
+/// What the load is called in a description.
+const LOAD: &str = "load at the start";
+
+/// The load that a description tells.
+pub fn load_of(machine: &[(String, String)]) -> Option<f64> {
+    let (_, load) = machine.iter().find(|(what, _)| what == LOAD)?;
+    load.parse().ok()
 }
 
 /// What else ran: of the last minute.

@@ -11,6 +11,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 
 use crate::figures::{Figures, Unit, number};
+use crate::machine;
 use crate::plot::{self, Axes, Series};
 use crate::raw::{self, Line, Outcome, Run, Sample};
 use crate::rows::{self, Goal, Table};
@@ -177,6 +178,12 @@ impl<'lines> Results<'lines> {
                 .map(|(what, value)| format!("{what}: {value}"))
                 .collect();
             let _ = writeln!(out, "{}.", machine.join("; "));
+            if machine::load_of(&run.machine).is_some_and(|load| load > 1.0) {
+                let _ = writeln!(
+                    out,
+                    "**The machine was not idle**: times are longer than they need be, and spread wider."
+                );
+            }
             if !run.missing.is_empty() {
                 let _ = writeln!(out, "Not to be had there: {}.", run.missing.join(", "));
             }
