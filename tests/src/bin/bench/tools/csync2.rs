@@ -57,10 +57,7 @@ impl Tool for Csync2 {
             fs::create_dir_all(place.home.join(folder))?;
         }
         let key = place.home.join("etc/key");
-        fs::write(
-            &key,
-            "a-key-that-both-sides-have-and-that-protects-nothing-at-all-here\n",
-        )?;
+        fs::write(&key, "akeythatbothsideshaveandthatprotectsnothingatallhere\n")?;
         fs::write(
             place.home.join("etc/csync2.cfg"),
             config(&text(&key), &text(&place.a), &text(&place.b)),
