@@ -29,7 +29,7 @@ enum Command {
     /// system on /mnt. Its shell, busybox's, prefers its own commands to those in
     /// PATH: write /sbin/ip for the full one. The exit code is the command's.
     Vm(vm::Options),
-    /// Measure omirr beside rsync, in one run
+    /// Measure omirr beside what one would use instead, in one run
     Bench(bench::Options),
     /// Make every change in guests with each kernel, and write what is seen to docs
     Coverage,

@@ -145,13 +145,42 @@ const TEST_TOOLS: [(&str, &str); 10] = [
     ),
 ];
 
+/// What `cargo xtask bench` compares omirr with, and what it takes to do so: the
+/// program or file that shows it, and its package.
+const BENCH_TOOLS: [(&str, &str); 8] = [
+    ("ip", "iproute2"),
+    ("rsync", "rsync"),
+    ("lsyncd", "lsyncd"),
+    ("syncthing", "syncthing"),
+    ("unison", "unison"),
+    ("csync2", "csync2"),
+    ("inotifywait", "inotify-tools"),
+    ("/usr/src/linux-source-6.1.tar.xz", "linux-source-6.1"),
+];
+
+/// The tools that omirr is compared with, as far as they can be had here.
+pub fn bench_tools() {
+    // One by one, so that each that cannot be had is left out alone.
+    for (shown_by, package) in BENCH_TOOLS {
+        if !is_there(shown_by)
+            && let Err(error) = apt::install(&[package], "comparing omirr with it")
+        {
+            say(format!("{package} is left out: {error:#}"));
+        }
+    }
+}
+
+/// Whether a program, or a file by its full path, is on this machine.
+fn is_there(what: &str) -> bool {
+    match what.starts_with('/') {
+        true => Path::new(what).exists(),
+        false => workspace::which(what).is_some(),
+    }
+}
+
 /// A real tree and the everyday tools that the tests use, as far as they can be
 /// had here; a test that lacks its own says so.
 pub fn test_tools() {
-    let is_there = |what: &str| match what.starts_with('/') {
-        true => Path::new(what).exists(),
-        false => workspace::which(what).is_some(),
-    };
     let missing: Vec<&str> = TEST_TOOLS
         .iter()
         .filter(|(shown_by, _)| !is_there(shown_by))
