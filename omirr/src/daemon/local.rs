@@ -25,6 +25,9 @@ use crate::observe;
 /// So many paths are looked at before their rows are written.
 const PORTION: usize = 2048;
 
+/// A name that is gone waits for so many looks at what its inode is called now.
+const FORMER_NAME_WAITS: u32 = 4;
+
 /// Looks by path: parents before what is in them.
 type Looks = BTreeMap<RelPath, Look>;
 
@@ -114,6 +117,8 @@ impl Keeper {
             }
             queue.add(path, dirt);
         }
+        // Names whose inodes were found under others that change at this moment.
+        let mut former = Vec::new();
         // In the whole pass: a directory that could not be walked may be looked at
         // once more without.
         let mut failed = FxHashSet::default();
@@ -133,7 +138,9 @@ impl Keeper {
                         self.cannot_look(path, dirt, why);
                         continue;
                     }
-                    Looking::Unstable(dirt) => {
+                    Looking::Unstable(dirt, known_as) => {
+                        let known_as = known_as.filter(|_| dirt.unstable < FORMER_NAME_WAITS);
+                        former.extend(known_as.map(|name| (name, dirt.unstable, cost)));
                         self.share.dirty().put_back(path, dirt, cost, Instant::now());
                         continue;
                     }
@@ -202,6 +209,17 @@ impl Keeper {
             }
         }
         let now = Instant::now();
+        // Peers take the content from where it was: that name goes with the new one's
+        // row, and not before it.
+        for (path, unstable, cost) in former {
+            if done.get(&path).is_some_and(|look| look.sig.is_none())
+                && let Some(Look { dirt, .. }) = done.remove(&path)
+            {
+                // Not before that one is due.
+                let dirt = Dirt { unstable, ..dirt };
+                self.share.dirty().put_back(path, dirt, cost, now);
+            }
+        }
         for (path, dirt) in queue.again {
             let hint = Hint {
                 content: dirt.content,

@@ -38,8 +38,9 @@ pub(super) struct Look {
 /// What looking at a path came to.
 pub(super) enum Looking {
     Done(Box<Look>),
-    /// It changed while it was read.
-    Unstable(Dirt),
+    /// It changed while it was read; where the index has its inode, if that is at
+    /// another name.
+    Unstable(Dirt, Option<RelPath>),
     /// It could not be looked at, for this reason.
     Failed(Dirt, String),
 }
@@ -179,7 +180,9 @@ fn look_at_one(
     let (mut sketch, mut leaves) = (Sketch::default(), None);
     let (seen, sig, content, here) = match found {
         Observed::Foreign => return Ok(None),
-        Observed::Unstable { .. } => return Ok(Some(Looking::Unstable(dirt))),
+        Observed::Unstable { .. } => {
+            return Ok(Some(Looking::Unstable(dirt, elsewhere.map(|other| other.path))));
+        }
         Observed::Absent => (Some(Seen::Absent), None, None, None),
         // The same as under its other name.
         Observed::Unchanged { sig } => (
