@@ -502,6 +502,11 @@ impl Ready {
         self.leaves.take()
     }
 
+    /// Whether it is to be written over the file at its path, if that can be.
+    pub fn is_patch(&self) -> bool {
+        matches!(self.made, Made::Patch(_))
+    }
+
     /// How many names the file at its path has that are all to get its content, if
     /// it must be written over that.
     pub fn shared_by(&mut self, names: u32) {

@@ -15,7 +15,7 @@
 //! 4. The rows go into the index; a later commit makes them durable.
 //! 5. After that commit the peer hears of it.
 
-use std::collections::hash_map::Entry;
+use std::collections::hash_map;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -25,6 +25,7 @@ use super::bases::bases;
 use super::dirty::Hint;
 use super::keeper::{Keeper, RETRY_AFTER, Synced};
 use super::locks::{concerned, lock_again};
+use super::sender::INLINE_MAX;
 use super::share::{Arrival, Command, Fetched, Figures, Inbound, Share, Tries};
 use super::steps::{Outcome, execute, stage, step_once};
 use crate::apply::{self, ApplyError, Dirs, Ready};
@@ -32,7 +33,7 @@ use crate::content::Leaves;
 use crate::crash::{self, Point};
 use crate::engine::{self, Arrived, Content, Context, Decided, Expansion, Install, Progress, Step, Work};
 use crate::index::{Durable, IndexError, Reader};
-use crate::model::{LinkGroup, Record, RelPath, ReplicaId, Sketch, StatSig};
+use crate::model::{Entry, LinkGroup, Record, RelPath, ReplicaId, Sketch, StatSig};
 use crate::observe;
 use crate::wire::WireRow;
 
@@ -91,8 +92,8 @@ impl Group {
             return;
         }
         match self.places.entry(arrival.row.path.clone()) {
-            Entry::Occupied(place) => self.arrivals[*place.get()] = arrival,
-            Entry::Vacant(place) => {
+            hash_map::Entry::Occupied(place) => self.arrivals[*place.get()] = arrival,
+            hash_map::Entry::Vacant(place) => {
                 place.insert(self.arrivals.len());
                 self.arrivals.push(arrival);
             }
@@ -156,6 +157,9 @@ impl Keeper {
 
     /// Adds the other names of the file whose content has come.
     fn take_companions(&mut self, group: &mut Group, row: &WireRow) {
+        if !has_companions(row) {
+            return;
+        }
         let inbound = Arc::clone(&group.inbound);
         let is_companion =
             |pending: &Pending| Arc::ptr_eq(&pending.inbound, &inbound) && is_one_file(&pending.row, row);
@@ -330,10 +334,11 @@ impl Keeper {
         for Arrival { row, tries, .. } in absent {
             // One content is enough for all names of a file; the first of them waits
             // for it, since the plan begins with that.
-            let comes = self.pending.values().any(|pending| {
-                let awaited = pending.again.is_none() && Arc::ptr_eq(&pending.inbound, inbound);
-                awaited && pending.row.path < row.path && is_one_file(&pending.row, &row)
-            });
+            let comes = has_companions(&row)
+                && self.pending.values().any(|pending| {
+                    let awaited = pending.again.is_none() && Arc::ptr_eq(&pending.inbound, inbound);
+                    awaited && pending.row.path < row.path && is_one_file(&pending.row, &row)
+                });
             match comes {
                 true => {
                     let row = WireRow { inline: None, ..row };
@@ -748,6 +753,15 @@ fn intend(
         }
         Ok(((), Durable::Yes))
     })
+}
+
+/// Whether looking for the file's other names is worth it: all that waits is gone
+/// through for that, and it may be very much.
+fn has_companions(row: &WireRow) -> bool {
+    let entry = row.row.live().filter(|entry| entry.link.is_some());
+    entry
+        .and_then(Entry::content)
+        .is_some_and(|(size, _)| size > INLINE_MAX)
 }
 
 /// Whether both rows are of one file with several names, with one content.

@@ -138,7 +138,7 @@ pub(super) fn execute(
             .filter(|step| outcome.progress.admits(step))
             .filter_map(|step| Some((step, staged.remove(step.path())?)))
             .collect();
-        for (step, ready) in &mut jobs {
+        for (step, ready) in jobs.iter_mut().filter(|(_, ready)| ready.is_patch()) {
             ready.shared_by(1 + joined_to(reader, steps, step.path())?);
         }
         let install = |(step, ready)| match outcome.expected(reader, Step::path(step))? {
