@@ -440,12 +440,13 @@ impl Keeper {
                 let what = if one.row.deleted { "deleted" } else { one.row.entry.kind_name() };
                 tracing::debug!(target: "omirr::applied", share = %share.name, from = %inbound.peer, what, "{}", one.path);
                 // What a directory has carried along is what it was.
-                let old = match outcome.carried_from(&one.path) {
-                    Some(from) => reader.get(&from)?,
+                let carried_from = outcome.carried_from(&one.path);
+                let old = match &carried_from {
+                    Some(from) => reader.get(from)?,
                     None => w.get(&one.path)?,
                 };
-                let carried = outcome.carried_from(&one.path).is_some();
-                if let Some(old) = old.as_ref().filter(|old| !carried && old.row.has_content_of(&one.row)) {
+                let stayed = old.as_ref().filter(|_| carried_from.is_none());
+                if let Some(old) = stayed.filter(|old| old.row.has_content_of(&one.row)) {
                     share.unchanged.note(old.seq, one.seq);
                 }
                 let (old_sig, old_here) = old.map_or((None, None), |old| (old.sig, old.here));

@@ -7,13 +7,11 @@
 //! What is not known here, after a restart say, is sent; a peer that lacks what
 //! was not sent asks for it.
 
-use std::num::NonZeroUsize;
-
 use lru::LruCache;
 use parking_lot::Mutex;
 
 /// So many rows are remembered.
-const REMEMBERED: NonZeroUsize = NonZeroUsize::new(1 << 16).expect("not zero");
+const REMEMBERED: usize = 1 << 16;
 
 /// Sequence numbers by sequence number.
 pub struct Unchanged(Mutex<LruCache<u64, u64>>);
@@ -28,7 +26,7 @@ impl Unchanged {
         let mut known = self.0.lock();
         let since = known.pop(&before).unwrap_or(before);
         known.put(seq, since);
-        if known.len() > REMEMBERED.get() {
+        if known.len() > REMEMBERED {
             known.pop_lru();
         }
     }
@@ -50,7 +48,7 @@ mod tests {
         unchanged.note(5, 8);
         unchanged.note(8, 9);
         assert_eq!((unchanged.since(9), unchanged.since(7)), (5, 7));
-        for seq in 0..=REMEMBERED.get() as u64 {
+        for seq in 0..=REMEMBERED as u64 {
             unchanged.note(1, 100 + seq);
         }
         assert_eq!(unchanged.since(9), 9, "what is forgotten counts as new");

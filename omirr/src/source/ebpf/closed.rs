@@ -10,9 +10,6 @@ use std::io;
 
 use super::load::{Attaching, errno_words};
 
-/// The kernel lists kprobes among its event sources if it has them.
-const KPROBES: &str = "/sys/bus/event_source/devices/kprobe";
-
 /// Why `attach` cannot work on this host; none if it must be tried.
 pub(super) fn why(attach: Attaching) -> Option<String> {
     match attach {
@@ -20,8 +17,9 @@ pub(super) fn why(attach: Attaching) -> Option<String> {
             Err(error) if error.raw_os_error() == Some(libc::EPERM) => errno_words(error),
             _ => None,
         },
-        Attaching::Kprobe => (!std::path::Path::new(KPROBES).exists())
-            .then(|| "this kernel was built without kprobes".to_owned()),
+        Attaching::Kprobe => {
+            (!super::probe::kprobes()).then(|| "this kernel was built without kprobes".to_owned())
+        }
     }
 }
 

@@ -175,7 +175,8 @@ fn preemption_of(scheduler: &str, command_line: &str, config: &str, version: &st
     }
 }
 
-fn kprobes() -> bool {
+/// The kernel lists kprobes among its event sources if it has them.
+pub(super) fn kprobes() -> bool {
     std::path::Path::new("/sys/bus/event_source/devices/kprobe").exists()
 }
 
