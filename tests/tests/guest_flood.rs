@@ -7,6 +7,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,8 +18,11 @@ use omirr_tests::guest::{self, Disk, Guest};
 use omirr_tests::net::Cable;
 use omirr_tests::nodes::Pair;
 
-/// Emulated processors are slow; only a hang takes so long.
-const LONG: Duration = Duration::from_secs(3000);
+/// Emulated processors are slow; only a hang takes so long, for two thousand
+/// files. It ends before the guest's time does, so that the daemons' logs are
+/// shown.
+const LONG: Duration = Duration::from_secs(600);
+const GUEST: Duration = Duration::from_secs(1200);
 const FILES: usize = 2_000;
 const PER_FOLDER: usize = 500;
 const WRITERS: usize = 2;
@@ -28,11 +32,18 @@ fn files() -> usize {
     std::env::var("OMIRR_FLOOD_FILES").map_or(FILES, |files| files.parse().expect("a number"))
 }
 
+/// [`LONG`] or [`GUEST`], for as many files as there are.
+fn for_all_files(time: Duration) -> Duration {
+    time * u32::try_from(files().div_ceil(FILES))
+        .expect("a number of files")
+        .min(50)
+}
+
 fn fit(guest: Guest, cpus: u32) -> Guest {
     let guest = guest
         .memory_mib(3072)
         .cpus(cpus)
-        .timeout(Duration::from_secs(3600))
+        .timeout(for_all_files(GUEST))
         .disk(Disk::ext4(8192, "/flood"))
         .env("OMIRR_TEST_DIR", "/flood");
     match std::env::var("OMIRR_FLOOD_FILES") {
@@ -82,7 +93,7 @@ fn pair(attach: &str, transport: &str) -> Pair {
     );
     pair.two.tracer = "source = \"ebpf\"".to_owned();
     pair.start();
-    pair.settle(LONG);
+    pair.settle(for_all_files(LONG));
     pair
 }
 
@@ -115,7 +126,12 @@ fn while_flooded(pair: &mut Pair, mut meanwhile: impl FnMut(&mut Pair) -> bool) 
             println!("{files} files flooded in {:?}", began.elapsed());
         });
         while !ended.load(Ordering::Acquire) {
-            may_end.store(meanwhile(pair), Ordering::Release);
+            // Writers that wait for ever would keep its panic from being seen.
+            let may = catch_unwind(AssertUnwindSafe(|| meanwhile(pair)));
+            may_end.store(*may.as_ref().unwrap_or(&true), Ordering::Release);
+            if let Err(panic) = may {
+                resume_unwind(panic);
+            }
         }
     });
 }
@@ -123,7 +139,7 @@ fn while_flooded(pair: &mut Pair, mut meanwhile: impl FnMut(&mut Pair) -> bool) 
 /// Both are the same, and the tree was compared at the first start only.
 fn check(mut pair: Pair) {
     let began = Instant::now();
-    pair.settle_equal(LONG);
+    pair.settle_equal(for_all_files(LONG));
     println!("settled after {:?}", began.elapsed());
     let compared = pair
         .one
@@ -173,8 +189,14 @@ fn killed_again_and_again(attach: &str, transport: &str) {
             kills += 1;
             pair.one.start();
             let took_over = |log: String| log.matches("the event source has gone on").count();
+            let deadline = Instant::now() + for_all_files(LONG) / 2;
             while took_over(pair.one.log_text()) < kills {
                 assert!(pair.one.is_running(), "{}", pair.one.log_tail());
+                assert!(
+                    Instant::now() < deadline,
+                    "no take-over after kill {kills}:\n{}",
+                    pair.one.log_tail()
+                );
                 thread::sleep(Duration::from_millis(20));
             }
         }

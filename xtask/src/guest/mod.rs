@@ -145,7 +145,10 @@ impl Outcome {
         let log = fs::read(&self.log).unwrap_or_default();
         let log = String::from_utf8_lossy(&log);
         let lines: Vec<&str> = log.lines().collect();
-        let tail = &lines[lines.len().saturating_sub(300)..];
+        // What the kernel says while it boots is of interest only if it did not.
+        let booted = lines.iter().position(|line| line.ends_with("init: started"));
+        let from = booted.unwrap_or(0).max(lines.len().saturating_sub(300));
+        let tail = &lines[from..];
         let _ = write!(
             text,
             "\n--- the end of {}:\n{}\n---",

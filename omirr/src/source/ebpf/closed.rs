@@ -13,6 +13,10 @@ use super::load::{Attaching, errno_words};
 /// Why `attach` cannot work on this host; none if it must be tried.
 pub(super) fn why(attach: Attaching) -> Option<String> {
     match attach {
+        // Without it EPERM may only say that too much memory is locked: kernels
+        // before 5.11 count each program (`bpf_charge_memlock`), those of a killed
+        // daemon, which are freed some time later, among them.
+        Attaching::Fentry if !locks_without_limit() => None,
         Attaching::Fentry => match load_empty_tracer() {
             Err(error) if error.raw_os_error() == Some(libc::EPERM) => errno_words(error),
             _ => None,
@@ -21,6 +25,17 @@ pub(super) fn why(attach: Attaching) -> Option<String> {
             (!super::probe::kprobes()).then(|| "this kernel was built without kprobes".to_owned())
         }
     }
+}
+
+/// Lets this process lock as much memory as it likes, as the real loading does;
+/// false if it may not.
+fn locks_without_limit() -> bool {
+    use rustix::process::{Resource, Rlimit, setrlimit};
+    let unlimited = Rlimit {
+        current: None,
+        maximum: None,
+    };
+    setrlimit(Resource::Memlock, unlimited).is_ok()
 }
 
 /// `union bpf_attr` of include/uapi/linux/bpf.h as `BPF_PROG_LOAD` reads it, up to
@@ -98,6 +113,7 @@ mod tests {
         let told = [libc::EPERM, libc::EINVAL, libc::ENOSYS];
         assert!(told.contains(&error.raw_os_error().unwrap()), "{error}");
         let closed = why(Attaching::Fentry).is_some();
-        assert_eq!(closed, error.raw_os_error() == Some(libc::EPERM));
+        let told = error.raw_os_error() == Some(libc::EPERM) && locks_without_limit();
+        assert_eq!(closed, told);
     }
 }
