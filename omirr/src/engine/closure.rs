@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 
-use crate::model::{RelPath, Row};
+use crate::model::RelPath;
 
 use super::change::Seen;
-use super::rows::Rows;
+use super::rows::{Rows, Standing};
 
 /// What else must be observed once `path` has been seen, so that the rows made
 /// of it leave a whole tree: a path that is there needs its parents' rows; one
@@ -17,7 +17,7 @@ pub fn observe_also<R: Rows>(rows: &R, path: &RelPath, seen: &Seen) -> Result<BT
     if let Seen::Present(_) = seen {
         let mut above = path.parent();
         while let Some(dir) = above {
-            if dir.is_root() || rows.row(&dir)?.is_some_and(|row| row.is_live_dir()) {
+            if dir.is_root() || rows.standing(&dir)? == Standing::Directory {
                 break;
             }
             above = dir.parent();
@@ -25,7 +25,7 @@ pub fn observe_also<R: Rows>(rows: &R, path: &RelPath, seen: &Seen) -> Result<BT
         }
     }
     let gone = !matches!(seen, Seen::Present(entry) if entry.is_dir());
-    if gone && rows.row(path)?.as_ref().is_some_and(Row::is_live_dir) {
+    if gone && rows.standing(path)? == Standing::Directory {
         rows.live_beneath(path, &mut |beneath| {
             also.insert(beneath.clone());
             ControlFlow::Continue(())
@@ -67,7 +67,7 @@ pub fn incoherent<R: Rows>(
                 }
                 let is_dir = match seen.get(&dir) {
                     Some(Some(Seen::Present(entry))) if !out.contains(&dir) => entry.is_dir(),
-                    _ => rows.row(&dir)?.is_some_and(|row| row.is_live_dir()),
+                    _ => rows.standing(&dir)? == Standing::Directory,
                 };
                 if !is_dir {
                     out.insert(path.clone());
@@ -100,7 +100,7 @@ fn no_directories<R: Rows>(
             continue;
         }
         let mut whole = true;
-        if rows.row(path)?.is_some_and(|row| row.is_live_dir()) {
+        if rows.standing(path)? == Standing::Directory {
             rows.live_beneath(path, &mut |beneath| {
                 whole = matches!(seen.get(beneath), Some(Some(Seen::Absent))) && !out.contains(beneath);
                 match whole {

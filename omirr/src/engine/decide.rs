@@ -22,7 +22,7 @@ use crate::model::{
 use super::change::{Seen, differs};
 use super::clock::Author;
 use super::merge::{Loser, Policy, Verdict, remote_row};
-use super::rows::{Decided, Overlay, Rows, Work};
+use super::rows::{Decided, Overlay, Rows, Standing, Work};
 use super::trees;
 
 /// A path that was looked at.
@@ -323,16 +323,20 @@ fn repair<R: Rows>(
     context: &Context<'_>,
 ) -> Result<(), R::Error> {
     while let Some(path) = changed.pop_first() {
-        let Some(row) = overlay.row(&path)? else { continue };
-        if !row.is_live_dir() && overlay.has_live_beneath(&path)? {
-            changed.extend(revive(overlay, &path, lost_dirs.get(&path), author, context)?);
+        let mut standing = overlay.standing(&path)?;
+        if standing == Standing::Unknown {
+            continue;
         }
-        if overlay.row(&path)?.is_none_or(|row| row.deleted) {
+        if standing != Standing::Directory && overlay.has_live_beneath(&path)? {
+            changed.extend(revive(overlay, &path, lost_dirs.get(&path), author, context)?);
+            standing = overlay.standing(&path)?;
+        }
+        if standing == Standing::Deleted {
             continue;
         }
         let mut above = path.parent();
         while let Some(dir) = above {
-            if dir.is_root() || overlay.row(&dir)?.is_some_and(|row| row.is_live_dir()) {
+            if dir.is_root() || overlay.standing(&dir)? == Standing::Directory {
                 break;
             }
             changed.extend(revive(overlay, &dir, lost_dirs.get(&dir), author, context)?);

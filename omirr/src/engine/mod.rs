@@ -49,6 +49,6 @@ pub use outgoing::{Outbound, Outgoing, Sequence, goes_inline};
 pub use plan::{Content, Install, Step, plan, plan_one_by_one};
 pub use progress::Progress;
 pub use recover::{Found, recover};
-pub use rows::{Decided, Rows, Work};
+pub use rows::{Decided, Rows, Standing, Work};
 pub use start::{AtStart, Groups, Start, bears_out, start};
 pub use trees::{Expansion, TREE_ROWS_MAX, expand, whole_moves};

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::model::{RelPath, Row};
 
 use super::plan::{Install, Step};
-use super::rows::{Decided, Rows};
+use super::rows::{Decided, Rows, Standing};
 
 /// Follows the steps of one plan.
 #[derive(Debug, Default)]
@@ -32,7 +32,7 @@ impl Progress {
         let mut progress = Progress::default();
         for one in decided {
             progress.decided.insert(one.path.clone());
-            let was_dir = rows.row(&one.path)?.as_ref().is_some_and(Row::is_live_dir);
+            let was_dir = rows.standing(&one.path)? == Standing::Directory;
             match (was_dir, one.row.is_live_dir()) {
                 (false, true) => drop(progress.new_dirs.insert(one.path.clone())),
                 (true, false) => drop(progress.old_dirs.insert(one.path.clone())),

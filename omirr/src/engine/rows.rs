@@ -16,6 +16,12 @@ pub trait Rows {
 
     fn row(&self, path: &RelPath) -> Result<Option<Row>, Self::Error>;
 
+    /// What the row at `path` says is there; cheaper than the row, where an index
+    /// can tell without it.
+    fn standing(&self, path: &RelPath) -> Result<Standing, Self::Error> {
+        Ok(Standing::of(self.row(path)?.as_ref()))
+    }
+
     /// Calls `each` with the live rows strictly beneath `path`, in any order,
     /// until it breaks.
     fn live_beneath(
@@ -30,6 +36,29 @@ pub trait Rows {
     /// The path of a live file with this content, if one is known. None is
     /// always a right answer; a path costs a copy instead of a transfer.
     fn holder(&self, hash: &Hash) -> Result<Option<RelPath>, Self::Error>;
+}
+
+/// What a row says of its path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// There is no row.
+    Unknown,
+    Deleted,
+    Directory,
+    /// Anything else that is there.
+    Other,
+}
+
+impl Standing {
+    /// Of the row at a path, if there is one.
+    pub fn of(row: Option<&Row>) -> Standing {
+        match row {
+            None => Standing::Unknown,
+            Some(row) if row.deleted => Standing::Deleted,
+            Some(row) if row.entry.is_dir() => Standing::Directory,
+            Some(_) => Standing::Other,
+        }
+    }
 }
 
 /// A row that is to be written to the index, and what the disk needs for it.
@@ -76,6 +105,13 @@ impl<'a, R: Rows> Overlay<'a, R> {
         match self.decided.get(path) {
             Some(decided) => Ok(Some(decided.row.clone())),
             None => self.base.row(path),
+        }
+    }
+
+    pub(super) fn standing(&self, path: &RelPath) -> Result<Standing, R::Error> {
+        match self.decided.get(path) {
+            Some(decided) => Ok(Standing::of(Some(&decided.row))),
+            None => self.base.standing(path),
         }
     }
 

@@ -25,7 +25,7 @@ use crate::model::{Entry, Hash, Moved, Origin, RelPath, ReplicaId, Row, Stamp, T
 use super::change::Seen;
 use super::clock::Author;
 use super::decide::{Arrived, Observed};
-use super::rows::{Decided, Overlay, Rows, Work};
+use super::rows::{Decided, Overlay, Rows, Standing, Work};
 
 /// So many live rows go along in one move; a greater directory's rows go one by
 /// one. A peer has to hold twice as many in memory.
@@ -53,7 +53,9 @@ pub(super) fn survey<R: Rows>(
     let Some(top) = top.filter(|_| apart) else {
         return Ok(None);
     };
-    if overlay.row(to)?.is_some_and(|row| !row.deleted) || overlay.has_live_beneath(to)? {
+    if matches!(overlay.standing(to)?, Standing::Directory | Standing::Other)
+        || overlay.has_live_beneath(to)?
+    {
         return Ok(None);
     }
     let mut live = BTreeMap::from([(from.clone(), top)]);

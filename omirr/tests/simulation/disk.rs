@@ -22,6 +22,8 @@ pub(crate) struct Disk {
     pub(crate) names: BTreeMap<RelPath, u64>,
     pub(crate) inodes: FxHashMap<u64, Inode>,
     next_ino: u64,
+    /// Counts whatever is done to it.
+    pub(crate) changes: u64,
     /// The node's clock: stamps directories when names in them change.
     pub(crate) clock: Time,
 }
@@ -37,6 +39,7 @@ impl Disk {
             names: BTreeMap::from([(RelPath::root(), 1)]),
             inodes: FxHashMap::from_iter([(1, inode)]),
             next_ino: 2,
+            changes: 0,
             clock,
         }
     }
@@ -70,11 +73,15 @@ impl Disk {
     }
 
     pub(crate) fn beneath(&self, path: &RelPath) -> Vec<RelPath> {
-        self.names
-            .keys()
-            .filter(|at| *at != path && at.is_within(path))
-            .cloned()
-            .collect()
+        // No name is less than this one.
+        let first = path.join(b"\x01").unwrap_or_else(|_| path.clone());
+        let from_there = self.names.range(first..).map(|(at, _)| at);
+        from_there.take_while(|at| at.is_within(path)).cloned().collect()
+    }
+
+    fn has_something_beneath(&self, path: &RelPath) -> bool {
+        // A file, most often.
+        self.is_dir(path) && !self.beneath(path).is_empty()
     }
 
     /// A new inode under no name.
@@ -98,8 +105,9 @@ impl Disk {
     /// Puts `ino` at `path`, in place of whatever is there but a directory
     /// with something in it.
     pub(crate) fn put(&mut self, path: &RelPath, ino: u64) -> Result<(), Refused> {
+        self.changes += 1;
         self.parent_is_dir(path)?;
-        if !self.beneath(path).is_empty() {
+        if self.has_something_beneath(path) {
             return Err(Refused);
         }
         let old = self.names.insert(path.clone(), ino);
@@ -110,6 +118,7 @@ impl Disk {
     }
 
     pub(crate) fn set(&mut self, path: &RelPath, entry: &Entry) -> Result<(), Refused> {
+        self.changes += 1;
         let ino = self.ino(path).ok_or(Refused)?;
         let ctime_ms = self.clock.millis();
         let entry = Entry {
@@ -121,7 +130,8 @@ impl Disk {
     }
 
     pub(crate) fn remove(&mut self, path: &RelPath) -> Result<(), Refused> {
-        if path.is_root() || !self.beneath(path).is_empty() {
+        self.changes += 1;
+        if path.is_root() || self.has_something_beneath(path) {
             return Err(Refused);
         }
         let old = self.names.remove(path);
@@ -135,9 +145,10 @@ impl Disk {
 
     /// Renames a file, or a directory with all beneath it.
     pub(crate) fn rename(&mut self, from: &RelPath, to: &RelPath) -> Result<(), Refused> {
+        self.changes += 1;
         let ino = self.ino(from).ok_or(Refused)?;
         self.parent_is_dir(to)?;
-        if from.is_root() || to.is_within(from) || from.is_within(to) || !self.beneath(to).is_empty() {
+        if from.is_root() || to.is_within(from) || from.is_within(to) || self.has_something_beneath(to) {
             return Err(Refused);
         }
         if self.names.contains_key(to) && self.is_dir(to) != self.is_dir(from) {
@@ -163,6 +174,7 @@ impl Disk {
     /// changed, or writes everything anew: contents and attributes are as they
     /// were, inodes and change times are not.
     pub(crate) fn put_back(&mut self, old: &Disk, all_anew: bool) {
+        self.changes += 1;
         let mut names = BTreeMap::new();
         let mut inodes = FxHashMap::default();
         let mut made: FxHashMap<u64, u64> = FxHashMap::default();
@@ -197,6 +209,7 @@ impl Disk {
 
     /// The filesystem is rolled back to a snapshot of it: all is as it was.
     pub(crate) fn roll_back(&mut self, old: &Disk) {
+        self.changes += 1;
         (self.names, self.inodes) = (old.names.clone(), old.inodes.clone());
         // Numbers of inodes that were made since, or on another disk, stay theirs.
         self.next_ino = self.next_ino.max(old.next_ino);

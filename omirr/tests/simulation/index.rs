@@ -6,8 +6,8 @@ use std::convert::Infallible;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use omirr::engine::{Past, Reserve, Rows, Sequence, may_forget};
-use omirr::model::{Gap, Hash, LinkGroup, Moved, Record, RelPath, ReplicaId, Row, Stamp};
+use omirr::engine::{Past, Reserve, Rows, Sequence, Standing, may_forget};
+use omirr::model::{Gap, Hash, LinkGroup, Moved, Record, RelPath, ReplicaId, Row, Stamp, StatSig};
 
 /// So many moves are kept: few, so that histories meet one that is forgotten.
 const MOVES_KEPT: usize = 8;
@@ -21,9 +21,10 @@ pub(crate) struct Intent {
 
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Index {
-    /// Shared with the clones that crashes leave, until one changes.
-    pub(crate) records: BTreeMap<RelPath, Arc<Record>>,
-    pub(crate) by_seq: BTreeMap<u64, RelPath>,
+    /// Shared with the clones that crashes leave, until one changes; so are the
+    /// maps: most commits follow no change.
+    pub(crate) records: Arc<BTreeMap<RelPath, Arc<Record>>>,
+    pub(crate) by_seq: Arc<BTreeMap<u64, RelPath>>,
     /// Per peer: everything of this replica up to here is in `records`.
     pub(crate) cursors: BTreeMap<u32, (ReplicaId, u64)>,
     pub(crate) reserve: Reserve,
@@ -41,13 +42,24 @@ pub(crate) struct Index {
 
 impl Index {
     pub(crate) fn put(&mut self, path: RelPath, record: Record) {
-        if let Some(old) = self.records.get(&path) {
-            self.by_seq.remove(&old.seq);
-        }
         self.head = self.head.max(record.seq);
         self.stamp = self.stamp.max(Some(record.row.version.stamp));
-        self.by_seq.insert(record.seq, path.clone());
-        self.records.insert(path, Arc::new(record));
+        let by_seq = Arc::make_mut(&mut self.by_seq);
+        by_seq.insert(record.seq, path.clone());
+        let seq = record.seq;
+        let old = Arc::make_mut(&mut self.records).insert(path, Arc::new(record));
+        if let Some(old) = old.filter(|old| old.seq != seq) {
+            by_seq.remove(&old.seq);
+        }
+    }
+
+    /// What the inode at a path was when it was last looked at.
+    pub(crate) fn set_sig(&mut self, path: &RelPath, sig: Option<StatSig>) {
+        if self.get(path).is_some_and(|record| record.sig != sig)
+            && let Some(record) = Arc::make_mut(&mut self.records).get_mut(path)
+        {
+            Arc::make_mut(record).sig = sig;
+        }
     }
 
     /// Keeps the last few.
@@ -84,8 +96,8 @@ impl Index {
 
     /// Forgets a path altogether, as if nothing had ever been known of it.
     pub(crate) fn disown(&mut self, path: &RelPath) {
-        if let Some(record) = self.records.remove(path) {
-            self.by_seq.remove(&record.seq);
+        if let Some(record) = Arc::make_mut(&mut self.records).remove(path) {
+            Arc::make_mut(&mut self.by_seq).remove(&record.seq);
         }
     }
 
@@ -98,8 +110,8 @@ impl Index {
             .map(|(path, _)| path.clone())
             .collect();
         for path in &gone {
-            if let Some(record) = self.records.remove(path) {
-                self.by_seq.remove(&record.seq);
+            if let Some(record) = Arc::make_mut(&mut self.records).remove(path) {
+                Arc::make_mut(&mut self.by_seq).remove(&record.seq);
                 self.forgotten = self.forgotten.max(Some(record.row.version.stamp));
             }
         }
@@ -126,6 +138,10 @@ impl Rows for Index {
 
     fn row(&self, path: &RelPath) -> Result<Option<Row>, Infallible> {
         Ok(self.get(path).map(|record| record.row.clone()))
+    }
+
+    fn standing(&self, path: &RelPath) -> Result<Standing, Infallible> {
+        Ok(Standing::of(self.get(path).map(|record| &record.row)))
     }
 
     fn live_beneath(

@@ -18,6 +18,9 @@ mod world;
 use rayon::prelude::*;
 use world::World;
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const RUNS: u64 = 100_000;
 
 /// The number in an environment variable.

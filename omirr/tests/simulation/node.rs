@@ -45,6 +45,15 @@ struct Look {
     changed_at: Option<u64>,
 }
 
+/// Index, disk and messages when rows were tried, as numbers that any change
+/// raises.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Moment {
+    head: u64,
+    disk: u64,
+    news: u64,
+}
+
 /// A row as it travels.
 #[derive(Clone, Debug)]
 pub(crate) struct Sent {
@@ -84,6 +93,10 @@ pub(crate) struct Node {
     /// Per peer: up to where its rows have been received.
     pub(crate) received: BTreeMap<u32, u64>,
     pub(crate) fetched: HashSet<Hash>,
+    /// Per peer: how often it has said something, and what all was when its rows
+    /// were last tried. Trying them again then would do the same again.
+    news: BTreeMap<u32, u64>,
+    tried_at: BTreeMap<u32, Moment>,
     pub(crate) wants: Vec<(u32, Want)>,
     /// Per peer: rows that came after the first of them, a move, and wait for it.
     pub(crate) behind: BTreeMap<u32, VecDeque<Sent>>,
@@ -128,6 +141,8 @@ impl Node {
             pending: BTreeMap::new(),
             received: BTreeMap::new(),
             fetched: HashSet::new(),
+            news: BTreeMap::new(),
+            tried_at: BTreeMap::new(),
             wants: Vec::new(),
             behind: BTreeMap::new(),
             before: BTreeMap::new(),
@@ -164,6 +179,7 @@ impl Node {
         self.pending.clear();
         self.received.clear();
         self.fetched.clear();
+        self.tried_at.clear();
         self.wants.clear();
         self.behind.clear();
         self.deaf.clear();
@@ -285,6 +301,10 @@ impl Node {
         let now_ms = self.disk.clock.millis();
         let scanning = std::mem::take(&mut self.scanning);
         let mut found = self.look(between)?;
+        if found.is_empty() {
+            self.reserve();
+            return Ok(());
+        }
         let seen = found
             .iter()
             .map(|(path, look)| (path, Some(&look.seen)))
@@ -321,9 +341,7 @@ impl Node {
             self.put(&one.path, one.seq, one.row, None, one.moved_from);
         }
         for (path, look) in &found {
-            if let Some(record) = self.index.records.get_mut(path) {
-                Arc::make_mut(record).sig = look.sig;
-            }
+            self.index.set_sig(path, look.sig);
         }
         self.reserve();
         Ok(())
@@ -494,6 +512,7 @@ impl Node {
         if self.deaf.contains(&peer) {
             return;
         }
+        *self.news.entry(peer).or_default() += 1;
         let before = self.received.get(&peer).copied().unwrap_or(0);
         for sent in rows {
             let behind = self.behind.entry(peer).or_default();
@@ -517,7 +536,8 @@ impl Node {
 
     /// Content came. If it did not, its row goes on waiting: most often a newer
     /// one follows, but the sender's file may also become again what it was.
-    pub(crate) fn content(&mut self, want: &Want, have: bool) {
+    pub(crate) fn content(&mut self, peer: u32, want: &Want, have: bool) {
+        *self.news.entry(peer).or_default() += 1;
         if have {
             self.fetched.insert(want.hash);
         }
@@ -540,6 +560,14 @@ impl Node {
     }
 
     fn apply_rows(&mut self, peer: u32, between: Between<'_>) -> Result<(), Crashed> {
+        let now = Moment {
+            head: self.index.head(),
+            disk: self.disk.changes,
+            news: self.news.get(&peer).copied().unwrap_or(0),
+        };
+        if self.tried_at.insert(peer, now) == Some(now) && self.fetched.is_empty() {
+            return Ok(());
+        }
         let all = |_: &Sent| true;
         self.apply_pending(peer, &all, between)?;
         while let Some(sent) = self.behind.entry(peer).or_default().pop_front() {
@@ -604,60 +632,72 @@ impl Node {
         due: &dyn Fn(&Sent) -> bool,
         between: Between<'_>,
     ) -> Result<(), Crashed> {
-        let mut sent: Vec<Sent> = self
+        let mut sent: Vec<&Sent> = self
             .pending
-            .iter()
-            .filter(|(key, sent)| key.0 == peer && due(sent))
-            .map(|(_, sent)| sent.clone())
+            .range((peer, RelPath::root())..(peer + 1, RelPath::root()))
+            .map(|(_, sent)| sent)
+            .filter(|sent| due(sent))
             .collect();
+        if sent.is_empty() {
+            return Ok(());
+        }
         // A move's rows in the order of their numbers.
         sent.sort_by_key(|sent| sent.seq);
-        if !sent.is_empty() {
-            let arrived = sent.iter().map(|sent| Arrived {
+        let tried = sent.iter().any(|sent| sent.tried);
+        let inline = sent
+            .iter()
+            .filter(|sent| sent.inline)
+            .filter_map(|sent| Some(sent.row.entry.content()?.1));
+        let content: HashSet<Hash> = inline.chain(self.fetched.iter().copied()).collect();
+        let arrived: Vec<Arrived> = sent
+            .iter()
+            .map(|sent| Arrived {
                 path: sent.path.clone(),
                 row: sent.row.clone(),
                 moved_from: sent.moved_from.clone(),
                 moved_tree: sent.moved_tree.clone().filter(|_| !sent.tried),
-            });
-            let names = |replica: ReplicaId| name_of(replica);
-            let context = Context {
-                now_ms: self.disk.clock.millis(),
-                policy: self.policy,
-                names: &names,
-            };
-            let arrived = arrived.collect();
-            let decided = sure(decide_remote(
-                &self.index,
-                arrived,
-                peer,
-                &mut self.author,
-                &context,
-            ));
-            let progress = self.carry_out(peer, &sent, &decided, between)?;
-            for sent in sent {
-                let key = (peer, sent.path);
-                if progress.is_done(&key.1) {
-                    self.pending.remove(&key);
-                } else if let Some(sent) = self.pending.get_mut(&key) {
-                    sent.tried = true;
-                }
+            })
+            .collect();
+        let paths: Vec<RelPath> = sent.iter().map(|sent| sent.path.clone()).collect();
+        let names = |replica: ReplicaId| name_of(replica);
+        let context = Context {
+            now_ms: self.disk.clock.millis(),
+            policy: self.policy,
+            names: &names,
+        };
+        let decided = sure(decide_remote(
+            &self.index,
+            arrived,
+            peer,
+            &mut self.author,
+            &context,
+        ));
+        let steps = match tried {
+            true => sure(plan_one_by_one(&self.index, &decided)),
+            false => sure(plan(&self.index, &decided)),
+        };
+        let progress = self.carry_out(peer, content, &decided, &steps, between)?;
+        for path in paths {
+            let key = (peer, path);
+            if progress.is_done(&key.1) {
+                self.pending.remove(&key);
+            } else if let Some(sent) = self.pending.get_mut(&key) {
+                sent.tried = true;
             }
         }
         Ok(())
     }
 
-    /// Brings disk and index to the decided rows, as far as that works.
+    /// Brings disk and index to the decided rows, as far as that works, with the
+    /// contents that are at hand.
     fn carry_out(
         &mut self,
         peer: u32,
-        sent: &[Sent],
+        content: HashSet<Hash>,
         decided: &[Decided],
+        steps: &[Step],
         between: Between<'_>,
     ) -> Result<Progress, Crashed> {
-        let steps = match sent.iter().any(|sent| sent.tried) {
-            true => sure(plan_one_by_one(&self.index, decided)),
-            false => sure(plan(&self.index, decided)),
-        };
         for one in decided {
             self.log.say(|| {
                 format!(
@@ -677,7 +717,7 @@ impl Node {
                 );
             }
         }
-        for step in &steps {
+        for step in steps {
             if let Step::Times { path, .. } = step
                 && let Some(record) = self.index.get(path)
                 && !self.index.intents.contains_key(path)
@@ -693,19 +733,12 @@ impl Node {
             self.commit();
         }
         let mut progress = sure(Progress::new(&self.index, decided));
-        let inline = sent
-            .iter()
-            .filter(|sent| sent.inline)
-            .filter_map(|sent| sent.row.entry.content());
         let mut applier = Applier {
-            content: inline
-                .map(|content| content.1)
-                .chain(self.fetched.iter().copied())
-                .collect(),
+            content,
             expected: HashMap::new(),
             wants: Vec::new(),
         };
-        for step in &steps {
+        for step in steps {
             match between(&mut self.disk) {
                 Event::Nothing => {}
                 Event::Changed(paths) => self.dirty.extend(paths),
@@ -787,9 +820,10 @@ impl Node {
                     .say(|| format!("{} again {step:?}", if done { "done" } else { "FAIL" }));
                 let path = step.path();
                 let sig = self.sig(path);
-                match self.index.records.get_mut(path) {
-                    Some(record) if done => Arc::make_mut(record).sig = sig,
-                    _ => drop(self.dirty.insert(path.clone())),
+                if done && self.index.get(path).is_some() {
+                    self.index.set_sig(path, sig);
+                } else {
+                    self.dirty.insert(path.clone());
                 }
             }
         }

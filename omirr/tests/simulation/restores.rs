@@ -298,7 +298,7 @@ impl Node {
         }
         let mut groups = Groups::default();
         let mut found = Vec::new();
-        for (path, record) in &self.index.records {
+        for (path, record) in &*self.index.records {
             let Some(entry) = record.row.live().filter(|_| !path.is_root()) else {
                 continue;
             };

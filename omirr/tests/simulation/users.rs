@@ -1,8 +1,7 @@
 //! Users: they change trees at random, and remember what they wrote.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
-
 use omirr::model::{Entry, Flags, Hash, Kind, RelPath, Time};
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::disk::{Disk, Refused};
 use crate::random::Rng;
@@ -12,11 +11,11 @@ pub(crate) struct Users {
     pub(crate) now_ns: u64,
     next_content: u64,
     /// Where a user of which node wrote what.
-    pub(crate) written: HashMap<Kind, String>,
+    pub(crate) written: FxHashMap<Kind, String>,
     /// What a user has overwritten or removed somewhere.
-    pub(crate) removed: HashSet<Kind>,
+    pub(crate) removed: FxHashSet<Kind>,
     /// Which node's users have moved what since all trees were equal.
-    pub(crate) moved: HashMap<Kind, String>,
+    pub(crate) moved: FxHashMap<Kind, String>,
 }
 
 impl Users {
@@ -24,9 +23,9 @@ impl Users {
         Users {
             now_ns: 1_790_000_000_000_000_000,
             next_content: 1,
-            written: HashMap::new(),
-            removed: HashSet::new(),
-            moved: HashMap::new(),
+            written: FxHashMap::default(),
+            removed: FxHashSet::default(),
+            moved: FxHashMap::default(),
         }
     }
 
@@ -52,22 +51,17 @@ impl Users {
         node: &str,
         home: &RelPath,
     ) -> (String, Vec<RelPath>) {
-        let before = disk.names.clone();
-        let contents = disk.contents();
-        let entries: BTreeMap<RelPath, Entry> = disk
-            .names
-            .keys()
-            .filter_map(|path| Some((path.clone(), disk.entry(path)?.clone())))
-            .collect();
+        let before = disk.clone();
         let mut said = String::new();
         for _ in 0..6 {
-            let mut trial = disk.clone();
-            if let Ok(what) = self.try_act(rng, &mut trial, home) {
-                *disk = trial;
+            if let Ok(what) = self.try_act(rng, disk, home) {
                 said = what;
                 break;
             }
+            // Half of it may be done.
+            disk.clone_from(&before);
         }
+        let contents = before.contents();
         let after = disk.contents();
         for (path, kind) in &contents {
             if after.get(path) != Some(kind) {
@@ -87,11 +81,12 @@ impl Users {
                 .entry(kind.clone())
                 .or_insert_with(|| format!("{path} on {node}: {said}"));
         }
-        let mut paths: Vec<RelPath> = before.keys().chain(disk.names.keys()).cloned().collect();
+        let changed =
+            |path: &&RelPath| before.ino(path) != disk.ino(path) || before.entry(path) != disk.entry(path);
+        let both = before.names.keys().chain(disk.names.keys());
+        let mut paths: Vec<RelPath> = both.filter(changed).cloned().collect();
         paths.sort();
         paths.dedup();
-        paths
-            .retain(|path| before.get(path) != disk.names.get(path) || entries.get(path) != disk.entry(path));
         (said, paths)
     }
 

@@ -596,7 +596,7 @@ impl World {
                     self.settle(to, chaos);
                 }
             }
-            Some(Message::Content { want, have }) => self.places[to].node.content(&want, have),
+            Some(Message::Content { want, have }) => self.places[to].node.content(peer, &want, have),
             Some(Message::Again) => self.places[to].node.again(peer),
             _ => return false,
         }
@@ -709,7 +709,7 @@ impl World {
             if std::mem::replace(&mut place.whole, place.node.index.head()) == place.node.index.head() {
                 continue;
             }
-            for (path, record) in &place.node.index.records {
+            for (path, record) in &*place.node.index.records {
                 let parent = if record.row.deleted { None } else { path.parent() };
                 let Some(parent) = parent else { continue };
                 let above = place.node.index.get(&parent);
@@ -812,7 +812,7 @@ impl World {
                     ));
                 }
             }
-            for (path, record) in others {
+            for (path, record) in &**others {
                 let here = place.node.disk.entry(path);
                 let says = record.row.live().map(|entry| Entry {
                     link: None,
@@ -862,7 +862,7 @@ impl World {
         if self.manner == Manner::Free {
             return Ok(());
         }
-        for (path, record) in &self.places[0].node.index.records {
+        for (path, record) in &*self.places[0].node.index.records {
             let may = |at: usize| match self.manner {
                 Manner::Free => true,
                 Manner::OneWriter => at == 0 || path.is_root(),
@@ -887,7 +887,7 @@ impl World {
             self.stop(at);
             self.start(at);
             let after = &self.places[at].node.index.records;
-            for (path, record) in after {
+            for (path, record) in &**after {
                 if before.get(path).map(|record| &record.row) != Some(&record.row) {
                     return Err(format!(
                         "n{at}: a restart with nothing to do makes {}",
