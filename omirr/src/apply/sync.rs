@@ -7,7 +7,6 @@
 use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 
-use rayon::prelude::*;
 use rustix::fs::{AtFlags, FileType, StatVfsMountFlags, fdatasync, fstatvfs, fsync, statat, syncfs};
 use rustix::io::Errno;
 use tokio::runtime::Handle;
@@ -22,8 +21,10 @@ use crate::parallel;
 /// Up to so many files are synced one by one; more are cheaper with one sync of
 /// the whole filesystem, which also writes what others have changed.
 const SYNCED_SINGLY: usize = 32;
+/// So many wait for the disk at once.
+const SYNC_HANDS: usize = 4;
 /// Up to so many files are synced while the intents are written.
-const SYNCED_MEANWHILE: usize = 4;
+const SYNCED_MEANWHILE: usize = 16;
 
 /// Returns once everything on the filesystem of the share is on the disk.
 ///
@@ -53,28 +54,45 @@ pub fn begin_sync<'a>(
     runtime: &Handle,
 ) -> impl Future<Output = Vec<ApplyError>> + use<'a> {
     let mut failed = Vec::new();
-    let mut begun = Vec::new();
+    let mut hands: Vec<(Vec<&'a Ready>, Vec<OwnedFd>)> = Vec::new();
     if batch.len() > SYNCED_MEANWHILE {
         failed = sync_batch(root, batch);
     } else {
-        for ready in batch {
+        for (nth, ready) in batch.iter().enumerate() {
             let Made::Whole(whole) = &ready.made else {
                 // What is to be written over a file is on the disk already.
                 continue;
             };
-            match whole.fd().try_clone() {
-                Ok(fd) => begun.push((*ready, runtime.spawn_blocking(move || fdatasync(fd)))),
-                Err(_) => failed.extend(ready.sync().err()),
+            let Ok(fd) = whole.fd().try_clone() else {
+                failed.extend(ready.sync().err());
+                continue;
+            };
+            match hands.get_mut(nth % SYNC_HANDS) {
+                Some((batch, fds)) => {
+                    batch.push(*ready);
+                    fds.push(fd);
+                }
+                None => hands.push((vec![*ready], vec![fd])),
             }
         }
     }
+    let sync = |fds: Vec<OwnedFd>| -> Vec<Result<(), Errno>> { fds.into_iter().map(fdatasync).collect() };
+    let begun: Vec<_> = hands
+        .into_iter()
+        .map(|(batch, fds)| (batch, runtime.spawn_blocking(move || sync(fds))))
+        .collect();
     async move {
-        for (ready, syncing) in begun {
-            match syncing.await {
-                Ok(Ok(())) => crash::here(Point::ContentSynced),
-                Ok(Err(errno)) => failed.push(ApplyError::system("sync", ready.path(), errno)),
-                // The runtime is ending.
-                Err(_) => failed.extend(ready.sync().err()),
+        for (batch, syncing) in begun {
+            // The runtime may be ending.
+            let Ok(synced) = syncing.await else {
+                failed.extend(batch.into_iter().filter_map(|ready| ready.sync().err()));
+                continue;
+            };
+            for (ready, synced) in batch.into_iter().zip(synced) {
+                match synced {
+                    Ok(()) => crash::here(Point::ContentSynced),
+                    Err(errno) => failed.push(ApplyError::system("sync", ready.path(), errno)),
+                }
             }
         }
         failed
@@ -135,24 +153,29 @@ pub fn sync_each(
         }
     }
     // At once: the filesystem's journal then commits most of it together. Files
-    // come first.
-    if to_sync.len() > SYNCED_SINGLY {
-        let sync = |(path, fd): (&RelPath, OwnedFd)| failed(path, fsync(fd));
-        to_sync.into_par_iter().try_for_each(sync)?;
-        return Ok(true);
+    // come first. By a few threads of the runtime: those of the pool would look for
+    // more to do afterwards, and these only wait for the disk.
+    let mut hands: Vec<Vec<(RelPath, OwnedFd)>> = Vec::new();
+    for (nth, (path, fd)) in to_sync.into_iter().enumerate() {
+        match hands.get_mut(nth % SYNC_HANDS) {
+            Some(hand) => hand.push((path.clone(), fd)),
+            None => hands.push(vec![(path.clone(), fd)]),
+        }
     }
-    // The threads of the pool would look for more to do afterwards, and these
-    // only wait for the disk.
-    let mut to_sync = to_sync.into_iter();
-    let first = to_sync.next();
-    let begun: Vec<_> = to_sync
-        .map(|(path, fd)| (path, runtime.spawn_blocking(move || fsync(fd))))
+    let sync = |hand: Vec<(RelPath, OwnedFd)>| {
+        let mut synced = hand.into_iter().map(|(path, fd)| failed(&path, fsync(fd)));
+        synced.try_for_each(|result| result)
+    };
+    let mut hands = hands.into_iter();
+    let first = hands.next();
+    let begun: Vec<_> = hands
+        .map(|hand| runtime.spawn_blocking(move || sync(hand)))
         .collect();
-    let mut result = first.map_or(Ok(()), |(path, fd)| failed(path, fsync(fd)));
-    for (path, syncing) in begun {
+    let mut result = first.map_or(Ok(()), sync);
+    for syncing in begun {
         // Only a runtime that is ending does not do it.
-        let synced = runtime.block_on(syncing).unwrap_or(Err(Errno::CANCELED));
-        result = result.and_then(|()| failed(path, synced));
+        let cancelled = Err(ApplyError::system("sync", &RelPath::root(), Errno::CANCELED));
+        result = result.and(runtime.block_on(syncing).unwrap_or(cancelled));
     }
     result.map(|()| true)
 }

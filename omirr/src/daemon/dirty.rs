@@ -6,6 +6,10 @@
 //! moment after its first change, so that a create, its write and its close
 //! become one look; a big file that is still being written is looked at again
 //! only after a pause in proportion to what looking costs.
+//!
+//! Where changes keep coming while others are looked at, one pause after each look
+//! lets them gather, and grows while that goes on: what a look and a commit cost
+//! is shared by all of them. A change on an idle share waits for none.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -19,6 +23,11 @@ const SETTLE: Duration = Duration::from_millis(1);
 /// The same where nothing more is to be expected of the file itself: long enough
 /// for the rename that follows when a program replaces a file by a new one.
 const SETTLE_AT_REST: Duration = Duration::from_micros(150);
+/// The pause after a pass during which more came, and what it grows to.
+const GATHER_MIN: Duration = Duration::from_micros(500);
+const GATHER_MAX: Duration = Duration::from_millis(8);
+/// So many need not wait for more.
+const GATHERED: usize = 256;
 /// How long a file that was not closed yet may wait at most.
 const HOLD_MAX: Duration = Duration::from_secs(2);
 
@@ -83,6 +92,11 @@ impl Dirt {
 pub struct DirtySet {
     paths: BTreeMap<RelPath, Dirt>,
     age: u64,
+    /// Changes came since the last pass began.
+    more: bool,
+    /// The present pause between passes, and when it ends.
+    gather: Duration,
+    gather_until: Option<Instant>,
 }
 
 impl DirtySet {
@@ -118,6 +132,28 @@ impl DirtySet {
             dirt.since = dirt.since.min(cause.since);
             dirt.age = dirt.age.min(cause.age);
         }
+    }
+
+    /// Adds changes that have just been told; true if the keeper, which sleeps until
+    /// [`DirtySet::next_due`], has to be woken.
+    pub fn arrive(&mut self, changes: impl IntoIterator<Item = (RelPath, Hint)>, now: Instant) -> bool {
+        let before = self.next_due();
+        for (path, hint) in changes {
+            self.more = true;
+            self.add(path, hint, now);
+        }
+        let after = self.next_due();
+        after.is_some() && before.is_none_or(|before| after < Some(before))
+    }
+
+    /// A pass over what was taken has ended at `now`.
+    pub fn passed(&mut self, now: Instant) {
+        self.gather = match std::mem::take(&mut self.more) {
+            true => (self.gather * 2).clamp(GATHER_MIN, GATHER_MAX),
+            false if self.gather > GATHER_MIN => self.gather / 2,
+            false => Duration::ZERO,
+        };
+        self.gather_until = Some(now + self.gather);
     }
 
     /// Adds a change of `path` at `now`.
@@ -163,8 +199,13 @@ impl DirtySet {
     }
 
     /// Takes up to `limit` paths that are due at `now`, those of least depth, so
-    /// that a directory and its former name come before what is in them; with `force` also those that are not, unless they keep changing.
+    /// that a directory and its former name come before what is in them; with
+    /// `force` also those that are not, unless they keep changing.
     pub fn take(&mut self, now: Instant, force: bool, limit: usize) -> Vec<(RelPath, Dirt)> {
+        if !force && self.gathers().is_some_and(|until| now < until) {
+            return Vec::new();
+        }
+        self.more = false;
         let ready = |dirt: &Dirt| dirt.due <= now || (force && dirt.unstable == 0);
         if self.paths.len() <= limit && self.paths.values().all(ready) {
             return std::mem::take(&mut self.paths).into_iter().collect();
@@ -197,9 +238,15 @@ impl DirtySet {
         self.paths.remove(path)
     }
 
-    /// When the next path is due, if there is one.
+    /// When the next path can be taken, if there is one.
     pub fn next_due(&self) -> Option<Instant> {
-        self.paths.values().map(|dirt| dirt.due).min()
+        let due = self.paths.values().map(|dirt| dirt.due).min()?;
+        Some(self.gathers().map_or(due, |until| due.max(until)))
+    }
+
+    /// Until when nothing is taken, if more is waited for.
+    fn gathers(&self) -> Option<Instant> {
+        self.gather_until.filter(|_| self.paths.len() < GATHERED)
     }
 }
 
@@ -282,6 +329,75 @@ mod tests {
         set.add(path("c"), Hint::default(), later);
         set.add_for(path("c"), Hint::default(), &dirt, later);
         assert!(set.has_from_before(moment) && set.has_older());
+    }
+
+    /// One pass over one path; `meanwhile` another change comes. Returns how much
+    /// later than at rest the next one is due.
+    fn pause_after_a_pass(set: &mut DirtySet, now: Instant, meanwhile: bool) -> Duration {
+        let at_rest = Hint {
+            at_rest: true,
+            ..Hint::default()
+        };
+        set.arrive([(path("a"), at_rest)], now);
+        assert_eq!(set.take(set.next_due().unwrap(), false, 10).len(), 1);
+        if meanwhile {
+            set.arrive([(path("b"), at_rest)], now);
+            set.remove(&path("b"));
+        }
+        set.passed(now);
+        set.arrive([(path("c"), at_rest)], now);
+        let due = set.next_due().unwrap();
+        assert!(set.take(due - Duration::from_nanos(1), false, 10).is_empty());
+        assert_eq!(set.take(due, false, 10).len(), 1);
+        due.saturating_duration_since(now + SETTLE_AT_REST)
+    }
+
+    #[test]
+    fn a_change_on_an_idle_share_waits_for_no_others_and_many_share_a_pass() {
+        let mut set = DirtySet::default();
+        let mut now = Instant::now();
+        for _ in 0..3 {
+            assert_eq!(pause_after_a_pass(&mut set, now, false), Duration::ZERO);
+            now += Duration::from_millis(1);
+        }
+        let mut last = Duration::ZERO;
+        for _ in 0..10 {
+            let pause = pause_after_a_pass(&mut set, now, true);
+            assert!(pause >= last && pause <= GATHER_MAX, "{pause:?} after {last:?}");
+            last = pause;
+            now += Duration::from_millis(20);
+        }
+        assert_eq!(last, GATHER_MAX - SETTLE_AT_REST);
+        for _ in 0..10 {
+            last = pause_after_a_pass(&mut set, now, false);
+            now += Duration::from_millis(20);
+        }
+        assert_eq!(last, Duration::ZERO);
+    }
+
+    #[test]
+    fn a_barrier_does_not_wait_for_more() {
+        let mut set = DirtySet::default();
+        let now = Instant::now();
+        set.arrive([(path("a"), Hint::default())], now);
+        set.passed(now);
+        assert!(set.take(now, false, 10).is_empty());
+        assert_eq!(set.take(now, true, 10).len(), 1);
+    }
+
+    #[test]
+    fn the_keeper_is_woken_for_what_is_due_before_the_rest() {
+        let mut set = DirtySet::default();
+        let now = Instant::now();
+        let at_rest = Hint {
+            at_rest: true,
+            ..Hint::default()
+        };
+        assert!(!set.arrive([], now));
+        assert!(set.arrive([(path("a"), Hint::default())], now));
+        assert!(!set.arrive([(path("b"), Hint::default())], now));
+        assert!(set.arrive([(path("b"), at_rest)], now));
+        assert!(!set.arrive([(path("c"), at_rest)], now));
     }
 
     #[test]

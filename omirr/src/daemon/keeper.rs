@@ -29,6 +29,10 @@ use crate::model::{Gap, Record, RelPath, ReplicaId};
 
 /// Applied rows wait at most so long to be made durable and acknowledged.
 const FLUSH_AFTER: Duration = Duration::from_millis(50);
+/// Cursors that moved past rows of which this node needs nothing are made durable
+/// after so long, if no other commit has done it by then: should they be lost, the
+/// rows come again and are known.
+const CURSORS_AFTER: Duration = Duration::from_secs(1);
 /// A row that could not be applied is tried again after so long.
 pub(super) const RETRY_AFTER: Duration = Duration::from_secs(2);
 /// Rows are put together up to so many.
@@ -58,6 +62,9 @@ pub struct Keeper {
     pub(super) runtime: tokio::runtime::Handle,
     /// Rows that are applied and in the index, but not yet durable.
     pub(super) unsynced: Unsynced,
+    /// Since when cursors are further than the index has them, though nothing was
+    /// applied.
+    pub(super) cursors_since: Option<Instant>,
     /// What each connection has delivered.
     pub(super) inbounds: Vec<Delivered>,
     /// Rows that could not be applied yet, by the peer's place and path.
@@ -134,6 +141,7 @@ impl Keeper {
             stop,
             runtime,
             unsynced: Unsynced::default(),
+            cursors_since: None,
             inbounds: Vec::new(),
             pending: FxHashMap::default(),
             renamed: Renamed::default(),
@@ -210,6 +218,13 @@ impl Keeper {
         {
             self.flush()?;
             busy = true;
+        }
+        if !busy && let Some(since) = self.cursors_since.filter(|_| self.unsynced.is_empty()) {
+            match since.elapsed() < CURSORS_AFTER {
+                // All that is before them is on the disk.
+                true => self.acknowledge(),
+                false => self.flush()?,
+            }
         }
         self.publish();
         if self.unsynced.is_empty() && self.unread.is_empty() {
@@ -447,11 +462,12 @@ impl Keeper {
     /// Makes everything applied so far durable, then acknowledges it; does
     /// neither, and leaves `unsynced` as it is, if it cannot be synced.
     pub(super) fn flush(&mut self) -> anyhow::Result<()> {
-        if !self.unsynced.is_empty() {
-            if self.sync_done().is_err() {
-                return Ok(());
-            }
+        if !self.unsynced.is_empty() && self.sync_done().is_err() {
+            return Ok(());
+        }
+        if !self.unsynced.is_empty() || self.cursors_since.is_some() {
             self.unsynced.clear();
+            self.cursors_since = None;
             let cursors = self.cursors();
             self.share.index.write(|w| {
                 for (place, replica, cursor) in &cursors {
@@ -601,6 +617,9 @@ impl Keeper {
         }
         if let Some(due) = self.unread.next_due() {
             until = until.min(due);
+        }
+        if let Some(since) = self.cursors_since {
+            until = until.min(since + CURSORS_AFTER);
         }
         if let Some((again, _)) = self.sync_again.as_ref().filter(|_| !self.unsynced.is_empty()) {
             until = until.min(*again);

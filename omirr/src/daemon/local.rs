@@ -73,6 +73,7 @@ impl Keeper {
             return Ok(false);
         }
         self.look_and_write(taken)?;
+        self.share.dirty().passed(Instant::now());
         Ok(true)
     }
 

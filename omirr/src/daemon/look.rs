@@ -128,7 +128,7 @@ pub(super) fn look_at(
         let look = look_at_one(share, reader, &dirs, &path, dirt)?;
         Ok(look.map(|look| (path, look)))
     };
-    let looks = parallel::map::<_, _, Result<Vec<_>, IndexError>>(paths, 8, look)?;
+    let looks = parallel::map::<_, _, Result<Vec<_>, IndexError>>(paths, 16, look)?;
     Ok(looks.into_iter().flatten().collect())
 }
 

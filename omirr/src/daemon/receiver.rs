@@ -241,7 +241,7 @@ async fn session(connection: Connection, key: PublicKey, shares: &[Arc<Share>]) 
 }
 
 /// So many rows are prepared on the spot: another thread would cost more.
-const PREPARED_HERE: usize = 4;
+const PREPARED_HERE: usize = 16;
 
 /// Stages the contents that came with rows, while the keeper is at work on
 /// earlier ones.

@@ -192,6 +192,7 @@ impl Keeper {
             self.delivered(&inbound).in_hand = false;
             return Ok(());
         }
+        let nothing_came = arrivals.is_empty();
         // Even if the connection has closed since: rows that waited are in here,
         // and nothing else holds the cursor back for them now.
         let delivered = self.delivered(&inbound);
@@ -216,7 +217,11 @@ impl Keeper {
         }
         self.apply(&inbound, rows)?;
         self.delivered(&inbound).in_hand = false;
-        self.unsynced.begin();
+        match nothing_came && self.unsynced.is_empty() {
+            // The peer has passed by what it has from here.
+            true => drop(self.cursors_since.get_or_insert_with(Instant::now)),
+            false => self.unsynced.begin(),
+        }
         Ok(())
     }
 

@@ -370,16 +370,8 @@ impl Share {
 
     /// Marks paths to be looked at.
     pub fn touch(&self, paths: impl IntoIterator<Item = (RelPath, Hint)>) {
-        let now = Instant::now();
-        let mut dirty = self.dirty.lock();
-        let was_empty = dirty.is_empty();
-        for (path, hint) in paths {
-            dirty.add(path, hint, now);
-        }
-        if !dirty.is_empty() {
-            drop(dirty);
-            // A path that is at rest may be due before the keeper's timer.
-            let _ = was_empty;
+        let sooner = self.dirty.lock().arrive(paths, Instant::now());
+        if sooner {
             self.wake.notify_one();
         }
     }

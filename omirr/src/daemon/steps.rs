@@ -55,7 +55,7 @@ pub(super) fn stage(
             _ => None,
         })
         .collect();
-    let results: Vec<_> = parallel::map(jobs, 4, |(step, path, entry, content, source)| {
+    let results: Vec<_> = parallel::map(jobs, 16, |(step, path, entry, content, source)| {
         (step, stage_one(dirs, reader, path, entry, content, source))
     });
     let mut staged = FxHashMap::default();
@@ -145,7 +145,7 @@ pub(super) fn execute(
             Ok(expect) => Ok((step, apply::install(dirs, ready, &expect).map(Some))),
             Err(error) => Ok((step, Err(error))),
         };
-        let results = parallel::map::<_, _, anyhow::Result<Vec<_>>>(jobs, 4, install)?;
+        let results = parallel::map::<_, _, anyhow::Result<Vec<_>>>(jobs, 32, install)?;
         for (step, done) in results {
             if let Err(error @ ApplyError::Torn { .. }) = done {
                 // Nothing may look at it before it is complete.

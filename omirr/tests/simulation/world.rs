@@ -525,7 +525,12 @@ impl World {
 
     fn acknowledge_on(&mut self, (from, to): (usize, usize)) {
         let node = &self.places[to].node;
-        let Some(&(replica, durable)) = node.durable.cursors.get(&(from as u32)) else {
+        // Of a cursor that only passed by what is known nothing can be lost.
+        let cursors = match Arc::ptr_eq(&node.index.records, &node.durable.records) {
+            true => &node.index.cursors,
+            false => &node.durable.cursors,
+        };
+        let Some(&(replica, durable)) = cursors.get(&(from as u32)) else {
             return;
         };
         let head = node.index.head();

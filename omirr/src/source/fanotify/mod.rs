@@ -295,7 +295,8 @@ impl Shared {
 
 /// When to let events gather. Each wake-up costs more than ten events; where
 /// they never stop coming, reading them in portions costs a fraction and
-/// delays them by [`GATHER`].
+/// delays them by [`GATHER`]. So does reading what is nobody's business here: what
+/// is written beside the shares, by the daemon itself among others.
 #[derive(Default)]
 struct Pace {
     last: Option<Instant>,
@@ -311,13 +312,14 @@ const GATHER: Duration = Duration::from_millis(1);
 
 impl Pace {
     /// How long to sleep after a drain that ended `now`, if at all.
-    fn after_drain(&mut self, now: Instant) -> Option<Duration> {
+    /// `told` is whether anybody was told of something.
+    fn after_drain(&mut self, now: Instant, told: bool) -> Option<Duration> {
         let pause = (self.hasty >= HASTY_MAX).then_some(GATHER);
         let allowed = AT_ONCE + pause.unwrap_or_default() * 2;
         let at_once = self.last.is_some_and(|last| now.duration_since(last) < allowed);
         self.hasty = if at_once { self.hasty.saturating_add(1) } else { 0 };
         self.last = Some(now);
-        (self.hasty >= HASTY_MAX).then_some(GATHER)
+        (!told || self.hasty >= HASTY_MAX).then_some(GATHER)
     }
 }
 
@@ -346,8 +348,9 @@ impl Reader {
                 }
                 state.asked
             };
+            let before = self.delivered;
             let drained_bytes = self.drain(&mut buffer);
-            let pause = pace.after_drain(Instant::now());
+            let pause = pace.after_drain(Instant::now(), self.delivered > before);
             let mut state = self.shared.state.lock();
             state.answered = asked;
             state.stats.events = self.delivered;
