@@ -19,10 +19,17 @@ use omirr_tests::users::{Diary, Rng, user};
 use omirr_tests::wires::{self, Quality};
 
 const NODES: usize = 5;
+/// Only a hang takes longer, for what users do in 10 s; see [`soon`].
 const SOON: Duration = Duration::from_secs(300);
 /// How long users pause now and then, at most: five of them share this machine
 /// with five daemons.
 const PAUSE: Duration = Duration::from_millis(200);
+
+/// The longer users are at it, the more rows are on their way afterwards: one
+/// minute leaves up to 50,000 for each node.
+fn soon(busy: Duration) -> Duration {
+    SOON + busy * 10
+}
 
 fn history(seed: u64, busy: Duration) {
     let started = Instant::now();
@@ -53,7 +60,7 @@ fn history(seed: u64, busy: Duration) {
     });
     crowd.wires.heal();
     let quiet = Instant::now();
-    crowd.settle(SOON);
+    crowd.settle(soon(busy));
     let settled = quiet.elapsed();
     crowd.assert_equal();
     for (node, share) in crowd.nodes.iter().zip(&shares) {

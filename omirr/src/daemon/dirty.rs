@@ -97,6 +97,9 @@ pub struct DirtySet {
     /// The present pause between passes, and when it ends.
     gather: Duration,
     gather_until: Option<Instant>,
+    /// When the keeper comes, if it has asked since it last took something, or was
+    /// woken since.
+    awaited: Option<Instant>,
 }
 
 impl DirtySet {
@@ -137,13 +140,19 @@ impl DirtySet {
     /// Adds changes that have just been told; true if the keeper, which sleeps until
     /// [`DirtySet::next_due`], has to be woken.
     pub fn arrive(&mut self, changes: impl IntoIterator<Item = (RelPath, Hint)>, now: Instant) -> bool {
-        let before = self.next_due();
+        let mut first: Option<Instant> = None;
         for (path, hint) in changes {
             self.more = true;
-            self.add(path, hint, now);
+            let due = self.add(path, hint, now);
+            first = Some(first.map_or(due, |first| first.min(due)));
         }
-        let after = self.next_due();
-        after.is_some() && before.is_none_or(|before| after < Some(before))
+        let Some(first) = first else { return false };
+        let first = self.gathers().map_or(first, |until| first.max(until));
+        let sooner = self.awaited.is_none_or(|awaited| first < awaited);
+        if sooner {
+            self.awaited = Some(first);
+        }
+        sooner
     }
 
     /// A pass over what was taken has ended at `now`.
@@ -156,8 +165,8 @@ impl DirtySet {
         self.gather_until = Some(now + self.gather);
     }
 
-    /// Adds a change of `path` at `now`.
-    pub fn add(&mut self, path: RelPath, hint: Hint, now: Instant) {
+    /// Adds a change of `path` at `now`; returns when it is due by itself.
+    pub fn add(&mut self, path: RelPath, hint: Hint, now: Instant) -> Instant {
         let dirt = self.paths.entry(path).or_insert(Dirt {
             content: false,
             read: false,
@@ -176,6 +185,7 @@ impl DirtySet {
         if hint.at_rest {
             dirt.due = dirt.due.min(now + SETTLE_AT_REST);
         }
+        dirt.due
     }
 
     /// Puts back a path that changed while it was read, or that is too dear to
@@ -206,6 +216,7 @@ impl DirtySet {
             return Vec::new();
         }
         self.more = false;
+        self.awaited = None;
         let ready = |dirt: &Dirt| dirt.due <= now || (force && dirt.unstable == 0);
         if self.paths.len() <= limit && self.paths.values().all(ready) {
             return std::mem::take(&mut self.paths).into_iter().collect();
@@ -238,10 +249,13 @@ impl DirtySet {
         self.paths.remove(path)
     }
 
-    /// When the next path can be taken, if there is one.
-    pub fn next_due(&self) -> Option<Instant> {
-        let due = self.paths.values().map(|dirt| dirt.due).min()?;
-        Some(self.gathers().map_or(due, |until| due.max(until)))
+    /// When the next path can be taken, if there is one: the keeper sleeps until
+    /// then, or until [`DirtySet::arrive`] says otherwise.
+    pub fn next_due(&mut self) -> Option<Instant> {
+        let due = self.paths.values().map(|dirt| dirt.due).min();
+        let gathers = self.gathers();
+        self.awaited = due.map(|due| gathers.map_or(due, |until| due.max(until)));
+        self.awaited
     }
 
     /// Until when nothing is taken, if more is waited for.
@@ -339,7 +353,8 @@ mod tests {
             ..Hint::default()
         };
         set.arrive([(path("a"), at_rest)], now);
-        assert_eq!(set.take(set.next_due().unwrap(), false, 10).len(), 1);
+        let due = set.next_due().unwrap();
+        assert_eq!(set.take(due, false, 10).len(), 1);
         if meanwhile {
             set.arrive([(path("b"), at_rest)], now);
             set.remove(&path("b"));
@@ -398,6 +413,11 @@ mod tests {
         assert!(!set.arrive([(path("b"), Hint::default())], now));
         assert!(set.arrive([(path("b"), at_rest)], now));
         assert!(!set.arrive([(path("c"), at_rest)], now));
+        // It is at work, and asks before it sleeps again.
+        assert_eq!(set.take(now, true, 10).len(), 3);
+        assert!(set.arrive([(path("a"), Hint::default())], now));
+        assert_eq!(set.next_due(), Some(now + SETTLE));
+        assert!(!set.arrive([(path("b"), Hint::default())], now));
     }
 
     #[test]

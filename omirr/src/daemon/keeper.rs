@@ -618,7 +618,7 @@ impl Keeper {
         if let Some(due) = self.unread.next_due() {
             until = until.min(due);
         }
-        if let Some(since) = self.cursors_since {
+        if let Some(since) = self.cursors_since.filter(|_| self.unsynced.is_empty()) {
             until = until.min(since + CURSORS_AFTER);
         }
         if let Some((again, _)) = self.sync_again.as_ref().filter(|_| !self.unsynced.is_empty()) {

@@ -1,7 +1,8 @@
 //! The report: tables, goals and plots, of what was measured.
 //!
-//! In: the lines of `raw.jsonl`. Out: `RESULTS.md` and pictures beside it. What
-//! is wrong, too slow or missing is said where its figure would stand.
+//! In: the lines of `raw.jsonl`. Out: `RESULTS.md` and pictures beside it, and the
+//! table of goals in the README if it is the repository's own report. What is
+//! wrong, too slow or missing is said where its figure would stand.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -20,6 +21,11 @@ use crate::tools;
 /// Copy on one machine only, so they are no competitors.
 const LOCAL: [&str; 2] = ["cp", "tar"];
 const US: &str = "omirr";
+/// Between these lines the README has the table of goals.
+const SHOWN: [&str; 2] = [
+    "<!-- bench: written by `cargo xtask bench` -->\n",
+    "<!-- bench: end -->\n",
+];
 
 /// # Errors
 /// Nothing was measured, or the folder cannot be read or written.
@@ -32,8 +38,27 @@ pub fn write(folder: &Path) -> Result<()> {
         pictures.push(name);
     }
     save(folder, "RESULTS.md", &results.render(&pictures))?;
+    let root = xtask::workspace::root();
+    if folder == root.join("bench") {
+        let readme = fs::read_to_string(root.join("README.md")).context("README.md cannot be read")?;
+        let mut table = String::new();
+        results.render_summary(&mut table);
+        let shown = show(&readme, table.trim_end());
+        save(
+            &root,
+            "README.md",
+            &shown.context("README.md has no place for the table")?,
+        )?;
+    }
     eprintln!("the report is {}", folder.join("RESULTS.md").display());
     Ok(())
+}
+
+/// The README with this table in its place; none if it has no such place.
+fn show(readme: &str, table: &str) -> Option<String> {
+    let (before, rest) = readme.split_once(SHOWN[0])?;
+    let (_, after) = rest.split_once(SHOWN[1])?;
+    Some(format!("{before}{}{table}\n{}{after}", SHOWN[0], SHOWN[1]))
 }
 
 fn save(folder: &Path, name: &str, text: &str) -> Result<()> {
@@ -482,6 +507,16 @@ mod tests {
         lines.push(latency("rsync", "create", &[100.0, 120.0]));
         lines.push(latency("omirr", "create", &[1.0, 2.0, 6.0]));
         lines
+    }
+
+    #[test]
+    fn the_readme_has_its_table_in_its_place() {
+        let [begin, end] = SHOWN;
+        let readme = format!("a\n{begin}old\nolder\n{end}b\n");
+        let shown = show(&readme, "| new |").unwrap();
+        assert_eq!(shown, format!("a\n{begin}| new |\n{end}b\n"));
+        assert_eq!(show(&shown, "| new |"), Some(shown.clone()));
+        assert_eq!(show("a\nb\n", "| new |"), None);
     }
 
     #[test]
