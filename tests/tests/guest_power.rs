@@ -12,9 +12,11 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::Duration;
 
+use omirr::content::hash_bytes;
 use omirr::index::Index;
 use omirr_tests::guest::{self, Disk, End};
 use omirr_tests::nodes::Node;
@@ -35,6 +37,12 @@ const DISKS: [&str; 2] = ["/power-one", "/power-two"];
 /// Files of a round.
 const FILES: u64 = 12;
 
+/// One large file, of which each round changes three slots in place: the peer
+/// writes over its copy, or shares the rest of it.
+const LARGE: &str = "large";
+const LARGE_BYTES: u64 = 5 << 20;
+const SLOT_BYTES: u64 = 64 << 10;
+
 /// Acknowledged rounds without a gap: after the last one the power was cut.
 type Runs = Vec<(u64, u64)>;
 
@@ -51,13 +59,41 @@ fn name(round: u64, file: u64) -> String {
     format!("round-{round}/file-{file}")
 }
 
-/// What a user does in a round: new files; of the round before, one file gets
-/// another name, one goes, one is replaced in one step, one changes in its place.
+/// What a round writes into the large file, and where: nothing of the 25 rounds
+/// before is overwritten.
+fn slots(round: u64) -> [(u64, Vec<u8>); 3] {
+    [0, 1, 2].map(|nth| {
+        let slot = (3 * round + nth) % (LARGE_BYTES / SLOT_BYTES);
+        (
+            slot * SLOT_BYTES,
+            format!("round {round} slot {nth}\n").repeat(400).into_bytes(),
+        )
+    })
+}
+
+fn change_large(share: &Path, round: u64) -> std::io::Result<()> {
+    let path = share.join(LARGE);
+    let is_whole = fs::metadata(&path).is_ok_and(|found| found.len() == LARGE_BYTES);
+    if !is_whole {
+        let line = |n: u64| format!("{n:015}\n").into_bytes();
+        fs::write(&path, (0..LARGE_BYTES / 16).flat_map(line).collect::<Vec<u8>>())?;
+    }
+    let file = fs::OpenOptions::new().write(true).open(&path)?;
+    for (offset, bytes) in slots(round) {
+        file.write_all_at(&bytes, offset)?;
+    }
+    Ok(())
+}
+
+/// What a user does in a round: new files, and some of the large one changes; of
+/// the round before, one file gets another name, one goes, one is replaced in one
+/// step, one changes in its place.
 fn work(share: &Path, round: u64, has_former: bool) {
     fs::create_dir_all(share.join(format!("round-{round}"))).expect("the disk has room");
     for file in 0..FILES {
         fs::write(share.join(name(round, file)), content(round, file, 1)).expect("the disk has room");
     }
+    change_large(share, round).expect("the disk has room");
     if has_former {
         let former = |file| share.join(name(round - 1, file));
         let steps = || -> std::io::Result<()> {
@@ -111,6 +147,15 @@ fn missing(share: &Path, runs: &Runs) -> Vec<String> {
             ));
         }
     }
+    if let Some(&(_, last)) = runs.last() {
+        let large = fs::read(share.join(LARGE)).unwrap_or_default();
+        for (offset, meant) in slots(last) {
+            let there = large.get(offset as usize..).unwrap_or_default();
+            if !there.starts_with(&meant) {
+                wrong.push(format!("{LARGE} lacks round {last} at {offset}"));
+            }
+        }
+    }
     wrong
 }
 
@@ -136,7 +181,7 @@ fn not_as_indexed(node: &Node) -> Vec<String> {
             (Some(_), None) => false,
             (Some(entry), Some(_)) => entry.content().is_none_or(|(_, hash)| {
                 let bytes = fs::read(&on_disk).expect("a file can be read");
-                *blake3::hash(&bytes).as_bytes() == hash.0
+                hash_bytes(&bytes) == hash
             }),
         };
         if !same {
@@ -206,7 +251,7 @@ fn in_the_guest(runs: &Runs, works: bool) {
             .as_u64()
             .unwrap_or(u64::MAX);
         let a_round: usize = (0..FILES).map(|file| content(0, file, 1).len()).sum();
-        assert!(sent <= 3 * a_round as u64, "{sent} bytes were sent");
+        assert!(sent <= 3 * a_round as u64 + LARGE_BYTES, "{sent} bytes were sent");
     }
     println!("checked: {runs:?}");
     if works {
