@@ -54,32 +54,28 @@ pub fn begin_sync<'a>(
     runtime: &Handle,
 ) -> impl Future<Output = Vec<ApplyError>> + use<'a> {
     let mut failed = Vec::new();
-    let mut hands: Vec<(Vec<&'a Ready>, Vec<OwnedFd>)> = Vec::new();
+    let mut to_sync: Vec<(&'a Ready, OwnedFd)> = Vec::new();
     if batch.len() > SYNCED_MEANWHILE {
         failed = sync_batch(root, batch);
     } else {
-        for (nth, ready) in batch.iter().enumerate() {
+        for ready in batch {
             let Made::Whole(whole) = &ready.made else {
                 // What is to be written over a file is on the disk already.
                 continue;
             };
-            let Ok(fd) = whole.fd().try_clone() else {
-                failed.extend(ready.sync().err());
-                continue;
-            };
-            match hands.get_mut(nth % SYNC_HANDS) {
-                Some((batch, fds)) => {
-                    batch.push(*ready);
-                    fds.push(fd);
-                }
-                None => hands.push((vec![*ready], vec![fd])),
+            match whole.fd().try_clone() {
+                Ok(fd) => to_sync.push((*ready, fd)),
+                Err(_) => failed.extend(ready.sync().err()),
             }
         }
     }
     let sync = |fds: Vec<OwnedFd>| -> Vec<Result<(), Errno>> { fds.into_iter().map(fdatasync).collect() };
-    let begun: Vec<_> = hands
+    let begun: Vec<_> = in_hands(to_sync)
         .into_iter()
-        .map(|(batch, fds)| (batch, runtime.spawn_blocking(move || sync(fds))))
+        .map(|hand| {
+            let (batch, fds): (Vec<_>, Vec<_>) = hand.into_iter().unzip();
+            (batch, runtime.spawn_blocking(move || sync(fds)))
+        })
         .collect();
     async move {
         for (batch, syncing) in begun {
@@ -134,19 +130,19 @@ pub fn sync_each(
     folders: &[RelPath],
     runtime: &Handle,
 ) -> Result<bool, ApplyError> {
-    let mut to_sync: Vec<(&RelPath, OwnedFd)> = Vec::with_capacity(paths.len());
+    let mut to_sync: Vec<(RelPath, OwnedFd)> = Vec::with_capacity(paths.len());
     let mut listed: BTreeSet<&RelPath> = folders.iter().collect();
     for path in paths {
         match found(dirs, path)? {
             Found::Gone => {}
-            Found::File(file) => to_sync.push((path, file)),
+            Found::File(file) => to_sync.push((path.clone(), file)),
             Found::Dir => drop(listed.insert(path)),
             Found::Special => return Ok(false),
         }
     }
     for folder in listed {
         match dirs.readable_dir(folder) {
-            Ok(dir) => to_sync.push((folder, dir)),
+            Ok(dir) => to_sync.push((folder.clone(), dir)),
             // Removed by the same batch, or by a user: its parent's sync says it.
             Err(ApplyError::ParentMissing { .. } | ApplyError::Beneath { .. }) => {}
             Err(error) => return Err(error),
@@ -155,18 +151,11 @@ pub fn sync_each(
     // At once: the filesystem's journal then commits most of it together. Files
     // come first. By a few threads of the runtime: those of the pool would look for
     // more to do afterwards, and these only wait for the disk.
-    let mut hands: Vec<Vec<(RelPath, OwnedFd)>> = Vec::new();
-    for (nth, (path, fd)) in to_sync.into_iter().enumerate() {
-        match hands.get_mut(nth % SYNC_HANDS) {
-            Some(hand) => hand.push((path.clone(), fd)),
-            None => hands.push(vec![(path.clone(), fd)]),
-        }
-    }
     let sync = |hand: Vec<(RelPath, OwnedFd)>| {
         let mut synced = hand.into_iter().map(|(path, fd)| failed(&path, fsync(fd)));
         synced.try_for_each(|result| result)
     };
-    let mut hands = hands.into_iter();
+    let mut hands = in_hands(to_sync).into_iter();
     let first = hands.next();
     let begun: Vec<_> = hands
         .map(|hand| runtime.spawn_blocking(move || sync(hand)))
@@ -178,6 +167,18 @@ pub fn sync_each(
         result = result.and(runtime.block_on(syncing).unwrap_or(cancelled));
     }
     result.map(|()| true)
+}
+
+/// Dealt out, one after the other, to as many as may wait for the disk at once.
+fn in_hands<T>(items: Vec<T>) -> Vec<Vec<T>> {
+    let mut hands: Vec<Vec<T>> = Vec::new();
+    for (nth, item) in items.into_iter().enumerate() {
+        match hands.get_mut(nth % SYNC_HANDS) {
+            Some(hand) => hand.push(item),
+            None => hands.push(vec![item]),
+        }
+    }
+    hands
 }
 
 fn failed(path: &RelPath, synced: Result<(), Errno>) -> Result<(), ApplyError> {

@@ -147,7 +147,7 @@ impl DirtySet {
             first = Some(first.map_or(due, |first| first.min(due)));
         }
         let Some(first) = first else { return false };
-        let first = self.gathers().map_or(first, |until| first.max(until));
+        let first = self.not_before(first);
         let sooner = self.awaited.is_none_or(|awaited| first < awaited);
         if sooner {
             self.awaited = Some(first);
@@ -253,9 +253,13 @@ impl DirtySet {
     /// then, or until [`DirtySet::arrive`] says otherwise.
     pub fn next_due(&mut self) -> Option<Instant> {
         let due = self.paths.values().map(|dirt| dirt.due).min();
-        let gathers = self.gathers();
-        self.awaited = due.map(|due| gathers.map_or(due, |until| due.max(until)));
+        self.awaited = due.map(|due| self.not_before(due));
         self.awaited
+    }
+
+    /// When what is due then can be taken.
+    fn not_before(&self, due: Instant) -> Instant {
+        self.gathers().map_or(due, |until| due.max(until))
     }
 
     /// Until when nothing is taken, if more is waited for.

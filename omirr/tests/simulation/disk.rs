@@ -5,6 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use omirr::model::{Entry, Kind, RelPath, Time};
 use rustc_hash::FxHashMap;
 
+use crate::beneath;
+
 #[derive(Clone, Debug)]
 pub(crate) struct Inode {
     /// `link` is always none here: groups are the index' business.
@@ -73,15 +75,12 @@ impl Disk {
     }
 
     pub(crate) fn beneath(&self, path: &RelPath) -> Vec<RelPath> {
-        // No name is less than this one.
-        let first = path.join(b"\x01").unwrap_or_else(|_| path.clone());
-        let from_there = self.names.range(first..).map(|(at, _)| at);
-        from_there.take_while(|at| at.is_within(path)).cloned().collect()
+        beneath(&self.names, path).map(|(at, _)| at.clone()).collect()
     }
 
     fn has_something_beneath(&self, path: &RelPath) -> bool {
         // A file, most often.
-        self.is_dir(path) && !self.beneath(path).is_empty()
+        self.is_dir(path) && beneath(&self.names, path).next().is_some()
     }
 
     /// A new inode under no name.

@@ -9,6 +9,8 @@ use std::sync::Arc;
 use omirr::engine::{Past, Reserve, Rows, Sequence, Standing, may_forget};
 use omirr::model::{Gap, Hash, LinkGroup, Moved, Record, RelPath, ReplicaId, Row, Stamp, StatSig};
 
+use crate::beneath;
+
 /// So many moves are kept: few, so that histories meet one that is forgotten.
 const MOVES_KEPT: usize = 8;
 
@@ -80,10 +82,7 @@ impl Index {
 
     /// What lies strictly beneath `top`, in path order.
     fn beneath<'a>(&'a self, top: &'a RelPath) -> impl Iterator<Item = (&'a RelPath, &'a Arc<Record>)> {
-        // No name is less than this one.
-        let first = top.join(b"\x01").unwrap_or_else(|_| top.clone());
-        let from_there = self.records.range(first..);
-        from_there.take_while(move |(at, _)| at.is_within(top))
+        beneath(&self.records, top)
     }
 
     pub(crate) fn head(&self) -> u64 {

@@ -15,6 +15,9 @@ mod trace;
 mod users;
 mod world;
 
+use std::collections::BTreeMap;
+
+use omirr::model::RelPath;
 use rayon::prelude::*;
 use world::World;
 
@@ -22,6 +25,16 @@ use world::World;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const RUNS: u64 = 100_000;
+
+/// What lies strictly beneath `top` in a map, in path order.
+fn beneath<'a, T>(
+    map: &'a BTreeMap<RelPath, T>,
+    top: &'a RelPath,
+) -> impl Iterator<Item = (&'a RelPath, &'a T)> {
+    // No name is less than this one.
+    let first = top.join(b"\x01").unwrap_or_else(|_| top.clone());
+    map.range(first..).take_while(move |(at, _)| at.is_within(top))
+}
 
 /// The number in an environment variable.
 fn number(name: &str) -> Option<u64> {

@@ -113,7 +113,7 @@ mod tests {
         let told = [libc::EPERM, libc::EINVAL, libc::ENOSYS];
         assert!(told.contains(&error.raw_os_error().unwrap()), "{error}");
         let closed = why(Attaching::Fentry).is_some();
-        let told = error.raw_os_error() == Some(libc::EPERM) && locks_without_limit();
-        assert_eq!(closed, told);
+        let forbidden = error.raw_os_error() == Some(libc::EPERM) && locks_without_limit();
+        assert_eq!(closed, forbidden);
     }
 }
