@@ -6,6 +6,7 @@
 use std::fmt::Write as _;
 use std::net::TcpListener;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
@@ -273,6 +274,24 @@ impl Node {
             .spawn()
             .expect("omirr can be started");
         self.child = Some(child);
+    }
+
+    /// What the daemon has read by system calls since it started, from files and
+    /// from sockets, bytes.
+    pub fn read_bytes(&self) -> u64 {
+        self.io("rchar:")
+    }
+
+    /// What it has written likewise.
+    pub fn written_bytes(&self) -> u64 {
+        self.io("wchar:")
+    }
+
+    fn io(&self, name: &str) -> u64 {
+        let io = fs::read_to_string(format!("/proc/{}/io", self.pid())).expect("the daemon runs");
+        let line = io.lines().find_map(|line| line.strip_prefix(name));
+        line.and_then(|count| count.trim().parse().ok())
+            .expect("the kernel counts what is read and written")
     }
 
     pub fn pid(&self) -> i32 {

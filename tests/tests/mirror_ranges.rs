@@ -66,16 +66,11 @@ fn inode(path: &Path) -> u64 {
 /// What a daemon has read and written so far by system calls, sockets included,
 /// and the content that it has sent and received, bytes.
 fn counts(node: &Node) -> BTreeMap<&'static str, u64> {
-    let io = fs::read_to_string(format!("/proc/{}/io", node.pid())).unwrap();
-    let of = |name: &str| {
-        let line = io.lines().find_map(|line| line.strip_prefix(name)).unwrap();
-        line.trim().parse().unwrap()
-    };
     let stats = node.stats();
     let content = |name: &str| stats["shares"][0][name].as_u64().unwrap();
     BTreeMap::from([
-        ("read", of("rchar:")),
-        ("written", of("wchar:")),
+        ("read", node.read_bytes()),
+        ("written", node.written_bytes()),
         ("sent", content("content_sent_bytes")),
         ("received", content("content_received_bytes")),
     ])

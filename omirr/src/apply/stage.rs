@@ -105,7 +105,7 @@ impl Drop for Inner {
 /// it is to become.
 pub fn stage_file(dirs: &Dirs<'_>, path: &RelPath, entry: &Entry) -> Result<Staged, ApplyError> {
     let (dir, _) = dirs.parent(path)?;
-    if let Some(fd) = nameless_near(dirs, &dir, path)? {
+    if let Some(fd) = nameless_near(dirs, &dir, path, entry)? {
         return Ok(Staged::new(dirs, fd, None, path, entry));
     }
     let name = temp_name();
@@ -155,11 +155,11 @@ impl<'d, 'root> Ahead<'d, 'root> {
         if OPEN.load(Ordering::Relaxed) >= staged_max() {
             return Ok(None);
         }
-        Ok(nameless(self.dirs, place, path)?.map(|fd| Staged::new(self.dirs, fd, None, path, entry)))
+        Ok(nameless(self.dirs, place, path, entry)?.map(|fd| Staged::new(self.dirs, fd, None, path, entry)))
     }
 }
 
-/// Who may read staged content before it has its attributes.
+/// Who may read staged content that has a name before it has its attributes.
 const PRIVATE: Mode = Mode::RUSR.union(Mode::WUSR);
 
 fn cannot_stage(path: &RelPath, errno: Errno) -> ApplyError {
@@ -168,8 +168,13 @@ fn cannot_stage(path: &RelPath, errno: Errno) -> ApplyError {
 
 /// The same in the nearest directory above that takes new files: one that is
 /// immutable takes none. What has no name can get one anywhere.
-fn nameless_near(dirs: &Dirs<'_>, dir: &DirFd, path: &RelPath) -> Result<Option<OwnedFd>, ApplyError> {
-    let refused = match nameless(dirs, dir, path) {
+fn nameless_near(
+    dirs: &Dirs<'_>,
+    dir: &DirFd,
+    path: &RelPath,
+    entry: &Entry,
+) -> Result<Option<OwnedFd>, ApplyError> {
+    let refused = match nameless(dirs, dir, path, entry) {
         Err(
             error @ ApplyError::System {
                 errno: Errno::PERM, ..
@@ -178,7 +183,7 @@ fn nameless_near(dirs: &Dirs<'_>, dir: &DirFd, path: &RelPath) -> Result<Option<
         other => return other,
     };
     for above in std::iter::successors(path.parent(), RelPath::parent).skip(1) {
-        if let Ok(Some(fd)) = nameless(dirs, &dirs.dir(&above)?, path) {
+        if let Ok(Some(fd)) = nameless(dirs, &dirs.dir(&above)?, path, entry) {
             return Ok(Some(fd));
         }
     }
@@ -186,9 +191,16 @@ fn nameless_near(dirs: &Dirs<'_>, dir: &DirFd, path: &RelPath) -> Result<Option<
 }
 
 /// A new file without a name, on the filesystem of `dir`; none if that has no
-/// such files.
-fn nameless(dirs: &Dirs<'_>, dir: &DirFd, path: &RelPath) -> Result<Option<OwnedFd>, ApplyError> {
+/// such files. It has the entry's mode as far as the daemon's umask leaves it:
+/// nobody else finds what has no name, and most need no other mode then.
+fn nameless(
+    dirs: &Dirs<'_>,
+    dir: &DirFd,
+    path: &RelPath,
+    entry: &Entry,
+) -> Result<Option<OwnedFd>, ApplyError> {
     let root = dirs.root();
+    let mode = Mode::from_raw_mode(entry.mode & 0o777);
     if !root.has_tmpfile.load(Ordering::Relaxed) {
         return Ok(None);
     }
@@ -196,7 +208,7 @@ fn nameless(dirs: &Dirs<'_>, dir: &DirFd, path: &RelPath) -> Result<Option<Owned
         dir,
         c".",
         OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC,
-        PRIVATE,
+        mode,
     ) {
         Ok(fd) => Ok(Some(fd)),
         // A filesystem without: its directory is opened for writing.

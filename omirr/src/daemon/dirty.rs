@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use super::who::Who;
 use crate::model::RelPath;
+use crate::source::Written;
 
 /// How long a change waits for its companions: a file that was just made, for
 /// its writes and its close.
@@ -25,7 +26,7 @@ const SETTLE: Duration = Duration::from_millis(1);
 const SETTLE_AT_REST: Duration = Duration::from_micros(150);
 /// The pause after a pass during which more came, and what it grows to.
 const GATHER_MIN: Duration = Duration::from_micros(500);
-const GATHER_MAX: Duration = Duration::from_millis(8);
+const GATHER_MAX: Duration = Duration::from_millis(32);
 /// So many need not wait for more.
 const GATHERED: usize = 256;
 /// How long a file that was not closed yet may wait at most.
@@ -40,6 +41,9 @@ pub struct Dirt {
     /// Its content is to be read whatever `stat` says: it was mapped to write, or
     /// the daemon ended, or lost sight of it, while it changed.
     pub read: bool,
+    /// Where the content was written to since the path was last looked at, if all
+    /// that happened under its name is told so.
+    pub written: Written,
     /// What lies beneath must be looked at as well, though the directory is
     /// known.
     pub subtree: bool,
@@ -64,6 +68,8 @@ pub struct Hint {
     pub content: bool,
     /// Whatever `stat` says, its content is to be read.
     pub read: bool,
+    /// Where the content was written to: anywhere, also if the name came or went.
+    pub written: Written,
     pub subtree: bool,
     /// The last writer has closed the file: no reason to wait any longer.
     pub at_rest: bool,
@@ -78,6 +84,7 @@ impl Dirt {
         Dirt {
             content: self.content | other.content,
             read: self.read | other.read,
+            written: self.written.and(other.written),
             subtree: self.subtree | other.subtree,
             who: self.who.or(other.who),
             since: self.since.min(other.since),
@@ -170,6 +177,7 @@ impl DirtySet {
         let dirt = self.paths.entry(path).or_insert(Dirt {
             content: false,
             read: false,
+            written: Written::Nowhere,
             subtree: false,
             since: now,
             named: now,
@@ -180,6 +188,7 @@ impl DirtySet {
         });
         dirt.content |= hint.content;
         dirt.read |= hint.read;
+        dirt.written = dirt.written.and(hint.written);
         dirt.subtree |= hint.subtree;
         dirt.who = hint.who.or(dirt.who);
         if hint.at_rest {
@@ -200,6 +209,7 @@ impl DirtySet {
         });
         kept.content |= dirt.content;
         kept.read |= dirt.read;
+        kept.written = kept.written.and(dirt.written);
         kept.subtree |= dirt.subtree;
         // What has come meanwhile is newer.
         kept.who = kept.who.or(dirt.who);

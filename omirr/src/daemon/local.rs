@@ -21,6 +21,7 @@ use crate::engine::{self, Name, Rows, Seen};
 use crate::index::{Durable, IndexError, Reader};
 use crate::model::{Entry, Here, LinkGroup, Record, RelPath, StatSig};
 use crate::observe;
+use crate::source::Written;
 
 /// So many paths are looked at before their rows are written.
 const PORTION: usize = 2048;
@@ -150,6 +151,7 @@ impl Keeper {
                 let along = Dirt {
                     content: false,
                     read: false,
+                    written: Written::Anywhere,
                     subtree: false,
                     ..look.dirt
                 };
@@ -300,6 +302,7 @@ impl Keeper {
             let along = Dirt {
                 content: false,
                 read: false,
+                written: Written::Anywhere,
                 subtree: false,
                 ..dirt
             };

@@ -194,14 +194,25 @@ impl Message {
         matches!(self, Message::Batch { .. } | Message::Content { .. })
     }
 
+    /// How much content it carries, bytes.
+    pub fn content_bytes(&self) -> u64 {
+        match self {
+            Message::Batch { rows, .. } => {
+                let inline = rows.iter().filter_map(|row| row.inline.as_ref());
+                inline.map(|content| content.len() as u64).sum()
+            }
+            Message::Content { parts, .. } => parts.iter().map(Part::data_bytes).sum(),
+            _ => 0,
+        }
+    }
+
     /// About what it takes up in memory, bytes: what a peer may let this node
     /// hold is counted in these.
     pub fn weight(&self) -> usize {
         let own = match self {
             Message::Batch { rows, .. } => rows.iter().map(WireRow::weight).sum(),
             Message::Content { parts, .. } => {
-                let data: u64 = parts.iter().map(Part::data_bytes).sum();
-                usize::try_from(data).unwrap_or(usize::MAX) + size_of_val(&parts[..])
+                usize::try_from(self.content_bytes()).unwrap_or(usize::MAX) + size_of_val(&parts[..])
             }
             Message::Want { have: names, .. }
             | Message::Compare { leaves: names, .. }

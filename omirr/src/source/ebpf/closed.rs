@@ -13,18 +13,22 @@ use super::load::{Attaching, errno_words};
 /// Why `attach` cannot work on this host; none if it must be tried.
 pub(super) fn why(attach: Attaching) -> Option<String> {
     match attach {
-        // Without it EPERM may only say that too much memory is locked: kernels
-        // before 5.11 count each program (`bpf_charge_memlock`), those of a killed
-        // daemon, which are freed some time later, among them.
-        Attaching::Fentry if !locks_without_limit() => None,
-        Attaching::Fentry => match load_empty_tracer() {
-            Err(error) if error.raw_os_error() == Some(libc::EPERM) => errno_words(error),
-            _ => None,
-        },
+        Attaching::Fentry => is_forbidden().and_then(errno_words),
         Attaching::Kprobe => {
             (!super::probe::kprobes()).then(|| "this kernel was built without kprobes".to_owned())
         }
     }
+}
+
+/// The kernel's EPERM, if it is about tracing. It may also say that too much memory
+/// is locked: kernels before 5.11 count each program (`bpf_charge_memlock`), those of
+/// a killed daemon, which are freed some time later, among them. Then it refuses a
+/// program as small that traces nothing, too.
+fn is_forbidden() -> Option<io::Error> {
+    let unlimited = locks_without_limit();
+    let refused = load_empty(TRACING, FEXIT).err()?;
+    let is_eperm = refused.raw_os_error() == Some(libc::EPERM);
+    (is_eperm && (unlimited || load_empty(SOCKET_FILTER, 0).is_ok())).then_some(refused)
 }
 
 /// Lets this process lock as much memory as it likes, as the real loading does;
@@ -67,21 +71,23 @@ struct ProgLoad {
 
 const _: () = assert!(size_of::<ProgLoad>() == 112);
 
-/// Tries to load `return 0` as a program at a function's return. It is of no
-/// function, so it never loads: EPERM says that none would, EINVAL that this one
-/// does not.
-fn load_empty_tracer() -> io::Result<()> {
+/// `enum bpf_prog_type` and `bpf_attach_type` of include/uapi/linux/bpf.h.
+const SOCKET_FILTER: u32 = 1;
+const TRACING: u32 = 26;
+const FEXIT: u32 = 25;
+
+/// Tries to load `return 0`. As a program at a function's return it is of no function,
+/// so it never loads: EPERM says that none would, EINVAL that this one does not.
+fn load_empty(prog_type: u32, expected_attach_type: u32) -> io::Result<()> {
     const BPF_PROG_LOAD: libc::c_int = 5;
-    const BPF_PROG_TYPE_TRACING: u32 = 26;
-    const BPF_TRACE_FEXIT: u32 = 25;
     /// `r0 = 0; exit`, in the machine's byte order.
     const RETURN_0: [[u8; 8]; 2] = [[0xb7, 0, 0, 0, 0, 0, 0, 0], [0x95, 0, 0, 0, 0, 0, 0, 0]];
     let attr = ProgLoad {
-        prog_type: BPF_PROG_TYPE_TRACING,
+        prog_type,
         insn_cnt: 2,
         insns: RETURN_0.as_ptr() as u64,
         license: c"GPL".as_ptr() as u64,
-        expected_attach_type: BPF_TRACE_FEXIT,
+        expected_attach_type,
         ..ProgLoad::default()
     };
     // SAFETY: `attr` and what it points to are live and unchanged for the call,
@@ -109,11 +115,11 @@ mod tests {
 
     #[test]
     fn an_empty_tracer_of_no_function_never_loads() {
-        let error = load_empty_tracer().unwrap_err();
+        let error = load_empty(TRACING, FEXIT).unwrap_err();
         let told = [libc::EPERM, libc::EINVAL, libc::ENOSYS];
         assert!(told.contains(&error.raw_os_error().unwrap()), "{error}");
-        let closed = why(Attaching::Fentry).is_some();
-        let forbidden = error.raw_os_error() == Some(libc::EPERM) && locks_without_limit();
-        assert_eq!(closed, forbidden);
+        let refuses_all = load_empty(SOCKET_FILTER, 0).is_err() && !locks_without_limit();
+        let forbidden = error.raw_os_error() == Some(libc::EPERM) && !refuses_all;
+        assert_eq!(why(Attaching::Fentry).is_some(), forbidden);
     }
 }

@@ -17,7 +17,7 @@ use super::handle::{Handle, HandleRef, Id};
 use super::record::{self, Entry, Record, RecordError};
 use super::who::{LEAN_MOMENT, Who};
 use crate::source::choice::Detail;
-use crate::source::{Dirent, Event, Op, OpSet, Signal};
+use crate::source::{Dirent, Event, Op, OpSet, Signal, Written, now_ns};
 
 /// Renamed directories that are kept apart before they are looked up early.
 const MOVED_LIMIT: usize = 4096;
@@ -78,6 +78,9 @@ pub(crate) struct Translator {
     /// A lone `FAN_MOVED_FROM`, until it is known whether its other half is
     /// next.
     half: Option<(Event, i32)>,
+    /// When the records were read that are translated now; the kernel does not say when
+    /// what they tell of happened.
+    read_ns: u64,
     /// Overflows seen.
     pub(crate) overflows: u64,
 }
@@ -96,12 +99,14 @@ impl Translator {
             moved: FxHashMap::default(),
             late: Vec::new(),
             half: None,
+            read_ns: 0,
             overflows: 0,
         }
     }
 
     /// Takes what one read gave.
     pub(crate) fn take(&mut self, mut buffer: &[u8], out: &mut Vec<Signal>) -> Result<(), RecordError> {
+        self.read_ns = now_ns();
         while let Some(record) = record::next(&mut buffer)? {
             self.take_record(&record, out);
         }
@@ -184,7 +189,7 @@ impl Translator {
             self.who.of(pid)
         };
         Event {
-            time_ns: 0,
+            time_ns: self.read_ns,
             op,
             dev: self.filesystems[fs].dev,
             ino: id.ino,
@@ -193,6 +198,7 @@ impl Translator {
             at,
             to: None,
             range: None,
+            written: Written::Anywhere,
             pid,
             uid: who.uid,
             also: OpSet::default(),
