@@ -4,9 +4,9 @@
 //! test fails: then it stays, and its place is printed with the logs.
 
 use std::fmt::Write as _;
+use std::fs;
 use std::net::TcpListener;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;

@@ -204,12 +204,7 @@ fn nameless(
     if !root.has_tmpfile.load(Ordering::Relaxed) {
         return Ok(None);
     }
-    match openat(
-        dir,
-        c".",
-        OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC,
-        mode,
-    ) {
+    match openat(dir, c".", OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC, mode) {
         Ok(fd) => Ok(Some(fd)),
         // A filesystem without: its directory is opened for writing.
         Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => {

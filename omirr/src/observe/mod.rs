@@ -133,7 +133,11 @@ impl Found<'_> {
     }
 
     /// The second half of [`observe`].
-    pub fn read(&self, known: Option<(&Entry, &StatSig)>, reading: Reading<'_>) -> Result<Observed, ApplyError> {
+    pub fn read(
+        &self,
+        known: Option<(&Entry, &StatSig)>,
+        reading: Reading<'_>,
+    ) -> Result<Observed, ApplyError> {
         let sig = self.sig();
         let same =
             known.filter(|(_, known)| reading != Reading::Always && !known.racy && known.same_as(&sig));
@@ -491,7 +495,10 @@ mod tests {
         assert!(sig.racy, "what was not read is to be read in a comparison");
         let both = Written::within(5 * MIB, 5 * MIB + 4).and(Written::within(2 * MIB, 2 * MIB + 8));
         assert_eq!(large.told(both).0.content(), content_of(&large.content()));
-        assert_eq!(large.told(Written::Anywhere).0.content(), content_of(&large.content()));
+        assert_eq!(
+            large.told(Written::Anywhere).0.content(),
+            content_of(&large.content())
+        );
     }
 
     #[test]
@@ -515,7 +522,10 @@ mod tests {
     fn a_file_that_was_not_written_to_is_not_read_unless_its_times_say_otherwise() {
         let large = Large::new();
         let known = large.entry.content();
-        large.file().set_permissions(fs::Permissions::from_mode(0o600)).unwrap();
+        large
+            .file()
+            .set_permissions(fs::Permissions::from_mode(0o600))
+            .unwrap();
         let (entry, sig) = large.told(Written::Nowhere);
         assert_eq!((entry.mode, entry.content(), sig.racy), (0o600, known, true));
         large.file().write_all_at(b"not told", 2 * MIB).unwrap();
