@@ -15,6 +15,7 @@
 pub mod coverage;
 pub mod crowd;
 pub mod disk;
+pub mod ends;
 pub mod guest;
 pub mod net;
 pub mod nodes;

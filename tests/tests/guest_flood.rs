@@ -7,13 +7,13 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use omirr_tests::ends::Ends;
 use omirr_tests::guest::{self, Disk, Guest};
 use omirr_tests::net::Cable;
 use omirr_tests::nodes::Pair;
@@ -125,13 +125,9 @@ fn while_flooded(pair: &mut Pair, mut meanwhile: impl FnMut(&mut Pair) -> bool) 
             ended.store(true, Ordering::Release);
             println!("{files} files flooded in {:?}", began.elapsed());
         });
+        let _ends = Ends(may_end);
         while !ended.load(Ordering::Acquire) {
-            // Writers that wait for ever would keep its panic from being seen.
-            let may = catch_unwind(AssertUnwindSafe(|| meanwhile(pair)));
-            may_end.store(*may.as_ref().unwrap_or(&true), Ordering::Release);
-            if let Err(panic) = may {
-                resume_unwind(panic);
-            }
+            may_end.store(meanwhile(pair), Ordering::Release);
         }
     });
 }

@@ -10,10 +10,11 @@
 //! on timing as well: a seed makes the same changes again, not always the same
 //! meeting.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use omirr_tests::crowd::{Crowd, Topology};
+use omirr_tests::ends::Ends;
 use omirr_tests::nodes::may_mirror;
 use omirr_tests::users::{Diary, Rng, user};
 use omirr_tests::wires::{self, Quality};
@@ -143,14 +144,6 @@ fn waited_for_is_there(crowd: &Crowd, diaries: &[Diary], node: usize) -> Result<
         );
     }
     Ok(())
-}
-
-struct Ends<'a>(&'a AtomicBool);
-
-impl Drop for Ends<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
 }
 
 #[test]

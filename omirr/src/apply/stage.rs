@@ -159,7 +159,7 @@ impl<'d, 'root> Ahead<'d, 'root> {
     }
 }
 
-/// Who may read staged content that has a name before it has its attributes.
+/// Who may read and write staged content that has a name before it has its attributes.
 const PRIVATE: Mode = Mode::RUSR.union(Mode::WUSR);
 
 fn cannot_stage(path: &RelPath, errno: Errno) -> ApplyError {
@@ -200,7 +200,12 @@ fn nameless(
     entry: &Entry,
 ) -> Result<Option<OwnedFd>, ApplyError> {
     let root = dirs.root();
-    let mode = Mode::from_raw_mode(entry.mode & 0o777);
+    // Attributes `user.*` can be set by who may write to the file, and its owner's
+    // being the daemon helps only if the mode says so.
+    let mode = match entry.xattrs.is_empty() {
+        true => Mode::from_raw_mode(entry.mode & 0o777),
+        false => PRIVATE,
+    };
     if !root.has_tmpfile.load(Ordering::Relaxed) {
         return Ok(None);
     }

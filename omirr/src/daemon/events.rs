@@ -22,7 +22,7 @@ use crate::resolve::fallback::{Located, Locator};
 use crate::resolve::{Change, Resolver, Unknown};
 use crate::source::choice::SourceConfig;
 use crate::source::ebpf::pins;
-use crate::source::{Event, Listener, Signal, Source, Watch, Written, auto};
+use crate::source::{Event, Listener, Signal, Source, Watch, auto};
 
 /// Attaches the source for all shares that take part, or takes over one that has
 /// gone on since the daemon ended.
@@ -300,17 +300,14 @@ impl Ear {
                             resolved += 1;
                             note(change, event, &mut touched, &mut unknown);
                         }
-                        let read = must_be_read(share, event);
-                        let mapped = share.mapped.lock().contains(&event.ino);
-                        let touched = touched[first..].iter_mut().map(|(_, hint)| hint);
-                        let unknown = unknown[first_unknown..].iter_mut().map(|(_, hint)| hint);
-                        for hint in touched.chain(unknown) {
+                        let mapped = is_mapped(share, event);
+                        for (_, hint) in &mut touched[first..] {
                             hint.who = Who::of(event);
-                            hint.read = read;
-                            if mapped {
-                                // A store need not have been told.
-                                hint.written = Written::Anywhere;
-                            }
+                            hint.read = mapped;
+                        }
+                        for (_, hint) in &mut unknown[first_unknown..] {
+                            hint.who = Who::of(event);
+                            hint.read = mapped;
                         }
                     }
                     _ => {}
@@ -348,7 +345,7 @@ fn of_displaced(event: &Event) -> Option<u64> {
 /// Whether the file may have changed although `stat` says the same: someone has
 /// it mapped to write, or had until this close. A store through a mapping sets
 /// the times at a page's first store only.
-fn must_be_read(share: &Share, event: &Event) -> bool {
+fn is_mapped(share: &Share, event: &Event) -> bool {
     let mut mapped = share.mapped.lock();
     if event.mapped {
         mapped.insert(event.ino);
@@ -374,8 +371,9 @@ fn note(
                 Hint {
                     content,
                     at_rest,
-                    written: event.written,
-                    ..Hint::default()
+                    read: false,
+                    subtree: false,
+                    who: None,
                 },
             ));
         }

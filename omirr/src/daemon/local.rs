@@ -21,7 +21,6 @@ use crate::engine::{self, Name, Rows, Seen};
 use crate::index::{Durable, IndexError, Reader};
 use crate::model::{Entry, Here, LinkGroup, Record, RelPath, StatSig};
 use crate::observe;
-use crate::source::Written;
 
 /// So many paths are looked at before their rows are written.
 const PORTION: usize = 2048;
@@ -151,7 +150,6 @@ impl Keeper {
                 let along = Dirt {
                     content: false,
                     read: false,
-                    written: Written::Anywhere,
                     subtree: false,
                     ..look.dirt
                 };
@@ -226,6 +224,7 @@ impl Keeper {
         for (path, dirt) in queue.again {
             let hint = Hint {
                 content: dirt.content,
+                read: dirt.read,
                 ..Hint::default()
             };
             self.share.dirty().add_for(path, hint, &dirt, now);
@@ -302,7 +301,6 @@ impl Keeper {
             let along = Dirt {
                 content: false,
                 read: false,
-                written: Written::Anywhere,
                 subtree: false,
                 ..dirt
             };

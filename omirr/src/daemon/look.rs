@@ -9,13 +9,11 @@ use super::dirty::Dirt;
 use super::share::Share;
 use crate::apply::Dirs;
 use crate::content::Leaves;
-use crate::content::leaves::LEAVES_MIN_BYTES;
 use crate::engine::Seen;
 use crate::index::{IndexError, Reader};
 use crate::model::{Entry, Here, LinkGroup, Record, RelPath, Sketch, StatSig};
 use crate::observe::{self, Observed, Reading, Sight};
 use crate::parallel;
-use crate::source::Written;
 
 /// A path that was looked at, with its record as of before.
 pub(super) struct Look {
@@ -144,8 +142,6 @@ fn look_at_one(
 ) -> Result<Option<Looking>, IndexError> {
     let record = reader.get(path)?;
     let mut elsewhere = None;
-    // Of a large content of which only a part is to be read.
-    let mut before = None;
     let found = match observe::sight(dirs, path) {
         Ok(Sight::Absent) => Ok(Observed::Absent),
         Ok(Sight::Foreign) => Ok(Observed::Foreign),
@@ -163,18 +159,10 @@ fn look_at_one(
             // The disk need not show what the row says.
             let shown = known.map(|(entry, sig)| (Here::shown(entry, here_of(&record, &elsewhere)), *sig));
             let known = shown.as_ref().map(|(entry, sig)| (entry, sig));
-            if let (false, Written::Within(_), Some((entry, _))) = (dirt.read, dirt.written, known) {
-                before = large_content(reader, entry)?;
-            }
-            let reading = match (dirt.read, dirt.written, dirt.content) {
-                (true, _, _) => Reading::Always,
-                // What was told of this name says nothing of what was known by another.
-                (false, written, _) if written != Written::Anywhere && elsewhere.is_none() => Reading::Told {
-                    written,
-                    leaves: before.as_ref().map(|(leaves, _)| leaves),
-                },
-                (false, _, true) => Reading::IfTouched,
-                (false, _, false) => Reading::IfChanged,
+            let reading = match (dirt.read, dirt.content) {
+                (true, _) => Reading::Always,
+                (false, true) => Reading::IfTouched,
+                (false, false) => Reading::IfChanged,
             };
             found.read(known, reading)
         }
@@ -213,10 +201,6 @@ fn look_at_one(
             leaves: hashed,
         } => {
             (sketch, leaves) = (read, hashed);
-            if let (Some((_, before)), true, true) = (before, sketch.is_empty(), leaves.is_some()) {
-                // A part does not tell what the whole is like; about what it was.
-                sketch = before;
-            }
             let known = record.as_ref().filter(|record| !record.row.deleted);
             let known = known.or(elsewhere.as_ref().map(|other| &other.record));
             let kin = match known {
@@ -255,20 +239,6 @@ fn look_at_one(
         leaves,
         elsewhere,
     }))))
-}
-
-/// What the index has of a large content: its leaves and its sketch.
-fn large_content(reader: &Reader, entry: &Entry) -> Result<Option<(Leaves, Sketch)>, IndexError> {
-    let Some((size, hash)) = entry.content() else {
-        return Ok(None);
-    };
-    if size < LEAVES_MIN_BYTES {
-        return Ok(None);
-    }
-    let leaves = reader.leaves_of(&hash)?;
-    leaves
-        .map(|leaves| Ok((leaves, reader.sketch_of(&hash)?)))
-        .transpose()
 }
 
 /// What the disk is known to have otherwise than the row says that is looked at.

@@ -420,10 +420,6 @@ impl Keeper {
         execute(&dirs, reader, &steps, staged, &mut outcome)?;
         crash::here(Point::Executed);
         lock_again(&dirs, reader, &locked, &decided, &mut outcome)?;
-        for (from, to) in &outcome.carried {
-            self.renamed.note(from.clone(), to.clone(), Instant::now());
-        }
-
         let sketches: FxHashMap<&RelPath, &Sketch> = arrivals
             .iter()
             .map(|arrival| (&arrival.row.path, &arrival.row.sketch))
@@ -486,6 +482,10 @@ impl Keeper {
         Figures::add(&share.figures.rows_applied, applied);
         self.tidy_up(&dirs, &decided, &mut outcome)?;
         self.learn(&dirs, reader, &decided, &outcome)?;
+        // Only now: until the resolver has learned it, events were called by the old name.
+        for (from, to) in &outcome.carried {
+            self.renamed.note(from.clone(), to.clone(), Instant::now());
+        }
         self.keep_failed(inbound, arrivals, outcome);
         Ok(())
     }

@@ -99,24 +99,6 @@ pub const SPECS: &[Spec] = specs! {
     DIRECT_COMPLETE, Need::Covered("__fput: a direct write that the kernel's own threads queue is seen when they let go of the file"), [("dio", Some("iomap_dio"))];
 };
 
-/// What tells of changes of contents beside a filesystem's own write. Where one of
-/// these is missing, a close is all that tells of some change, and nothing tells of
-/// its bytes.
-pub const CONTENT: [u8; 8] = [
-    id::VFS_FALLOCATE,
-    id::AIO_COMPLETE,
-    id::IO_COMPLETE,
-    id::COPY_RANGE,
-    id::CLONE_RANGE,
-    id::PAGE_DIRTY,
-    id::WRITE_BACK,
-    id::DIRECT_COMPLETE,
-];
-
-/// Filesystems whose contents change in no other way. Not btrfs: what is received
-/// in compressed form (`BTRFS_IOC_ENCODED_WRITE`) passes none of the hooks.
-pub const EXACT_FILESYSTEMS: [&str; 3] = ["ext4", "tmpfs", "xfs"];
-
 /// A filesystem's own write, by the type that the mount table shows. Where two
 /// are named the first that the kernel has is the one.
 pub fn funnels(filesystem: &str) -> &'static [u8] {

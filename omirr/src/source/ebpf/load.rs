@@ -31,7 +31,7 @@ use super::{
     btf::KERNEL_BTF,
     counts::{Control, Counts, passed_over},
     device::Device,
-    hooks::{CONTENT, EXACT_FILESYSTEMS, Layout, Need, SPECS, Spec, funnels, write_iter_slots},
+    hooks::{Layout, Need, SPECS, Spec, funnels, write_iter_slots},
     pins::{NewSet, OldSet, fingerprint},
     probe,
     take::{Taker, Undisturbed},
@@ -234,16 +234,6 @@ pub struct Loaded {
     pub taken_over: bool,
     _programs: Option<Ebpf>,
     _links: Vec<FdLink>,
-}
-
-impl Loaded {
-    /// Whether each change of a content on this filesystem is told with its bytes.
-    pub fn tells_ranges(&self, device: &Device) -> bool {
-        let attached = |id: &u8| self.hooks.iter().any(|hook| hook.id == *id && hook.attached);
-        EXACT_FILESYSTEMS.contains(&device.filesystem.as_str())
-            && CONTENT.iter().all(attached)
-            && funnels(&device.filesystem).iter().any(attached)
-    }
 }
 
 /// Loads and attaches as planned, or takes over what an earlier process has

@@ -33,7 +33,7 @@ use super::{
     load::{LoadError, Loaded, Maps, WatchedDevice, chain, perf_pages},
     take::{Undisturbed, ops},
 };
-use crate::source::{Event, Op, Recoverable, Recovered, Signal, Sink, Written, now_ns};
+use crate::source::{Op, Recoverable, Recovered, Signal, Sink, now_ns};
 
 /// How long the thread sleeps when nothing comes; then it looks at the
 /// counters, because a loss may be the last thing that happened.
@@ -177,9 +177,6 @@ pub(super) struct Reader {
     sink: Sink,
     /// From the kernel's device number to those that `stat` shows.
     devices: HashMap<u32, Vec<u64>>,
-    /// Those, by the kernel's number, on which each change of a content is told with
-    /// its bytes.
-    exact: HashSet<u32>,
     roots: HashSet<(u32, u64)>,
     /// Read but kept back, to be put in order.
     pending: Vec<Decoded>,
@@ -247,11 +244,6 @@ impl Reader {
             shared,
             sink,
             devices,
-            exact: watched
-                .iter()
-                .filter(|watched| loaded.tells_ranges(&watched.device))
-                .map(|watched| watched.device.kernel_dev)
-                .collect(),
             roots: watched
                 .iter()
                 .map(|d| (d.device.kernel_dev, d.root_ino))
@@ -418,24 +410,12 @@ impl Reader {
         let mut batch = Vec::with_capacity(ready);
         for decoded in self.pending.drain(..ready) {
             let mut decoded = decoded;
-            let taken = match self.merge {
-                true => take(&self.maps, &mut decoded),
-                false => Ok(None),
-            };
-            match taken {
-                Ok(entry) => {
-                    if self.exact.contains(&decoded.kernel_dev) {
-                        decoded.event.written = written(&decoded.event, entry.as_ref());
-                    }
-                    if let Some(entry) = &entry {
-                        decoded.event.range = range(entry);
-                    }
-                }
+            if self.merge
+                && let Err(error) = take(&self.maps, &mut decoded)
+            {
                 // It stays, and holds back further events of its inode.
-                Err(error) => {
-                    tracing::error!(%error, "an entry cannot be taken out of the kernel's map");
-                    self.kept = u64::MAX;
-                }
+                tracing::error!(%error, "an entry cannot be taken out of the kernel's map");
+                self.kept = u64::MAX;
             }
             translate(decoded, &self.devices, &self.roots, &mut batch);
         }
@@ -648,26 +628,26 @@ fn recoverable(key: &DirtyKey, dirty: &Dirty) -> Recoverable {
     }
 }
 
-/// Adds to an event what has happened to its inode since, which is returned as
-/// well: from here on a change makes a new entry, and its own event.
-fn take(maps: &Maps, decoded: &mut Decoded) -> io::Result<Option<Dirty>> {
+/// Adds to an event what has happened to its inode since: from here on a change
+/// makes a new entry, and its own event.
+fn take(maps: &Maps, decoded: &mut Decoded) -> io::Result<()> {
     let event = &mut decoded.event;
     if decoded.own || event.ino == 0 || event.to.is_some() {
-        return Ok(None);
+        return Ok(());
     }
     let key = DirtyKey {
         ino: event.ino,
         dev: decoded.kernel_dev,
         generation: event.generation,
     };
-    let taken = maps.take(&key)?;
-    if let Some(dirty) = &taken {
-        event.also = ops(dirty);
+    if let Some(dirty) = maps.take(&key)? {
+        event.also = ops(&dirty);
+        event.range = range(&dirty);
         event.mapped |= dirty.mapped != 0;
         (event.pid, event.uid) = (dirty.pid, dirty.uid);
         (event.cgroup, event.comm) = (dirty.cgroup, dirty.comm);
     }
-    Ok(taken)
+    Ok(())
 }
 
 /// Changes that were kept in the maps because the ring was full, or because
@@ -684,48 +664,12 @@ fn lost_count(maps: &Maps) -> u64 {
 /// The bytes that an entry knows to have changed, as one range; none if there
 /// are others.
 fn range(dirty: &Dirty) -> Option<(u64, u64)> {
+    let used = || dirty.extents.iter().filter(|[_, to]| *to != 0);
     let (from, to) = (
-        extents(dirty)?.map(|(from, _)| from).min()?,
-        extents(dirty)?.map(|(_, to)| to).max()?,
+        used().map(|[from, _]| *from).min()?,
+        used().map(|[_, to]| *to).max()?,
     );
-    Some((from, to))
-}
-
-/// The ranges of bytes that an entry knows to have changed; none if there are
-/// others.
-fn extents(dirty: &Dirty) -> Option<impl Iterator<Item = (u64, u64)> + '_> {
-    let used = dirty.extents.iter().filter(|[_, to]| *to != 0);
-    (dirty.range_unknown == 0 && dirty.writers == 0).then_some(used.map(|[from, to]| (*from, *to)))
-}
-
-/// Where a content was written to, by an event and the entry that was taken with it,
-/// which need not know what the event was sent for.
-fn written(event: &Event, entry: Option<&Dirty>) -> Written {
-    const ATTRIBUTES: [Op; 3] = [Op::Attr, Op::Xattr, Op::Close];
-    const WITH_RANGES: [Op; 5] = [Op::Write, Op::Fallocate, Op::Attr, Op::Xattr, Op::Close];
-    let mut ops = event.also;
-    ops.insert(event.op);
-    if event.mapped || !ops.is_of(&WITH_RANGES) {
-        return Written::Anywhere;
-    }
-    if ops.is_of(&ATTRIBUTES) {
-        return Written::Nowhere;
-    }
-    let within = |range: Option<(u64, u64)>| match range {
-        Some((from, to)) => Written::within(from, to),
-        None => Written::Anywhere,
-    };
-    let by_itself = match ATTRIBUTES.contains(&event.op) {
-        true => Written::Nowhere,
-        false => within(event.range),
-    };
-    let Some(entry) = entry else {
-        return by_itself;
-    };
-    match extents(entry) {
-        Some(extents) => extents.fold(by_itself, |all, extent| all.and(within(Some(extent)))),
-        None => Written::Anywhere,
-    }
+    (dirty.range_unknown == 0 && dirty.writers == 0).then_some((from, to))
 }
 
 /// Hands an event on under the device numbers that the daemon knows.
