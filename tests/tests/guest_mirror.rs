@@ -127,7 +127,11 @@ fn mirrors(attach: &str, transport: &str, part: &str) {
 
 #[test]
 fn fentry_and_ring_on_5_10() {
-    guest::inside("5.10", |guest| fit(guest, "5.10"), || mirrors("fentry", "ring", ""));
+    guest::inside(
+        "5.10",
+        |guest| fit(guest, "5.10"),
+        || mirrors("fentry", "ring", ""),
+    );
 }
 
 #[test]
@@ -137,7 +141,11 @@ fn fentry_and_ring_on_6_1() {
 
 #[test]
 fn fentry_and_ring_on_6_12() {
-    guest::inside("6.12", |guest| fit(guest, "6.12"), || mirrors("fentry", "ring", ""));
+    guest::inside(
+        "6.12",
+        |guest| fit(guest, "6.12"),
+        || mirrors("fentry", "ring", ""),
+    );
 }
 
 #[test]
@@ -147,20 +155,36 @@ fn fentry_and_ring_on_7_2() {
 
 #[test]
 fn kprobe_and_perf_on_5_10() {
-    guest::inside("5.10", |guest| fit(guest, "5.10"), || mirrors("kprobe", "perf", "kernel/net"));
+    guest::inside(
+        "5.10",
+        |guest| fit(guest, "5.10"),
+        || mirrors("kprobe", "perf", "kernel/net"),
+    );
 }
 
 #[test]
 fn kprobe_and_perf_on_6_1() {
-    guest::inside("6.1", |guest| fit(guest, "6.1"), || mirrors("kprobe", "perf", "kernel/net"));
+    guest::inside(
+        "6.1",
+        |guest| fit(guest, "6.1"),
+        || mirrors("kprobe", "perf", "kernel/net"),
+    );
 }
 
 #[test]
 fn kprobe_and_perf_on_6_12() {
-    guest::inside("6.12", |guest| fit(guest, "6.12"), || mirrors("kprobe", "perf", "kernel/net"));
+    guest::inside(
+        "6.12",
+        |guest| fit(guest, "6.12"),
+        || mirrors("kprobe", "perf", "kernel/net"),
+    );
 }
 
 #[test]
 fn kprobe_and_perf_on_7_2() {
-    guest::inside("7.2", |guest| fit(guest, "7.2"), || mirrors("kprobe", "perf", "kernel/net"));
+    guest::inside(
+        "7.2",
+        |guest| fit(guest, "7.2"),
+        || mirrors("kprobe", "perf", "kernel/net"),
+    );
 }
