@@ -3,6 +3,7 @@
 //! - [`binary`]: the omirr under test.
 //! - [`coverage`]: the table of what each source sees on each kernel.
 //! - [`disk`]: small filesystems, for what goes wrong with disks.
+//! - [`ends`]: ending threads even if their test panics.
 //! - [`guest`]: booting kernels and running a test's own code inside.
 //! - [`net`]: two network namespaces joined by a cable.
 //! - [`nodes`]: real nodes on this machine; [`crowd`]: more than two.

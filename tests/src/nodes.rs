@@ -4,7 +4,6 @@
 //! test fails: then it stays, and its place is printed with the logs.
 
 use std::fmt::Write as _;
-use std::fs;
 use std::net::TcpListener;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
@@ -288,7 +287,7 @@ impl Node {
     }
 
     fn io(&self, name: &str) -> u64 {
-        let io = fs::read_to_string(format!("/proc/{}/io", self.pid())).expect("the daemon runs");
+        let io = std::fs::read_to_string(format!("/proc/{}/io", self.pid())).expect("the daemon runs");
         let line = io.lines().find_map(|line| line.strip_prefix(name));
         line.and_then(|count| count.trim().parse().ok())
             .expect("the kernel counts what is read and written")
