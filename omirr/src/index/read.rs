@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use redb::{
-    Key, MultimapTableDefinition, ReadOnlyMultimapTable, ReadOnlyTable, ReadTransaction, ReadableMultimapTable,
-    ReadableTable, TableDefinition, Value,
+    Key, MultimapTableDefinition, ReadOnlyMultimapTable, ReadOnlyTable, ReadTransaction,
+    ReadableMultimapTable, ReadableTable, TableDefinition, Value,
 };
 
 use super::{
@@ -379,7 +379,10 @@ impl Reader {
 
     /// The directories' moves that are kept, in the order of their numbers.
     pub fn moves(&self) -> Result<Vec<Moved>, IndexError> {
-        let all = self.table(&self.moves, MOVES)?.iter().map_err(|error| storage(&self.path, error))?;
+        let all = self
+            .table(&self.moves, MOVES)?
+            .iter()
+            .map_err(|error| storage(&self.path, error))?;
         all.map(|pair| {
             let (_, value) = pair.map_err(|error| storage(&self.path, error))?;
             decode(&self.path, value.value())

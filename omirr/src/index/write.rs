@@ -270,11 +270,17 @@ impl Writer<'_> {
         }
         let (was, is) = (old.as_ref().and_then(large_content), large_content(record));
         if let Some(hash) = was.filter(|_| was != is) {
-            self.contents.get_mut(&index)?.remove(&hash.0[..], key).map_err(fail)?;
+            self.contents
+                .get_mut(&index)?
+                .remove(&hash.0[..], key)
+                .map_err(fail)?;
             self.left.insert(hash);
         }
         if let Some(hash) = is.filter(|_| was != is) {
-            self.contents.get_mut(&index)?.insert(&hash.0[..], key).map_err(fail)?;
+            self.contents
+                .get_mut(&index)?
+                .insert(&hash.0[..], key)
+                .map_err(fail)?;
         }
         self.meta.head = self.meta.head.max(record.seq);
         self.meta.stamp = self.meta.stamp.max(record.row.version.stamp);
@@ -295,7 +301,10 @@ impl Writer<'_> {
         if nobody_has_it || self.sketches.get(&index)?.get(key).map_err(fail)?.is_some() {
             return Ok(());
         }
-        self.sketches.get_mut(&index)?.insert(key, &encode(sketch)[..]).map_err(fail)?;
+        self.sketches
+            .get_mut(&index)?
+            .insert(key, &encode(sketch)[..])
+            .map_err(fail)?;
         for value in sketch.values() {
             self.alike.get_mut(&index)?.insert(*value, key).map_err(fail)?;
         }
@@ -312,7 +321,10 @@ impl Writer<'_> {
         let key = &hash.0[..];
         let nobody_has_it = self.contents.get(&index)?.get(key).map_err(fail)?.is_empty();
         if !nobody_has_it && self.leaves.get(&index)?.get(key).map_err(fail)?.is_none() {
-            self.leaves.get_mut(&index)?.insert(key, &leaves.to_bytes()[..]).map_err(fail)?;
+            self.leaves
+                .get_mut(&index)?
+                .insert(key, &leaves.to_bytes()[..])
+                .map_err(fail)?;
         }
         Ok(())
     }
@@ -338,8 +350,17 @@ impl Writer<'_> {
                 break;
             };
             // It may have come back.
-            if self.contents.get(&index)?.get(oldest.value()).map_err(fail)?.is_empty() {
-                self.leaves.get_mut(&index)?.remove(oldest.value()).map_err(fail)?;
+            if self
+                .contents
+                .get(&index)?
+                .get(oldest.value())
+                .map_err(fail)?
+                .is_empty()
+            {
+                self.leaves
+                    .get_mut(&index)?
+                    .remove(oldest.value())
+                    .map_err(fail)?;
             }
         }
         Ok(())
@@ -464,7 +485,10 @@ impl Writer<'_> {
             return Ok(());
         }
         for (last, moved) in moves {
-            self.moves.get_mut(&index)?.insert(last, &encode(&moved)[..]).map_err(fail)?;
+            self.moves
+                .get_mut(&index)?
+                .insert(last, &encode(&moved)[..])
+                .map_err(fail)?;
         }
         while self.moves.get(&index)?.len().map_err(fail)? > MOVES_KEPT {
             self.moves.get_mut(&index)?.pop_first().map_err(fail)?;
