@@ -209,14 +209,24 @@ impl Writer<'_> {
 
     /// Puts `record` in the place of the path's former one, in both orders.
     pub fn put(&mut self, path: &RelPath, record: &Record) -> Result<(), IndexError> {
+        let old = self.get(path)?;
+        self.put_over(old.as_ref(), path, record)
+    }
+
+    /// The same where the former one, `old`, has just been asked for.
+    pub fn put_over(
+        &mut self,
+        old: Option<&Record>,
+        path: &RelPath,
+        record: &Record,
+    ) -> Result<(), IndexError> {
         let index = self.path.clone();
         let fail = |error: redb::StorageError| storage(&index, error);
         let key = path.as_bytes();
-        let old = self.get(path)?;
-        for (record, came) in old.iter().map(|old| (old, false)).chain([(record, true)]) {
+        for (record, came) in old.map(|old| (old, false)).into_iter().chain([(record, true)]) {
             self.count(record, came);
         }
-        if let Some(old) = &old {
+        if let Some(old) = old {
             if old.seq != record.seq {
                 self.seqs.remove(old.seq).map_err(fail)?;
             }
@@ -251,24 +261,24 @@ impl Writer<'_> {
                 self.meta.conflicts += u64::from(is_conflict_path(path));
             }
         }
-        if old.as_ref().is_none_or(|old| old.seq != record.seq) {
+        if old.is_none_or(|old| old.seq != record.seq) {
             self.seqs.insert(record.seq, key).map_err(fail)?;
         }
-        let old_ino = old.as_ref().and_then(|old| old.sig).map(|sig| sig.ino);
+        let old_ino = old.and_then(|old| old.sig).map(|sig| sig.ino);
         if let Some(sig) = record.sig.filter(|sig| old_ino != Some(sig.ino)) {
             self.inodes.insert(sig.ino, key).map_err(fail)?;
         }
         if let Some(group) = record.row.live().and_then(|entry| entry.link) {
             self.groups.get_mut(&index)?.insert(group.0, key).map_err(fail)?;
         }
-        let (was, is) = (old.as_ref().and_then(with_other_names), with_other_names(record));
+        let (was, is) = (old.and_then(with_other_names), with_other_names(record));
         if let Some(ino) = was.filter(|_| was != is) {
             self.names.get_mut(&index)?.remove(ino, key).map_err(fail)?;
         }
         if let Some(ino) = is.filter(|_| was != is) {
             self.names.get_mut(&index)?.insert(ino, key).map_err(fail)?;
         }
-        let (was, is) = (old.as_ref().and_then(large_content), large_content(record));
+        let (was, is) = (old.and_then(large_content), large_content(record));
         if let Some(hash) = was.filter(|_| was != is) {
             self.contents
                 .get_mut(&index)?
@@ -414,7 +424,9 @@ impl Writer<'_> {
     /// Notes what the disk has of a path's row, if that is live.
     pub fn set_here(&mut self, path: &RelPath, here: Option<Box<Here>>) -> Result<(), IndexError> {
         match self.get(path)? {
-            Some(old) if !old.row.deleted && old.here != here => self.put(path, &Record { here, ..old }),
+            Some(old) if !old.row.deleted && old.here != here => {
+                self.put_over(Some(&old), path, &Record { here, ..old.clone() })
+            }
             _ => Ok(()),
         }
     }
@@ -423,7 +435,9 @@ impl Writer<'_> {
     /// something else.
     pub fn set_sig(&mut self, path: &RelPath, sig: Option<StatSig>) -> Result<(), IndexError> {
         match self.get(path)? {
-            Some(old) if !old.row.deleted && old.sig != sig => self.put(path, &Record { sig, ..old }),
+            Some(old) if !old.row.deleted && old.sig != sig => {
+                self.put_over(Some(&old), path, &Record { sig, ..old.clone() })
+            }
             _ => Ok(()),
         }
     }
