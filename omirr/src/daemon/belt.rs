@@ -36,8 +36,11 @@ const FEW: usize = 32;
 /// What could not be read because there was something else to do is tried again after
 /// so long.
 const LATER: Duration = Duration::from_secs(5);
-/// Between two looks for something to do.
-const PAUSE: Duration = Duration::from_secs(1);
+/// Between two looks for something to do, if there was nothing, and if there was.
+const PAUSE: Duration = Duration::from_secs(5);
+const PAUSE_MIN: Duration = Duration::from_millis(50);
+/// Small files of so many bytes are looked at again at once: the keeper reads them.
+const FEW_BYTES: u64 = 16 << 20;
 /// After so many bytes it is asked whether to go on.
 const ASK_EVERY: u64 = 8 << 20;
 
@@ -167,7 +170,8 @@ impl Paths {
 /// Looks for something to do, for as long as there is nothing better to do, until
 /// told to stop.
 pub async fn run(share: Arc<Share>, mut stop: watch::Receiver<bool>) {
-    let pause = PAUSE.min(share.belt.quiet / 4);
+    let at_most = PAUSE.min(share.belt.quiet / 4);
+    let mut pause = at_most;
     loop {
         tokio::select! {
             _ = stop.wait_for(|stop| *stop) => return,
@@ -176,15 +180,19 @@ pub async fn run(share: Arc<Share>, mut stop: watch::Receiver<bool>) {
         if share.stopped().is_some() {
             return;
         }
+        pause = at_most;
         if !is_idle(&share) || !share.belt.has_waiting(Instant::now()) {
             continue;
         }
+        pause = PAUSE_MIN;
         let (task_share, task_stop) = (Arc::clone(&share), stop.clone());
         let task = move || step(&task_share, &|| is_idle(&task_share) && !*task_stop.borrow());
         match tokio::task::spawn_blocking(task).await {
             Ok(Ok(())) => {}
             // Whoever has more to do with the index says it as well.
-            Ok(Err(error)) => tracing::warn!(share = %share.name, "what is not sure cannot be read again: {error:#}"),
+            Ok(Err(error)) => {
+                tracing::warn!(share = %share.name, "what is not sure cannot be read again: {error:#}")
+            }
             Err(_cancelled) => return,
         }
     }
@@ -201,7 +209,9 @@ fn is_idle(share: &Share) -> bool {
 /// Goes through a part of the index, if need be, and reads a few files again, for as
 /// long as `go_on` says so.
 fn step(share: &Share, go_on: &dyn Fn() -> bool) -> anyhow::Result<()> {
+    share.belt.read.lock().clear();
     walk(share)?;
+    let mut small = 0;
     let due = share.belt.due(Instant::now());
     // After that: what was noted is in it.
     let reader = share.index.read()?;
@@ -218,8 +228,17 @@ fn step(share: &Share, go_on: &dyn Fn() -> bool) -> anyhow::Result<()> {
             continue;
         }
         let size = record.row.entry.content().map_or(0, |(size, _)| size);
+        if size < LEAVES_MIN_BYTES {
+            small += size;
+            if small > FEW_BYTES {
+                share.belt.put_back(&path, Instant::now());
+                continue;
+            }
+        }
         let is_as = |sig: &StatSig| sig.same_as(&known);
-        if size >= LEAVES_MIN_BYTES && observe::stat(&dirs, &path).is_ok_and(|sig| sig.as_ref().is_some_and(is_as)) {
+        if size >= LEAVES_MIN_BYTES
+            && observe::stat(&dirs, &path).is_ok_and(|sig| sig.as_ref().is_some_and(is_as))
+        {
             match read(share, &dirs, &path, &record.row.entry, &known, go_on) {
                 Some(true) => {
                     share.belt.read.lock().insert(path.clone(), known);
@@ -284,10 +303,6 @@ fn read(
     go_on: &dyn Fn() -> bool,
 ) -> Option<bool> {
     let content = entry.content()?;
-    // Whoever stores into it unseen does it meanwhile, too; a close ends that.
-    if share.trust.lock().is_mapped(known.ino) {
-        return None;
-    }
     let Ok(file) = apply::open_file(dirs, path) else {
         return Some(false);
     };

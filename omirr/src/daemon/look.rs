@@ -165,6 +165,7 @@ fn look_at_one(
             // The disk need not show what the row says.
             let shown = known.map(|(entry, sig)| (Here::shown(entry, here_of(&record, &elsewhere)), *sig));
             let known = shown.as_ref().map(|(entry, sig)| (entry, sig));
+            let just_read = share.belt.has_read(path, &found.sig());
             // What was told of this name says nothing of what was known by another.
             let whole = elsewhere.is_none() && share.trust.lock().is_whole(found.sig().ino);
             if let (true, Written::Within(_), Some((entry, _))) = (whole && !dirt.read, dirt.written, known) {
@@ -172,13 +173,14 @@ fn look_at_one(
             }
             let reading = match (dirt.read, dirt.written, dirt.content) {
                 (true, _, _) => Reading::Always,
-                (false, written, _) if written != Written::Anywhere => Reading::Told(Told {
+                (false, written, touched) if written != Written::Anywhere => Reading::Told(Told {
                     written,
+                    touched,
                     whole,
                     leaves: before.as_ref().map(|(leaves, _)| leaves),
                 }),
                 (false, _, true) => Reading::IfTouched,
-                (false, _, false) if share.belt.has_read(path, &found.sig()) => Reading::JustRead,
+                (false, _, false) if just_read => Reading::JustRead,
                 (false, _, false) => Reading::IfChanged,
             };
             found.read(known, reading)

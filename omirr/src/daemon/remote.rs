@@ -481,7 +481,11 @@ impl Keeper {
         {
             // What is told of their bytes from here on says nothing of this.
             let mut trust = share.trust.lock();
-            outcome.sigs.values().flatten().for_each(|sig| trust.forget(sig.ino));
+            outcome
+                .sigs
+                .values()
+                .flatten()
+                .for_each(|sig| trust.forget(sig.ino));
         }
         let racy = outcome
             .sigs

@@ -13,6 +13,8 @@ use crate::source::{Ranges, Written};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Told<'a> {
     pub written: Written,
+    /// It was about the content, and not of attributes alone.
+    pub touched: bool,
     /// This daemon has read all of it once while nobody had it mapped to write, and
     /// would have been told of a mapping since.
     pub whole: bool,
@@ -156,11 +158,16 @@ mod tests {
         }
 
         /// The verdict on what `change` makes of the ordinary case.
-        fn judge(&self, written: Written, change: impl FnOnce(&mut Case<'_>, &mut StatSig)) -> Result<bool, Doubt> {
+        fn judge(
+            &self,
+            written: Written,
+            change: impl FnOnce(&mut Case<'_>, &mut StatSig),
+        ) -> Result<bool, Doubt> {
             let mut now = self.sig;
             let mut case = Case {
                 told: Told {
                     written,
+                    touched: true,
                     whole: true,
                     leaves: Some(&self.leaves),
                 },
@@ -179,7 +186,10 @@ mod tests {
         let large = Large::new();
         let within = Written::within(MIB, MIB + 1);
         assert_eq!(large.judge(within, |_, now| now.mtime.secs += 1), Ok(true));
-        assert_eq!(large.judge(Written::Nowhere, |_, now| now.ctime.secs += 1), Ok(false));
+        assert_eq!(
+            large.judge(Written::Nowhere, |_, now| now.ctime.secs += 1),
+            Ok(false)
+        );
         // Appended to, as was told.
         let end = Written::within(SIZE, SIZE + 5);
         assert_eq!(large.judge(end, |_, now| now.size = SIZE + 5), Ok(true));
@@ -191,28 +201,49 @@ mod tests {
         for written in [within, Written::Nowhere] {
             let large = Large::new();
             assert_eq!(large.judge(Written::Anywhere, |_, _| {}), Err(Doubt::Untold));
-            assert_eq!(large.judge(written, |case, _| case.told.whole = false), Err(Doubt::NotWhole));
+            assert_eq!(
+                large.judge(written, |case, _| case.told.whole = false),
+                Err(Doubt::NotWhole)
+            );
             assert_eq!(large.judge(written, |case, _| case.dax = true), Err(Doubt::Dax));
-            assert_eq!(large.judge(written, |case, _| case.known = None), Err(Doubt::Unknown));
+            assert_eq!(
+                large.judge(written, |case, _| case.known = None),
+                Err(Doubt::Unknown)
+            );
             assert_eq!(large.judge(written, |_, now| now.ino = 2), Err(Doubt::OtherInode));
-            assert_eq!(large.judge(written, |_, now| now.btime.secs += 1), Err(Doubt::OtherInode));
+            assert_eq!(
+                large.judge(written, |_, now| now.btime.secs += 1),
+                Err(Doubt::OtherInode)
+            );
             assert_eq!(large.judge(written, |_, now| now.nlink = 2), Err(Doubt::Linked));
             let mut linked = Large::new();
             linked.entry.link = Some(LinkGroup(1));
             assert_eq!(linked.judge(written, |_, _| {}), Err(Doubt::Linked));
             let mut was_linked = Large::new();
             was_linked.sig.nlink = 2;
-            assert_eq!(was_linked.judge(written, |_, now| now.nlink = 1), Err(Doubt::Linked));
+            assert_eq!(
+                was_linked.judge(written, |_, now| now.nlink = 1),
+                Err(Doubt::Linked)
+            );
             let mut other = Large::new();
             other.sig.size -= 1;
             assert_eq!(other.judge(written, |_, _| {}), Err(Doubt::Unknown));
         }
         let mut large = Large::new();
-        assert_eq!(large.judge(within, |case, _| case.told.leaves = None), Err(Doubt::NoLeaves));
+        assert_eq!(
+            large.judge(within, |case, _| case.told.leaves = None),
+            Err(Doubt::NoLeaves)
+        );
         assert_eq!(large.judge(within, |_, now| now.size -= 1), Err(Doubt::Size));
         assert_eq!(large.judge(within, |_, now| now.size += 1), Err(Doubt::Size));
-        assert_eq!(large.judge(Written::Nowhere, |_, now| now.size += 1), Err(Doubt::Changed));
-        assert_eq!(large.judge(Written::Nowhere, |_, now| now.mtime.nanos += 1), Err(Doubt::Changed));
+        assert_eq!(
+            large.judge(Written::Nowhere, |_, now| now.size += 1),
+            Err(Doubt::Changed)
+        );
+        assert_eq!(
+            large.judge(Written::Nowhere, |_, now| now.mtime.nanos += 1),
+            Err(Doubt::Changed)
+        );
         large.entry.kind = Kind::File {
             size: SIZE,
             hash: Hash([1; 32]),

@@ -77,7 +77,8 @@ pub enum Reading<'a> {
     IfTouched,
     /// The kernel told of the content's changes since the path was last looked at with
     /// their bytes: the rest is as it was, if nothing speaks against it; else as
-    /// [`Reading::IfTouched`]. What such a look has not read stays or becomes racy.
+    /// [`Reading::IfTouched`], or [`Reading::IfChanged`] where it was not about the
+    /// content. What such a look has not read stays or becomes racy.
     Told(Told<'a>),
     /// All of the content was read a moment ago, long after its last change, and was
     /// what is known.
@@ -324,12 +325,14 @@ fn known_content(
     }
     let (entry, sig) = known?;
     let (size, _) = entry.content()?;
+    let same_content = sig.same_content(now);
     let same = match reading {
-        Reading::IfChanged => !sig.racy && sig.same_content(now),
-        Reading::JustRead => sig.same_content(now) && sig.ctime == now.ctime,
-        Reading::IfTouched | Reading::Told(_) => {
-            !sig.racy && told.is_none() && sig.same_content(now) && sig.ctime == now.ctime
-        }
+        Reading::IfChanged => !sig.racy && same_content,
+        Reading::IfTouched => !sig.racy && same_content && sig.ctime == now.ctime,
+        // A part is to be read.
+        Reading::Told(_) if told.is_some() => false,
+        Reading::Told(told) => !sig.racy && same_content && (!told.touched || sig.ctime == now.ctime),
+        Reading::JustRead => same_content && sig.ctime == now.ctime,
         Reading::Always => false,
     };
     (same && size == now.size).then(|| entry.kind.clone())
@@ -363,8 +366,8 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::source::Written;
     use crate::apply::ShareRoot;
+    use crate::source::Written;
 
     /// Does `meanwhile` between the first `stat` and the reading.
     fn observe_while(folder: &Path, meanwhile: impl FnOnce(&Path)) -> Observed {
@@ -469,6 +472,7 @@ mod tests {
         fn told(&self, written: Written) -> (Entry, StatSig) {
             let reading = Reading::Told(Told {
                 written,
+                touched: written != Written::Nowhere,
                 whole: true,
                 leaves: Some(&self.leaves),
             });

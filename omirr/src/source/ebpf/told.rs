@@ -73,7 +73,8 @@ mod tests {
         let told = event(Op::Write, Some((0, 5)));
         assert_eq!(written(&told, None), (Written::within(0, 5), true));
         let more = entry(&[[3 * MIB, 3 * MIB + 1], [9 * MIB, 10 * MIB]]);
-        let all = [(0, 5), (3 * MIB, 3 * MIB + 1), (9 * MIB, 10 * MIB)].map(|(from, to)| Written::within(from, to));
+        let all =
+            [(0, 5), (3 * MIB, 3 * MIB + 1), (9 * MIB, 10 * MIB)].map(|(from, to)| Written::within(from, to));
         let all = all.into_iter().fold(Written::Nowhere, Written::and);
         assert_eq!(written(&told, Some(&more)), (all, true));
         // The event was sent for a close, and the writes came to the entry after it.
@@ -106,7 +107,11 @@ mod tests {
         };
         let told = event(Op::Write, Some((0, 5)));
         anywhere(&event(Op::Write, None), None, "a write without bytes");
-        anywhere(&event(Op::Write, Some((5, u64::MAX))), None, "an exit that was missed");
+        anywhere(
+            &event(Op::Write, Some((5, u64::MAX))),
+            None,
+            "an exit that was missed",
+        );
         anywhere(&event(Op::Fallocate, Some((5, 5))), None, "a range that is empty");
         for op in [Op::Truncate, Op::Create, Op::Unlink, Op::Rename, Op::Link] {
             let mut also = told.clone();
@@ -124,10 +129,7 @@ mod tests {
             ..entry(&[[0, 5]])
         };
         anywhere(&told, Some(&busy), "an entry that is being widened");
-        let mapped = Event {
-            mapped: true,
-            ..told
-        };
+        let mapped = Event { mapped: true, ..told };
         assert_eq!(written(&mapped, None), (Written::Anywhere, false));
     }
 }
