@@ -138,6 +138,14 @@ fn mirrors(attach: &str, transport: &str, part: &str) {
     pair.two.stop();
 }
 
+/// Before Linux 5.14 an entry cannot be read and removed in one step, and what is told
+/// of bytes is not believed.
+fn is_old() -> bool {
+    fs::read_to_string("/proc/sys/kernel/osrelease")
+        .unwrap()
+        .starts_with("5.10.")
+}
+
 /// What a node has read, and what it has received or sent as content.
 fn figures(pair: &Pair) -> [u64; 3] {
     let sent = pair.one.stats()["shares"][0]["content_sent_bytes"].as_u64();
@@ -159,10 +167,6 @@ fn reads_what_was_written(pair: &mut Pair) {
     }
     pair.settle_equal(LONG);
     let file = File::options().write(true).open(&path).unwrap();
-    // Up to Linux 5.14 an entry cannot be read and removed in one step.
-    let old = fs::read_to_string("/proc/sys/kernel/osrelease")
-        .unwrap()
-        .starts_with("5.10.");
     type Change = (&'static str, fn(&File, u64));
     let changes: [Change; 5] = [
         ("written to in the middle", |file, mib| {
@@ -203,7 +207,7 @@ fn reads_what_was_written(pair: &mut Pair) {
         let compared = pair.one.log_text()[logged..].contains("events were lost");
         // Two leaves to hash and two to send, and what settling reads.
         assert!(
-            old || compared || one < 8 * MIB,
+            is_old() || compared || one < 8 * MIB,
             "{what}: {one}\n{}",
             pair.one.log_tail()
         );
@@ -215,6 +219,10 @@ fn reads_what_was_written(pair: &mut Pair) {
 /// However a large file is changed of which only what was told is read, the peer gets
 /// it.
 fn finds_what_was_changed_in_whatever_way(pair: &mut Pair) {
+    if is_old() {
+        // All of it is read at each look, as everywhere else.
+        return;
+    }
     let path = pair.one.share.join("large");
     let open = || File::options().read(true).write(true).open(&path).unwrap();
     let told = |pair: &mut Pair| {
@@ -306,7 +314,7 @@ fn finds_what_was_changed_in_whatever_way(pair: &mut Pair) {
     println!("two processes write at once, while the daemon takes what they change");
     let mut writers = [0, 10].map(|place| {
         Command::new("dd")
-            .args(["if=/dev/urandom", "bs=512", "count=6000", "conv=notrunc"])
+            .args(["if=/dev/urandom", "bs=512", "count=3000", "conv=notrunc"])
             .arg(format!("of={}", path.display()))
             .arg(format!("seek={}", place * 2048))
             .stderr(std::process::Stdio::null())
