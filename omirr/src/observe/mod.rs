@@ -468,8 +468,8 @@ mod tests {
             fs::read(self.folder.path().join("f")).unwrap()
         }
 
-        /// What a look finds after it was told that.
-        fn told(&self, written: Written) -> (Entry, StatSig) {
+        /// What a look finds after it was told that, and whether it read a part.
+        fn told(&self, written: Written) -> (Entry, StatSig, bool) {
             let reading = Reading::Told(Told {
                 written,
                 touched: written != Written::Nowhere,
@@ -478,12 +478,16 @@ mod tests {
             });
             match observed(&self.folder, Some((&self.entry, &self.sig)), reading) {
                 Observed::Present {
-                    entry, sig, leaves, ..
+                    entry,
+                    sig,
+                    leaves,
+                    in_part,
+                    ..
                 } => {
                     if let Some(leaves) = leaves {
                         assert_eq!(Some((leaves.size(), leaves.hash())), entry.content());
                     }
-                    (entry, sig)
+                    (entry, sig, in_part)
                 }
                 other => panic!("{other:?}"),
             }
@@ -512,9 +516,12 @@ mod tests {
         let told = content_of(&large.content());
         // Nobody tells of this one: whoever finds it has read too much.
         large.file().write_all_at(b"not told", 2 * MIB).unwrap();
-        let (entry, sig) = large.told(Written::within(5 * MIB, 5 * MIB + 4));
+        let (entry, sig, in_part) = large.told(Written::within(5 * MIB, 5 * MIB + 4));
         assert_eq!(entry.content(), told);
-        assert!(sig.racy, "what was not read is to be read in a comparison");
+        assert!(
+            in_part && sig.racy,
+            "what was not read is to be read in a comparison"
+        );
         let both = Written::within(5 * MIB, 5 * MIB + 4).and(Written::within(2 * MIB, 2 * MIB + 8));
         assert_eq!(large.told(both).0.content(), content_of(&large.content()));
         assert_eq!(
@@ -529,15 +536,22 @@ mod tests {
             let large = Large::new();
             large.file().write_all_at(b"x", 0).unwrap();
             large.file().set_len(size).unwrap();
-            let (entry, _) = large.told(Written::within(0, 1));
+            let (entry, _, in_part) = large.told(Written::within(0, 1));
             assert_eq!(entry.content(), content_of(&large.content()), "{size}");
+            assert!(!in_part, "nobody has told of the new size {size}");
+        }
+        for (from, len) in [(8 * MIB, 3), (8 * MIB + 5, 2 << 20), (8 * MIB - 1, 2)] {
+            let large = Large::new();
+            large.file().write_all_at(&vec![1; len], from).unwrap();
+            let (entry, _, in_part) = large.told(Written::within(from, from + len as u64));
+            assert_eq!(entry.content(), content_of(&large.content()), "{from} +{len}");
+            assert!(in_part, "{from} +{len}");
         }
         let large = Large::new();
         large.file().write_all_at(&[1; 6 << 20], MIB).unwrap();
-        let (entry, sig) = large.told(Written::within(MIB, 7 * MIB));
+        let (entry, _, in_part) = large.told(Written::within(MIB, 7 * MIB));
         assert_eq!(entry.content(), content_of(&large.content()));
-        let read_in_full = is_racy(&[sig.mtime]) == sig.racy;
-        assert!(read_in_full, "most of it is all of it");
+        assert!(!in_part, "most of it is all of it");
     }
 
     #[test]
@@ -548,12 +562,12 @@ mod tests {
             .file()
             .set_permissions(fs::Permissions::from_mode(0o600))
             .unwrap();
-        let (entry, sig) = large.told(Written::Nowhere);
+        let (entry, sig, _) = large.told(Written::Nowhere);
         assert_eq!((entry.mode, entry.content(), sig.racy), (0o600, known, true));
         large.file().write_all_at(b"not told", 2 * MIB).unwrap();
         let later = std::time::SystemTime::now() + std::time::Duration::from_secs(5);
         large.file().set_modified(later).unwrap();
-        let (entry, _) = large.told(Written::Nowhere);
+        let (entry, ..) = large.told(Written::Nowhere);
         assert_eq!(entry.content(), content_of(&large.content()));
     }
 
@@ -570,7 +584,7 @@ mod tests {
             let large = Large::new();
             replace(&large.folder.path().join("f"));
             large.file().write_all_at(b"not told", 2 * MIB).unwrap();
-            let (entry, _) = large.told(Written::within(0, 1));
+            let (entry, ..) = large.told(Written::within(0, 1));
             assert_eq!(entry.content(), content_of(&large.content()));
         }
     }
