@@ -5,7 +5,7 @@
 use std::alloc::Layout;
 use std::fs::File;
 use std::os::fd::{AsRawFd, FromRawFd};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 /// What a direct write and a mapping go by.
@@ -161,4 +161,43 @@ pub fn uring_write_page(file: &File, at: u64, byte: u8) -> bool {
     };
     assert_eq!(result, PAGE as i32, "what io_uring wrote");
     true
+}
+
+/// Writes a page full of `byte` to where the disk has this page of the file, behind
+/// the filesystem's back: no event, and no other time. `node` is a free path on a
+/// filesystem that takes devices.
+///
+/// # Panics
+/// The filesystem does not say where it is, or it cannot be written.
+pub fn write_page_beneath(file: &File, at: u64, byte: u8, node: &Path) {
+    const FIBMAP: libc::Ioctl = 1;
+    file.sync_all().expect("a file can be synced");
+    let block_bytes = rustix::fs::fstatvfs(file).expect("it is on a filesystem").f_bsize;
+    let mut block = libc::c_int::try_from(at / block_bytes).expect("a small file");
+    // SAFETY: the kernel replaces the integer, which outlives the call.
+    let asked = unsafe { libc::ioctl(file.as_raw_fd(), FIBMAP, &raw mut block) };
+    check(asked.into(), "FIBMAP");
+    assert!(block > 0, "there is a hole");
+    let device = file.metadata().expect("it is there").dev();
+    let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        node,
+        rustix::fs::FileType::BlockDevice,
+        mode,
+        device,
+    )
+    .expect("a device can be made");
+    let disk = File::options()
+        .write(true)
+        .open(node)
+        .expect("a disk can be opened");
+    let place = u64::from(block.cast_unsigned()) * block_bytes;
+    disk.write_all_at(&[byte; PAGE], place).expect("a disk takes it");
+    disk.sync_all().expect("a disk can be synced");
+    // What the page cache has of the file is of before.
+    rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::DontNeed).expect("advice is taken");
+    let mut read = [0];
+    file.read_exact_at(&mut read, at).expect("it can be read");
+    assert_eq!(read, [byte], "what the file has now");
 }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use omirr_tests::guest::{self, Disk, Guest, Kernel};
-use omirr_tests::net::Cable;
+use omirr_tests::net::{Cable, Side};
 use omirr_tests::nodes::Pair;
 use omirr_tests::ways::{self, Mapped};
 
@@ -126,6 +126,7 @@ fn mirrors(attach: &str, transport: &str, part: &str) {
     assert!(!pair.one.share.join("tree").exists());
     reads_what_was_written(&mut pair);
     finds_what_was_changed_in_whatever_way(&mut pair);
+    finds_later_what_nothing_tells_of(&mut pair, &cable);
     // One look at each tree, at the start, and no other: nothing was lost, or
     // what was lost is told.
     for node in [&pair.one, &pair.two] {
@@ -335,6 +336,53 @@ fn finds_what_was_changed_in_whatever_way(pair: &mut Pair) {
     }
     pair.settle_equal(LONG);
     fs::remove_file(&path).unwrap();
+    pair.settle_equal(LONG);
+}
+
+/// A file that was read in part is read in full when it has been quiet, by the next
+/// daemon as well, to which the programs tell what changed meanwhile, and which
+/// compares nothing.
+fn finds_later_what_nothing_tells_of(pair: &mut Pair, cable: &Arc<Cable>) {
+    if is_old() {
+        return;
+    }
+    let path = pair.one.share.join("large");
+    let noise: Vec<u8> = (0..8 * MIB).map(|at| (at ^ at >> 5 ^ at >> 11) as u8).collect();
+    fs::write(&path, noise).unwrap();
+    pair.settle_equal(LONG);
+    let file = File::options().read(true).write(true).open(&path).unwrap();
+    file.write_all_at(b"told", 3 * MIB).unwrap();
+    pair.settle_equal(LONG);
+    pair.one.stop();
+    let logged = pair.one.log_text().len();
+    ways::write_page_beneath(&file, 6 * MIB, 0x5a, &pair.one.folder.join("disk"));
+    let wires = Arc::clone(cable);
+    pair.one.launcher = Some(Box::new(move |binary| {
+        let mut daemon = wires.command(Side::One, binary);
+        daemon.env("OMIRR_QUIET_MS", "1000");
+        daemon
+    }));
+    pair.one.start();
+    let there = pair.two.share.join("large");
+    let arrived = || {
+        let mut read = [0];
+        File::open(&there)
+            .unwrap()
+            .read_exact_at(&mut read, 6 * MIB)
+            .unwrap();
+        read == [0x5a]
+    };
+    let deadline = Instant::now() + LONG;
+    while !arrived() {
+        assert!(Instant::now() < deadline, "{}", pair.one.log_tail());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let log = pair.one.log_text();
+    assert!(log[logged..].contains("the event source has gone on"), "{log}");
+    assert!(
+        !log[logged..].contains("the tree is compared with the index"),
+        "{log}"
+    );
     pair.settle_equal(LONG);
 }
 

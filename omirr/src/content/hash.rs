@@ -236,3 +236,17 @@ impl Source for BorrowedFd<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_content_too_long_for_a_list_no_leaf_is_even_counted() {
+        let file = tempfile::tempfile().unwrap();
+        let known = Leaves::new(4 << 20, vec![[0; 32]; 4]).unwrap();
+        let everything = std::iter::once(0..u64::MAX);
+        let again = hash_again(file.as_fd(), &known, u64::MAX, everything).unwrap();
+        assert_eq!(again, None);
+    }
+}
