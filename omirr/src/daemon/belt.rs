@@ -5,7 +5,7 @@
 //! each, once it has been quiet for long. So what no event tells of is found late and
 //! not never. As the index keeps what is racy, it is found again after a restart. The
 //! contents of large files are read here, so that nobody waits for it; it is given up
-//! when something else is to be done. Nothing is written, and nothing decided.
+//! when changes pile up. Nothing is written, and nothing decided.
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -39,6 +39,8 @@ const LATER: Duration = Duration::from_secs(5);
 /// Between two looks for something to do, if there was nothing, and if there was.
 const PAUSE: Duration = Duration::from_secs(5);
 const PAUSE_MIN: Duration = Duration::from_millis(50);
+/// More changed paths than these, waiting, are a backlog.
+const BACKLOG: usize = 64;
 /// Small files of so many bytes are looked at again at once: the keeper reads them.
 const FEW_BYTES: u64 = 16 << 20;
 /// After so many bytes it is asked whether to go on.
@@ -198,12 +200,11 @@ pub async fn run(share: Arc<Share>, mut stop: watch::Receiver<bool>) {
     }
 }
 
-/// Whether nobody waits for anything else.
+/// Whether the keeper keeps up with what users and peers do. What cannot be applied,
+/// or never stops changing, is no reason to wait.
 fn is_idle(share: &Share) -> bool {
-    share.has_compared() && share.dirty().is_empty() && {
-        let progress = share.progress.lock();
-        progress.pending == 0 && !progress.unsettled
-    }
+    let inputs = &share.inputs;
+    share.has_compared() && share.dirty().len() <= BACKLOG && inputs.capacity() == inputs.max_capacity()
 }
 
 /// Goes through a part of the index, if need be, and reads a few files again, for as
@@ -211,7 +212,7 @@ fn is_idle(share: &Share) -> bool {
 fn step(share: &Share, go_on: &dyn Fn() -> bool) -> anyhow::Result<()> {
     share.belt.read.lock().clear();
     walk(share)?;
-    let mut small = 0;
+    let (mut small, mut ready) = (0, Vec::new());
     let due = share.belt.due(Instant::now());
     // After that: what was noted is in it.
     let reader = share.index.read()?;
@@ -252,8 +253,9 @@ fn step(share: &Share, go_on: &dyn Fn() -> bool) -> anyhow::Result<()> {
             }
         }
         tracing::debug!(target: "omirr::touched", share = %share.name, "{path} is read again");
-        share.touch([(path, Hint::default())]);
+        ready.push((path, Hint::default()));
     }
+    share.touch(ready);
     Ok(())
 }
 
