@@ -3,7 +3,7 @@
 //! In: paths whose content was read within a clock tick of its last change, or only
 //! where events told that it had changed; the index knows them as racy. Out: a look at
 //! each, once it has been quiet for long. So what no event tells of is found late and
-//! not never. As the index keeps what is racy, it is found again after a restart. The
+//! not never. What this daemon has itself written for a peer is not among them. As the index keeps what is racy, it is found again after a restart. The
 //! contents of large files are read here, so that nobody waits for it; it is given up
 //! when changes pile up. Nothing is written, and nothing decided.
 
@@ -278,7 +278,9 @@ fn walk(share: &Share) -> anyhow::Result<()> {
     let now = Instant::now();
     let mut paths = share.belt.paths.lock();
     for (path, record) in &rows {
-        let Some(sig) = record.sig.filter(|sig| sig.racy && !record.row.deleted) else {
+        // What a peer sent was hashed while it was written.
+        let own = record.via.is_none() && !record.row.deleted;
+        let Some(sig) = record.sig.filter(|sig| sig.racy && own) else {
             continue;
         };
         if !paths.waiting.contains_key(path) {

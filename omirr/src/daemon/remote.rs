@@ -494,13 +494,6 @@ impl Keeper {
                 .flatten()
                 .for_each(|sig| trust.forget(sig.ino));
         }
-        let racy = outcome
-            .sigs
-            .iter()
-            .filter(|(_, sig)| sig.is_some_and(|sig| sig.racy));
-        share
-            .belt
-            .note(racy.map(|(path, _)| (path, false)), Instant::now());
         self.say_lacks(&outcome);
         Figures::add(&share.figures.rows_applied, applied);
         self.tidy_up(&dirs, &decided, &mut outcome)?;
