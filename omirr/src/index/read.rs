@@ -4,10 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use redb::{
-    Key, MultimapTableDefinition, ReadOnlyMultimapTable, ReadOnlyTable, ReadTransaction,
-    ReadableMultimapTable, ReadableTable, TableDefinition, Value,
-};
+use redb::{ReadOnlyMultimapTable, ReadOnlyTable, ReadTransaction, ReadableMultimapTable, ReadableTable};
 
 use super::{
     ALIKE, CONTENTS, GROUPS, INODES, INTENTS, IndexError, LEAVES, META, MOVES, Meta, NAMES, ROWS, SEQS,
@@ -130,30 +127,15 @@ impl Reader {
     }
 
     /// A table of this snapshot, opened if it is asked for the first time.
-    fn table<'t, K: Key + 'static, V: Value + 'static>(
+    fn opened<'t, T>(
         &self,
-        place: &'t OnceLock<ReadOnlyTable<K, V>>,
-        definition: TableDefinition<'_, K, V>,
-    ) -> Result<&'t ReadOnlyTable<K, V>, IndexError> {
+        place: &'t OnceLock<T>,
+        open: impl FnOnce(&ReadTransaction) -> Result<T, redb::TableError>,
+    ) -> Result<&'t T, IndexError> {
         if let Some(table) = place.get() {
             return Ok(table);
         }
-        let table = self.txn.open_table(definition);
-        let table = table.map_err(|error| storage(&self.path, error))?;
-        Ok(place.get_or_init(|| table))
-    }
-
-    /// The same of a table with several values under a key.
-    fn several<'t, K: Key + 'static, V: Key + 'static>(
-        &self,
-        place: &'t OnceLock<ReadOnlyMultimapTable<K, V>>,
-        definition: MultimapTableDefinition<'_, K, V>,
-    ) -> Result<&'t ReadOnlyMultimapTable<K, V>, IndexError> {
-        if let Some(table) = place.get() {
-            return Ok(table);
-        }
-        let table = self.txn.open_multimap_table(definition);
-        let table = table.map_err(|error| storage(&self.path, error))?;
+        let table = open(&self.txn).map_err(|error| storage(&self.path, error))?;
         Ok(place.get_or_init(|| table))
     }
 
@@ -179,7 +161,7 @@ impl Reader {
     /// A live path with this content, if that is large.
     pub fn with_content(&self, hash: &Hash) -> Result<Option<RelPath>, IndexError> {
         let fail = |error| storage(&self.path, error);
-        let contents = self.several(&self.contents, CONTENTS)?;
+        let contents = self.opened(&self.contents, |txn| txn.open_multimap_table(CONTENTS))?;
         let mut paths = contents.get(&hash.0[..]).map_err(fail)?;
         match paths.next() {
             Some(path) => decode_path(&self.path, path.map_err(fail)?.value()).map(Some),
@@ -189,7 +171,9 @@ impl Reader {
 
     /// What a large content is like; empty if that is not known.
     pub fn sketch_of(&self, hash: &Hash) -> Result<Sketch, IndexError> {
-        let bytes = self.table(&self.sketches, SKETCHES)?.get(&hash.0[..]);
+        let bytes = self
+            .opened(&self.sketches, |txn| txn.open_table(SKETCHES))?
+            .get(&hash.0[..]);
         match bytes.map_err(|error| storage(&self.path, error))? {
             Some(bytes) => decode(&self.path, bytes.value()),
             None => Ok(Sketch::default()),
@@ -199,7 +183,9 @@ impl Reader {
     /// The hashes of the leaves of a large content that is here or was a short
     /// while ago, if they are known.
     pub fn leaves_of(&self, hash: &Hash) -> Result<Option<Leaves>, IndexError> {
-        let bytes = self.table(&self.leaves, LEAVES)?.get(&hash.0[..]);
+        let bytes = self
+            .opened(&self.leaves, |txn| txn.open_table(LEAVES))?
+            .get(&hash.0[..]);
         let bytes = bytes.map_err(|error| storage(&self.path, error))?;
         // A damaged list is as good as none.
         Ok(bytes.and_then(|bytes| Leaves::from_bytes(bytes.value(), hash)))
@@ -209,7 +195,7 @@ impl Reader {
     /// they have in common.
     pub fn most_alike(&self, sketch: &Sketch) -> Result<Option<(RelPath, usize)>, IndexError> {
         let fail = |error| storage(&self.path, error);
-        let alike = self.several(&self.alike, ALIKE)?;
+        let alike = self.opened(&self.alike, |txn| txn.open_multimap_table(ALIKE))?;
         let mut counts: BTreeMap<[u8; 32], usize> = BTreeMap::new();
         for value in sketch.values() {
             // What very many have in common tells nothing.
@@ -331,7 +317,7 @@ impl Reader {
             return Ok(Vec::new());
         }
         let range = self
-            .table(&self.seqs, SEQS)?
+            .opened(&self.seqs, |txn| txn.open_table(SEQS))?
             .range(seq + 1..=self.upto)
             .map_err(|error| storage(&self.path, error))?;
         let mut found = Vec::new();
@@ -353,7 +339,7 @@ impl Reader {
             return Ok(0);
         }
         let range = self
-            .table(&self.seqs, SEQS)?
+            .opened(&self.seqs, |txn| txn.open_table(SEQS))?
             .range(seq + 1..)
             .map_err(|error| storage(&self.path, error))?;
         Ok(range.take(limit).count() as u64)
@@ -361,12 +347,20 @@ impl Reader {
 
     /// A path of the inode, as last seen.
     pub fn path_of_ino(&self, ino: u64) -> Result<Option<RelPath>, IndexError> {
-        path_of_ino(&self.path, self.table(&self.inodes, INODES)?, ino)
+        path_of_ino(
+            &self.path,
+            self.opened(&self.inodes, |txn| txn.open_table(INODES))?,
+            ino,
+        )
     }
 
     /// All paths of the inode, as last seen.
     pub fn paths_of_ino(&self, ino: u64) -> Result<Vec<RelPath>, IndexError> {
-        let mut found = paths(&self.path, self.several(&self.names, NAMES)?, ino)?;
+        let mut found = paths(
+            &self.path,
+            self.opened(&self.names, |txn| txn.open_multimap_table(NAMES))?,
+            ino,
+        )?;
         let last = self.path_of_ino(ino)?;
         found.extend(last.filter(|last| !found.contains(last)));
         Ok(found)
@@ -374,13 +368,17 @@ impl Reader {
 
     /// The live paths of a hard-link group.
     pub fn group(&self, group: LinkGroup) -> Result<Vec<RelPath>, IndexError> {
-        paths(&self.path, self.several(&self.groups, GROUPS)?, group.0)
+        paths(
+            &self.path,
+            self.opened(&self.groups, |txn| txn.open_multimap_table(GROUPS))?,
+            group.0,
+        )
     }
 
     /// The directories' moves that are kept, in the order of their numbers.
     pub fn moves(&self) -> Result<Vec<Moved>, IndexError> {
         let all = self
-            .table(&self.moves, MOVES)?
+            .opened(&self.moves, |txn| txn.open_table(MOVES))?
             .iter()
             .map_err(|error| storage(&self.path, error))?;
         all.map(|pair| {
@@ -393,7 +391,7 @@ impl Reader {
     /// The move among whose rows' numbers `seq` is, and the last of these numbers.
     pub fn move_over(&self, seq: u64) -> Result<Option<(u64, Moved)>, IndexError> {
         let mut next = self
-            .table(&self.moves, MOVES)?
+            .opened(&self.moves, |txn| txn.open_table(MOVES))?
             .range(seq..)
             .map_err(|error| storage(&self.path, error))?;
         let Some(pair) = next.next() else { return Ok(None) };
