@@ -26,13 +26,8 @@ impl Hook for Notify {
             dentry,
             inode: kernel::dentry_inode(site, dentry),
             to: 0,
-            above: 0,
+            above_funnel: false,
         })
-    }
-    /// A truncation may have cut, or emptied the rest of a block, before it failed.
-    #[inline(always)]
-    fn half_done<S: Site>(site: &S, slots: Slots, _ret: u64) -> bool {
-        kernel::iattr_valid(site, site.arg(slots.b)) & ATTR_SIZE != 0
     }
     /// A truncation's range is empty and stands at the new size.
     #[inline(always)]
@@ -63,7 +58,7 @@ macro_rules! of_dentry {
                     dentry,
                     inode: kernel::dentry_inode(site, dentry),
                     to: 0,
-                    above: 0,
+                    above_funnel: false,
                 })
             }
         }
@@ -126,7 +121,7 @@ impl Hook for DropWrite {
             dentry: kernel::file_dentry(site, file),
             inode: kernel::file_inode(site, file),
             to: 0,
-            above: 0,
+            above_funnel: false,
         })
     }
 }
