@@ -22,14 +22,6 @@ where
     }
 }
 
-/// What both make, at the same time where there is another processor.
-pub(crate) fn both<A: Send, B: Send>(
-    one: impl FnOnce() -> A + Send,
-    other: impl FnOnce() -> B + Send,
-) -> (A, B) {
-    rayon::join(one, other)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

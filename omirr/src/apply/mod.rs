@@ -31,7 +31,6 @@ mod stage;
 mod sync;
 #[cfg(test)]
 mod tests;
-mod writeback;
 
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;

@@ -1,7 +1,6 @@
 //! Parts as a file.
 //!
-//! The assembler writes what arrives to a fresh sink and hashes it on the way, unless
-//! the sink's owner does.
+//! The assembler writes what arrives to a fresh sink and hashes it on the way.
 //! Nothing that a peer sends is believed: parts may not lead beyond the announced
 //! size, and only the announced hash makes the content whole.
 
@@ -19,11 +18,6 @@ pub trait Sink {
     fn write_at(&mut self, bytes: &[u8], at: u64) -> io::Result<()>;
     /// Bytes that are never written read as zero.
     fn set_len(&mut self, bytes: u64) -> io::Result<()>;
-    /// Whether whoever takes the sink back makes sure that it holds the announced
-    /// content: hashing it twice would be for nothing.
-    fn is_checked_later(&self) -> bool {
-        false
-    }
 }
 
 impl Sink for &File {
@@ -128,8 +122,7 @@ pub struct Assembler<S> {
     announced_bytes: u64,
     announced: Hash,
     at: u64,
-    /// None if the sink is checked later.
-    hasher: Option<Hasher>,
+    hasher: Hasher,
     buffer: Vec<u8>,
 }
 
@@ -144,7 +137,7 @@ impl<S: Sink> Assembler<S> {
         own: Option<OwnChunks>,
     ) -> Result<Assembler<S>, AssembleError> {
         sink.set_len(announced_bytes)?;
-        let hasher = (!sink.is_checked_later()).then(Hasher::new);
+        let hasher = Hasher::new();
         Ok(Assembler {
             sink,
             own,
@@ -170,9 +163,7 @@ impl<S: Sink> Assembler<S> {
         match part {
             Part::Data(data) => {
                 let end = self.end_of(data.len() as u64)?;
-                if let Some(hasher) = &mut self.hasher {
-                    hasher.update(data);
-                }
+                self.hasher.update(data);
                 self.sink.write_at(data, self.at)?;
                 self.at = end;
             }
@@ -189,17 +180,13 @@ impl<S: Sink> Assembler<S> {
                         io::ErrorKind::UnexpectedEof => AssembleError::OwnChanged,
                         _ => AssembleError::Io(why),
                     })?;
-                if let Some(hasher) = &mut self.hasher {
-                    hasher.update(&self.buffer);
-                }
+                self.hasher.update(&self.buffer);
                 self.sink.write_at(&self.buffer, self.at)?;
                 self.at = end;
             }
             Part::Hole(bytes) => {
                 let end = self.end_of(*bytes)?;
-                if let Some(hasher) = &mut self.hasher {
-                    hasher.zeros(*bytes);
-                }
+                self.hasher.zeros(*bytes);
                 self.at = end;
             }
         }
@@ -214,8 +201,7 @@ impl<S: Sink> Assembler<S> {
             .ok_or(AssembleError::TooLong { announced_bytes })
     }
 
-    /// After the last part: the sink, if it holds what was announced, as far as that
-    /// is not checked later.
+    /// After the last part: the sink, if it holds what was announced.
     pub fn finish(self) -> Result<S, AssembleError> {
         let Assembler {
             announced_bytes,
@@ -229,9 +215,8 @@ impl<S: Sink> Assembler<S> {
                 actual_bytes,
             });
         }
-        if let Some(actual) = self.hasher.map(|hasher| hasher.finish())
-            && actual != announced
-        {
+        let actual = self.hasher.finish();
+        if actual != announced {
             return Err(AssembleError::OtherContent { announced, actual });
         }
         Ok(self.sink)

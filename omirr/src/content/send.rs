@@ -1,9 +1,8 @@
 //! A file as parts on their way to a peer.
 //!
-//! The sender reads the file once. It sends the last group only if the size is
-//! still the announced one and, where it is asked to make sure, the hash. Whoever
-//! receives the parts hashes them in any case: a file that changes meanwhile is
-//! never taken for what its row says.
+//! The sender reads the file once, hashes it while it does, and sends the last
+//! group only if size and hash are still the announced ones: a file that
+//! changes meanwhile is never taken for what its row says.
 
 use std::collections::HashMap;
 use std::io::{self, Read};
@@ -84,22 +83,21 @@ pub(super) const LONGER: SendError = SendError::Changed {
     what: "it is longer than announced",
 };
 
-/// Sends `source`, announced with `size`, as groups of parts; with a `hash` only if
-/// it has that.
+/// Sends `source`, announced with `size` and `hash`, as groups of parts.
 ///
 /// `have` names the chunks that the receiver has, in its order; empty if it has
 /// nothing of the file. `emit` gets each group, and whether it is the last one.
 pub fn send_content<S: Source>(
     source: S,
     size: u64,
-    hash: Option<Hash>,
+    hash: Hash,
     have: &[ChunkId],
     emit: impl FnMut(Vec<Part>, bool) -> ControlFlow<()>,
 ) -> Result<(), SendError> {
     let mut sender = Sender {
         source,
         size,
-        hasher: hash.map(|_| Hasher::new()),
+        hasher: Hasher::new(),
         groups: Groups::new(emit),
     };
     if have.is_empty() {
@@ -107,7 +105,7 @@ pub fn send_content<S: Source>(
     } else {
         sender.difference(have)?
     }
-    if sender.hasher.map(|hasher| hasher.finish()) != hash {
+    if sender.hasher.finish() != hash {
         return Err(SendError::Changed {
             what: "its content is another than announced",
         });
@@ -145,8 +143,7 @@ pub(super) fn data_run<S: Source>(source: &mut S, at: u64, end: u64) -> io::Resu
 struct Sender<S, E> {
     source: S,
     size: u64,
-    /// If the hash is to be checked.
-    hasher: Option<Hasher>,
+    hasher: Hasher,
     groups: Groups<E>,
 }
 
@@ -157,7 +154,7 @@ impl<S: Source, E: FnMut(Vec<Part>, bool) -> ControlFlow<()>> Sender<S, E> {
         while at < self.size {
             let (data, hole) = data_range(&mut self.source, at, self.size)?;
             if data > at {
-                self.zeros(data - at);
+                self.hasher.zeros(data - at);
                 self.groups.hole(data - at)?;
             }
             at = data;
@@ -167,20 +164,12 @@ impl<S: Source, E: FnMut(Vec<Part>, bool) -> ControlFlow<()>> Sender<S, E> {
                 let group_end = (at / GROUP_BYTES as u64 + 1) * GROUP_BYTES as u64;
                 let len = (hole.min(group_end) - at) as usize;
                 let bytes = self.read(at, len)?;
-                if let Some(hasher) = &mut self.hasher {
-                    hasher.update(&bytes);
-                }
+                self.hasher.update(&bytes);
                 self.data(at, &bytes)?;
                 at += len as u64;
             }
         }
         self.expect_end()
-    }
-
-    fn zeros(&mut self, count: u64) {
-        if let Some(hasher) = &mut self.hasher {
-            hasher.zeros(count);
-        }
     }
 
     /// Exactly `len` bytes.
@@ -230,7 +219,7 @@ impl<S: Source, E: FnMut(Vec<Part>, bool) -> ControlFlow<()>> Sender<S, E> {
         while at < self.size {
             let (data, hole) = data_run(&mut self.source, at, self.size)?;
             if data > at {
-                self.zeros(data - at);
+                self.hasher.zeros(data - at);
                 self.groups.hole(data - at)?;
             }
             at = data;
@@ -240,9 +229,7 @@ impl<S: Source, E: FnMut(Vec<Part>, bool) -> ControlFlow<()>> Sender<S, E> {
                 end: hole,
             });
             while let Some(bytes) = run.next()? {
-                if let Some(hasher) = &mut self.hasher {
-                    hasher.update(bytes);
-                }
+                self.hasher.update(bytes);
                 at += bytes.len() as u64;
                 if bytes.len() >= HOLE_BYTES && is_zero(bytes) {
                     self.groups.hole(bytes.len() as u64)?;

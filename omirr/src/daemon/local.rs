@@ -375,7 +375,6 @@ impl Keeper {
         crash::here(Point::RowsDecided);
         share.index.write(|w| {
             w.put_moves(moves)?;
-            let mut written = FxHashSet::default();
             for one in decided {
                 // A path may have two rows: its directory's move, and then its own.
                 let before = looks.get(&one.path).and_then(|look| look.record.as_ref());
@@ -393,7 +392,6 @@ impl Keeper {
                     here,
                 };
                 w.put(&one.path, &record)?;
-                written.insert(one.path);
             }
             for look in looks.values() {
                 if let Some(Seen::Present(entry)) = &look.seen {
@@ -403,9 +401,6 @@ impl Keeper {
             }
             // Where only `stat` has changed, the row stays as it is.
             for (path, (sig, here)) in sigs {
-                if written.contains(path) {
-                    continue;
-                }
                 w.set_sig(path, Some(sig))?;
                 w.set_here(path, here)?;
             }

@@ -429,11 +429,8 @@ impl Keeper {
         let moves = engine::whole_moves(&decided, &|path| outcome.progress.is_done(path));
         share.index.write(|w| {
             w.put_moves(moves)?;
-            let mut settled = FxHashSet::default();
-            let mut written = FxHashSet::default();
             for one in &decided {
                 w.settle(&one.path)?;
-                settled.insert(&one.path);
                 if !outcome.progress.is_done(&one.path) {
                     continue;
                 }
@@ -445,10 +442,9 @@ impl Keeper {
                 tracing::debug!(target: "omirr::applied", share = %share.name, from = %inbound.peer, what, "{}", one.path);
                 // What a directory has carried along is what it was.
                 let carried_from = outcome.carried_from(&one.path);
-                let before = w.get(&one.path)?;
                 let old = match &carried_from {
                     Some(from) => reader.get(from)?,
-                    None => before.clone(),
+                    None => w.get(&one.path)?,
                 };
                 let stayed = old.as_ref().filter(|_| carried_from.is_none());
                 if let Some(old) = stayed.filter(|old| old.row.has_content_of(&one.row)) {
@@ -465,21 +461,18 @@ impl Keeper {
                     moved_from: one.moved_from.clone(),
                     here: here.filter(|_| !one.row.deleted),
                 };
-                w.put_over(before.as_ref(), &one.path, &record)?;
-                written.insert(&one.path);
+                w.put(&one.path, &record)?;
                 if let Some(sketch) = sketches.get(&one.path) {
                     w.put_sketch(&one.row.entry, sketch)?;
                 }
                 w.put_leaves(&one.row.entry, leaves.get(&one.path))?;
             }
             for path in steps.iter().map(Step::path).chain(&locked) {
-                if settled.insert(path) {
-                    w.settle(path)?;
-                }
+                w.settle(path)?;
             }
             // Directories whose times were set again, and other names of an
             // inode: only what `stat` says has changed.
-            for (path, sig) in outcome.sigs.iter().filter(|(path, _)| !written.contains(path)) {
+            for (path, sig) in &outcome.sigs {
                 w.set_sig(path, *sig)?;
             }
             Ok(((), Durable::Later))
