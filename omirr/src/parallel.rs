@@ -22,6 +22,14 @@ where
     }
 }
 
+/// What both make, at the same time where there is another processor.
+pub(crate) fn both<A: Send, B: Send>(
+    one: impl FnOnce() -> A + Send,
+    other: impl FnOnce() -> B + Send,
+) -> (A, B) {
+    rayon::join(one, other)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -31,6 +31,7 @@ mod stage;
 mod sync;
 #[cfg(test)]
 mod tests;
+mod writeback;
 
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;

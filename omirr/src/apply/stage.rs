@@ -21,13 +21,19 @@ use super::beneath::{DirFd, Dirs};
 use super::error::ApplyError;
 use super::owners::Owners;
 use super::patch::Patch;
-use super::{attrs, flags, is_as_expected, temp_name};
+use super::{attrs, flags, is_as_expected, temp_name, writeback};
 use crate::content::{self, Hasher, Leaves};
 use crate::crash::{self, Point};
 use crate::model::{Entry, Flags, Here, RelPath, StatSig};
 use crate::observe::{XattrOf, sig_of, statx_fd};
+use crate::parallel;
 
 const COPY_BUFFER: usize = 256 << 10;
+/// From so many bytes on they are written and hashed at the same time.
+const APART_BYTES: usize = 256 << 10;
+/// So many bytes are sent on their way to the disk together while the rest comes: the
+/// sync that must follow would have to write all of them.
+const WRITEBACK_BYTES: u64 = 32 << 20;
 
 /// What is known of the hash of what was written so far.
 enum Running {
@@ -44,6 +50,8 @@ pub struct Staged {
     inner: Inner,
     /// Where the next [`append`](Staged::append) goes.
     at: u64,
+    /// What lies before is on the disk or on its way there.
+    on_its_way: u64,
     running: Running,
 }
 
@@ -320,17 +328,30 @@ impl Staged {
                 owners: Arc::clone(dirs.root().owners()),
             },
             at: 0,
+            on_its_way: 0,
             running: Running::Hasher(Box::default()),
         }
     }
 
     /// Writes the next bytes.
     pub fn append(&mut self, bytes: &[u8]) -> Result<(), ApplyError> {
-        self.put(self.at, bytes)?;
-        if let Running::Hasher(hasher) = &mut self.running {
-            hasher.update(bytes);
+        let (inner, at) = (&self.inner, self.at);
+        match &mut self.running {
+            Running::Hasher(hasher) if bytes.len() >= APART_BYTES => {
+                let (put, ()) = parallel::both(|| inner.put(at, bytes), || hasher.update(bytes));
+                put?;
+            }
+            Running::Hasher(hasher) => {
+                inner.put(at, bytes)?;
+                hasher.update(bytes);
+            }
+            Running::Unknown | Running::Known(_) => inner.put(at, bytes)?,
         }
         self.at += bytes.len() as u64;
+        if self.at - self.on_its_way >= WRITEBACK_BYTES {
+            writeback::begin(inner.fd.as_fd(), self.on_its_way, self.at - self.on_its_way);
+            self.on_its_way = self.at;
+        }
         Ok(())
     }
 
@@ -381,7 +402,7 @@ impl Staged {
     /// Writes bytes anywhere. The content's hash must then be read back when
     /// the file is finished.
     pub fn write_at(&mut self, at: u64, bytes: &[u8]) -> Result<(), ApplyError> {
-        self.put(at, bytes)?;
+        self.inner.put(at, bytes)?;
         self.running = Running::Unknown;
         self.at = self.at.max(at + bytes.len() as u64);
         Ok(())
@@ -420,7 +441,9 @@ impl Staged {
     /// Gives the file its size and its attributes, after making sure that its
     /// content is the entry's.
     pub fn finish(self, entry: &Entry) -> Result<Ready, ApplyError> {
-        let Staged { inner, at, running } = self;
+        let Staged {
+            inner, at, running, ..
+        } = self;
         let path = &inner.path;
         let Some((expected_size, expected)) = entry.content() else {
             return Err(ApplyError::Kind {
@@ -463,17 +486,19 @@ impl Staged {
             leaves,
         })
     }
+}
 
+impl Inner {
     fn put(&self, mut at: u64, mut bytes: &[u8]) -> Result<(), ApplyError> {
         while !bytes.is_empty() {
-            match io::pwrite(&self.inner.fd, bytes, at) {
+            match io::pwrite(&self.fd, bytes, at) {
                 Ok(put) => {
                     bytes = &bytes[put..];
                     at += put as u64;
                     crash::here(Point::ContentWritten);
                 }
                 Err(Errno::INTR) => {}
-                Err(errno) => return Err(ApplyError::system("write", &self.inner.path, errno)),
+                Err(errno) => return Err(ApplyError::system("write", &self.path, errno)),
             }
         }
         Ok(())

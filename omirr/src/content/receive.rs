@@ -1,6 +1,7 @@
 //! Parts as a file.
 //!
-//! The assembler writes what arrives to a fresh sink and hashes it on the way.
+//! The assembler writes what arrives to a fresh sink and hashes it on the way, unless
+//! the sink's owner does.
 //! Nothing that a peer sends is believed: parts may not lead beyond the announced
 //! size, and only the announced hash makes the content whole.
 
@@ -18,6 +19,11 @@ pub trait Sink {
     fn write_at(&mut self, bytes: &[u8], at: u64) -> io::Result<()>;
     /// Bytes that are never written read as zero.
     fn set_len(&mut self, bytes: u64) -> io::Result<()>;
+    /// Whether whoever takes the sink back makes sure that it holds the announced
+    /// content: hashing it twice would be for nothing.
+    fn is_checked_later(&self) -> bool {
+        false
+    }
 }
 
 impl Sink for &File {
@@ -122,7 +128,8 @@ pub struct Assembler<S> {
     announced_bytes: u64,
     announced: Hash,
     at: u64,
-    hasher: Hasher,
+    /// None if the sink is checked later.
+    hasher: Option<Hasher>,
     buffer: Vec<u8>,
 }
 
@@ -137,7 +144,7 @@ impl<S: Sink> Assembler<S> {
         own: Option<OwnChunks>,
     ) -> Result<Assembler<S>, AssembleError> {
         sink.set_len(announced_bytes)?;
-        let hasher = Hasher::new();
+        let hasher = (!sink.is_checked_later()).then(Hasher::new);
         Ok(Assembler {
             sink,
             own,
@@ -163,7 +170,9 @@ impl<S: Sink> Assembler<S> {
         match part {
             Part::Data(data) => {
                 let end = self.end_of(data.len() as u64)?;
-                self.hasher.update(data);
+                if let Some(hasher) = &mut self.hasher {
+                    hasher.update(data);
+                }
                 self.sink.write_at(data, self.at)?;
                 self.at = end;
             }
@@ -180,13 +189,17 @@ impl<S: Sink> Assembler<S> {
                         io::ErrorKind::UnexpectedEof => AssembleError::OwnChanged,
                         _ => AssembleError::Io(why),
                     })?;
-                self.hasher.update(&self.buffer);
+                if let Some(hasher) = &mut self.hasher {
+                    hasher.update(&self.buffer);
+                }
                 self.sink.write_at(&self.buffer, self.at)?;
                 self.at = end;
             }
             Part::Hole(bytes) => {
                 let end = self.end_of(*bytes)?;
-                self.hasher.zeros(*bytes);
+                if let Some(hasher) = &mut self.hasher {
+                    hasher.zeros(*bytes);
+                }
                 self.at = end;
             }
         }
@@ -201,7 +214,8 @@ impl<S: Sink> Assembler<S> {
             .ok_or(AssembleError::TooLong { announced_bytes })
     }
 
-    /// After the last part: the sink, if it holds what was announced.
+    /// After the last part: the sink, if it holds what was announced, as far as that
+    /// is not checked later.
     pub fn finish(self) -> Result<S, AssembleError> {
         let Assembler {
             announced_bytes,
@@ -215,8 +229,9 @@ impl<S: Sink> Assembler<S> {
                 actual_bytes,
             });
         }
-        let actual = self.hasher.finish();
-        if actual != announced {
+        if let Some(actual) = self.hasher.map(|hasher| hasher.finish())
+            && actual != announced
+        {
             return Err(AssembleError::OtherContent { announced, actual });
         }
         Ok(self.sink)

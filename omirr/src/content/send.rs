@@ -1,8 +1,9 @@
 //! A file as parts on their way to a peer.
 //!
-//! The sender reads the file once, hashes it while it does, and sends the last
-//! group only if size and hash are still the announced ones: a file that
-//! changes meanwhile is never taken for what its row says.
+//! The sender reads the file once. It sends the last group only if the size is
+//! still the announced one and, where it is asked to make sure, the hash. Whoever
+//! receives the parts hashes them in any case: a file that changes meanwhile is
+//! never taken for what its row says.
 
 use std::collections::HashMap;
 use std::io::{self, Read};
@@ -83,21 +84,22 @@ pub(super) const LONGER: SendError = SendError::Changed {
     what: "it is longer than announced",
 };
 
-/// Sends `source`, announced with `size` and `hash`, as groups of parts.
+/// Sends `source`, announced with `size`, as groups of parts; with a `hash` only if
+/// it has that.
 ///
 /// `have` names the chunks that the receiver has, in its order; empty if it has
 /// nothing of the file. `emit` gets each group, and whether it is the last one.
 pub fn send_content<S: Source>(
     source: S,
     size: u64,
-    hash: Hash,
+    hash: Option<Hash>,
     have: &[ChunkId],
     emit: impl FnMut(Vec<Part>, bool) -> ControlFlow<()>,
 ) -> Result<(), SendError> {
     let mut sender = Sender {
         source,
         size,
-        hasher: Hasher::new(),
+        hasher: hash.map(|_| Hasher::new()),
         groups: Groups::new(emit),
     };
     if have.is_empty() {
@@ -105,7 +107,7 @@ pub fn send_content<S: Source>(
     } else {
         sender.difference(have)?
     }
-    if sender.hasher.finish() != hash {
+    if sender.hasher.map(|hasher| hasher.finish()) != hash {
         return Err(SendError::Changed {
             what: "its content is another than announced",
         });
@@ -143,7 +145,8 @@ pub(super) fn data_run<S: Source>(source: &mut S, at: u64, end: u64) -> io::Resu
 struct Sender<S, E> {
     source: S,
     size: u64,
-    hasher: Hasher,
+    /// If the hash is to be checked.
+    hasher: Option<Hasher>,
     groups: Groups<E>,
 }
 
@@ -154,7 +157,7 @@ impl<S: Source, E: FnMut(Vec<Part>, bool) -> ControlFlow<()>> Sender<S, E> {
         while at < self.size {
             let (data, hole) = data_range(&mut self.source, at, self.size)?;
             if data > at {
-                self.hasher.zeros(data - at);
+                self.zeros(data - at);
                 self.groups.hole(data - at)?;
             }
             at = data;
@@ -164,12 +167,20 @@ impl<S: Source, E: FnMut(Vec<Part>, bool) -> ControlFlow<()>> Sender<S, E> {
                 let group_end = (at / GROUP_BYTES as u64 + 1) * GROUP_BYTES as u64;
                 let len = (hole.min(group_end) - at) as usize;
                 let bytes = self.read(at, len)?;
-                self.hasher.update(&bytes);
+                if let Some(hasher) = &mut self.hasher {
+                    hasher.update(&bytes);
+                }
                 self.data(at, &bytes)?;
                 at += len as u64;
             }
         }
         self.expect_end()
+    }
+
+    fn zeros(&mut self, count: u64) {
+        if let Some(hasher) = &mut self.hasher {
+            hasher.zeros(count);
+        }
     }
 
     /// Exactly `len` bytes.
@@ -219,7 +230,7 @@ impl<S: Source, E: FnMut(Vec<Part>, bool) -> ControlFlow<()>> Sender<S, E> {
         while at < self.size {
             let (data, hole) = data_run(&mut self.source, at, self.size)?;
             if data > at {
-                self.hasher.zeros(data - at);
+                self.zeros(data - at);
                 self.groups.hole(data - at)?;
             }
             at = data;
@@ -229,7 +240,9 @@ impl<S: Source, E: FnMut(Vec<Part>, bool) -> ControlFlow<()>> Sender<S, E> {
                 end: hole,
             });
             while let Some(bytes) = run.next()? {
-                self.hasher.update(bytes);
+                if let Some(hasher) = &mut self.hasher {
+                    hasher.update(bytes);
+                }
                 at += bytes.len() as u64;
                 if bytes.len() >= HOLE_BYTES && is_zero(bytes) {
                     self.groups.hole(bytes.len() as u64)?;

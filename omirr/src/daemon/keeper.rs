@@ -20,6 +20,7 @@ use super::renamed::Renamed;
 use super::share::{Command, Inbound, Input, Share, Waiting};
 use super::unread::Unread;
 use super::unsynced::Unsynced;
+use super::until;
 use super::who::Origins;
 use crate::apply::{self, ApplyError};
 use crate::crash::{self, Point};
@@ -39,8 +40,6 @@ pub(super) const RETRY_AFTER: Duration = Duration::from_secs(2);
 const GROUP_ROWS: usize = 4096;
 /// Rows are made again in portions of so many.
 const RENEWED_ROWS: usize = 4096;
-/// What is due sooner is waited for without the runtime's timer.
-const TIMER_STEP: Duration = Duration::from_millis(1);
 /// Without anything to do, memory is given back after so long.
 const IDLE_AFTER: Duration = Duration::from_secs(2);
 /// So many nodes' names are kept, for the names of conflict copies: they are
@@ -624,22 +623,15 @@ impl Keeper {
         if let Some((again, _)) = self.sync_again.as_ref().filter(|_| !self.unsynced.is_empty()) {
             until = until.min(*again);
         }
-        let soon = until.saturating_duration_since(Instant::now());
-        if soon < TIMER_STEP {
-            // The runtime's timer counts whole milliseconds.
-            std::thread::sleep(soon);
-            return Ok(true);
-        }
-        let runtime = self.runtime.clone();
-        let input = runtime.block_on(async {
+        let first = async {
             tokio::select! {
                 biased;
                 _ = self.stop.wait_for(|stop| *stop) => None,
                 input = self.inputs.recv() => input,
                 () = self.share.wake.notified() => None,
-                () = tokio::time::sleep_until(until.into()) => None,
             }
-        });
+        };
+        let input = until::done_or(until, first).flatten();
         if let Some(input) = input {
             self.idle_since = Instant::now();
             self.trimmed = false;

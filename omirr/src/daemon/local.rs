@@ -375,6 +375,7 @@ impl Keeper {
         crash::here(Point::RowsDecided);
         share.index.write(|w| {
             w.put_moves(moves)?;
+            let mut written = FxHashSet::default();
             for one in decided {
                 // A path may have two rows: its directory's move, and then its own.
                 let before = looks.get(&one.path).and_then(|look| look.record.as_ref());
@@ -392,6 +393,7 @@ impl Keeper {
                     here,
                 };
                 w.put(&one.path, &record)?;
+                written.insert(one.path);
             }
             for look in looks.values() {
                 if let Some(Seen::Present(entry)) = &look.seen {
@@ -401,6 +403,9 @@ impl Keeper {
             }
             // Where only `stat` has changed, the row stays as it is.
             for (path, (sig, here)) in sigs {
+                if written.contains(path) {
+                    continue;
+                }
                 w.set_sig(path, Some(sig))?;
                 w.set_here(path, here)?;
             }

@@ -44,9 +44,11 @@ mod sweep;
 mod unchanged;
 mod unread;
 mod unsynced;
+mod until;
 mod who;
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -91,10 +93,21 @@ enum End {
     Again,
 }
 
+/// Has the kernel end the waits of all threads that are started from now on when
+/// they are to end, and not up to 50 µs later (`PR_SET_TIMERSLACK` in prctl(2)):
+/// changes wait for their companions hardly longer than that.
+fn be_punctual() {
+    const SLACK_NS: NonZeroU64 = NonZeroU64::new(1000).expect("not zero");
+    if let Err(why) = rustix::thread::set_current_timer_slack(Some(SLACK_NS)) {
+        tracing::debug!("waits end later than asked for: {why}");
+    }
+}
+
 /// Runs the mirror in the foreground until SIGTERM or SIGINT.
 pub fn run(config_path: &Path) -> anyhow::Result<()> {
     let mut config = Config::load(config_path)?;
     let state = StateDir::open(&config.node.state_dir)?;
+    be_punctual();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_name("omirr")

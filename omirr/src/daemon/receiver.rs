@@ -604,4 +604,9 @@ impl content::Sink for InOrder {
     fn set_len(&mut self, _bytes: u64) -> std::io::Result<()> {
         Ok(())
     }
+
+    /// By `Staged::finish`.
+    fn is_checked_later(&self) -> bool {
+        true
+    }
 }

@@ -429,8 +429,11 @@ impl Keeper {
         let moves = engine::whole_moves(&decided, &|path| outcome.progress.is_done(path));
         share.index.write(|w| {
             w.put_moves(moves)?;
+            let mut settled = FxHashSet::default();
+            let mut written = FxHashSet::default();
             for one in &decided {
                 w.settle(&one.path)?;
+                settled.insert(&one.path);
                 if !outcome.progress.is_done(&one.path) {
                     continue;
                 }
@@ -442,9 +445,10 @@ impl Keeper {
                 tracing::debug!(target: "omirr::applied", share = %share.name, from = %inbound.peer, what, "{}", one.path);
                 // What a directory has carried along is what it was.
                 let carried_from = outcome.carried_from(&one.path);
+                let before = w.get(&one.path)?;
                 let old = match &carried_from {
                     Some(from) => reader.get(from)?,
-                    None => w.get(&one.path)?,
+                    None => before.clone(),
                 };
                 let stayed = old.as_ref().filter(|_| carried_from.is_none());
                 if let Some(old) = stayed.filter(|old| old.row.has_content_of(&one.row)) {
@@ -461,18 +465,21 @@ impl Keeper {
                     moved_from: one.moved_from.clone(),
                     here: here.filter(|_| !one.row.deleted),
                 };
-                w.put(&one.path, &record)?;
+                w.put_over(before.as_ref(), &one.path, &record)?;
+                written.insert(&one.path);
                 if let Some(sketch) = sketches.get(&one.path) {
                     w.put_sketch(&one.row.entry, sketch)?;
                 }
                 w.put_leaves(&one.row.entry, leaves.get(&one.path))?;
             }
             for path in steps.iter().map(Step::path).chain(&locked) {
-                w.settle(path)?;
+                if settled.insert(path) {
+                    w.settle(path)?;
+                }
             }
             // Directories whose times were set again, and other names of an
             // inode: only what `stat` says has changed.
-            for (path, sig) in &outcome.sigs {
+            for (path, sig) in outcome.sigs.iter().filter(|(path, _)| !written.contains(path)) {
                 w.set_sig(path, *sig)?;
             }
             Ok(((), Durable::Later))

@@ -5,6 +5,7 @@
 //! acknowledgements in its [`Link`]. Nothing here writes the index or the tree.
 //! One task per peer and share: a peer that is slow or gone delays nobody.
 
+use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -12,6 +13,7 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use bytes::Bytes;
+use lru::LruCache;
 use tokio::sync::{mpsc, watch};
 
 use super::differences::{self, CompareJob, Compared, Comparisons};
@@ -484,15 +486,25 @@ enum Job {
     },
 }
 
+/// So many contents are remembered as sent.
+const ASKED_REMEMBERED: NonZeroUsize = NonZeroUsize::new(1024).expect("not zero");
+
 /// Answers what the peer asks for, one file after another.
+///
+/// The peer hashes what it gets, so this node does not, unless it is small. What is
+/// asked for once more was perhaps another content than its row says, though no event told so
+/// and `stat` does not: then this node must find that out, and look again.
 async fn prepare_contents(share: Arc<Share>, mut wanted: mpsc::Receiver<Job>, pieces: mpsc::Sender<Message>) {
     let mut comparisons = Comparisons::default();
+    let mut asked = LruCache::new(ASKED_REMEMBERED);
     while let Some(job) = wanted.recv().await {
         let (task_share, task_pieces) = (Arc::clone(&share), pieces.clone());
         let (id, path, sent) = match job {
             Job::Want(job) => {
                 let (id, path) = (job.id, job.path.clone());
-                let send = move || send_content(&task_share, &job, &task_pieces);
+                let is_small = job.size <= INLINE_MAX;
+                let again = is_small || asked.put((path.clone(), job.hash), ()).is_some();
+                let send = move || send_content(&task_share, &job, again, &task_pieces);
                 (id, path, tokio::task::spawn_blocking(send).await)
             }
             Job::Compare(job) => {
@@ -549,7 +561,12 @@ async fn prepare_contents(share: Arc<Share>, mut wanted: mpsc::Receiver<Job>, pi
     }
 }
 
-fn send_content(share: &Share, job: &WantJob, pieces: &mpsc::Sender<Message>) -> anyhow::Result<()> {
+fn send_content(
+    share: &Share,
+    job: &WantJob,
+    again: bool,
+    pieces: &mpsc::Sender<Message>,
+) -> anyhow::Result<()> {
     let file = apply::open_file(&share.root.batch(), &job.path)?;
     let emit = |parts: Vec<Part>, last| {
         let bytes = parts.iter().map(Part::data_bytes).sum();
@@ -563,7 +580,8 @@ fn send_content(share: &Share, job: &WantJob, pieces: &mpsc::Sender<Message>) ->
             Err(_closed) => ControlFlow::Break(()),
         }
     };
-    content::send_content(&file, job.size, job.hash, &job.have, emit)?;
+    let to_check = again.then_some(job.hash);
+    content::send_content(&file, job.size, to_check, &job.have, emit)?;
     Ok(())
 }
 

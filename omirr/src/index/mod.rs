@@ -257,10 +257,13 @@ impl Index {
         txn.open_table(ROWS).map_err(|error| fail(error.into()))?;
         txn.open_table(SEQS).map_err(|error| fail(error.into()))?;
         txn.open_table(INODES).map_err(|error| fail(error.into()))?;
-        for several in [NAMES, GROUPS] {
+        for several in [NAMES, GROUPS, ALIKE] {
             txn.open_multimap_table(several)
                 .map_err(|error| fail(error.into()))?;
         }
+        txn.open_multimap_table(CONTENTS)
+            .map_err(|error| fail(error.into()))?;
+        txn.open_table(SKETCHES).map_err(|error| fail(error.into()))?;
         txn.open_table(INTENTS).map_err(|error| fail(error.into()))?;
         txn.open_table(MOVES).map_err(|error| fail(error.into()))?;
         txn.open_table(LEAVES).map_err(|error| fail(error.into()))?;
@@ -306,7 +309,7 @@ impl Index {
     /// The same, but in sequence order nothing after `upto` is seen.
     pub fn read_upto(&self, upto: u64) -> Result<Reader, IndexError> {
         let txn = self.db.begin_read().map_err(|error| self.fail(error))?;
-        Reader::new(self.path.clone(), upto, &txn)
+        Reader::new(self.path.clone(), upto, txn)
     }
 
     /// Runs `work` in a transaction and commits it as durably as `work` says

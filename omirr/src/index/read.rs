@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use redb::{ReadOnlyMultimapTable, ReadOnlyTable, ReadTransaction, ReadableMultimapTable, ReadableTable};
 
@@ -22,17 +23,18 @@ pub struct Reader {
     /// Reading in sequence order ends here.
     upto: u64,
     rows: ReadOnlyTable<&'static [u8], &'static [u8]>,
-    seqs: ReadOnlyTable<u64, &'static [u8]>,
-    inodes: ReadOnlyTable<u64, &'static [u8]>,
-    names: ReadOnlyMultimapTable<u64, &'static [u8]>,
-    groups: ReadOnlyMultimapTable<u64, &'static [u8]>,
-    contents: ReadOnlyMultimapTable<&'static [u8], &'static [u8]>,
-    sketches: ReadOnlyTable<&'static [u8], &'static [u8]>,
-    alike: ReadOnlyMultimapTable<u64, &'static [u8]>,
-    intents: ReadOnlyTable<&'static [u8], &'static [u8]>,
-    moves: ReadOnlyTable<u64, &'static [u8]>,
-    meta: ReadOnlyTable<&'static str, &'static [u8]>,
-    leaves: ReadOnlyTable<&'static [u8], &'static [u8]>,
+    /// The other tables are opened when they are asked: that takes as long as some
+    /// look-ups, and most snapshots are taken for one change.
+    txn: ReadTransaction,
+    seqs: OnceLock<ReadOnlyTable<u64, &'static [u8]>>,
+    inodes: OnceLock<ReadOnlyTable<u64, &'static [u8]>>,
+    names: OnceLock<ReadOnlyMultimapTable<u64, &'static [u8]>>,
+    groups: OnceLock<ReadOnlyMultimapTable<u64, &'static [u8]>>,
+    contents: OnceLock<ReadOnlyMultimapTable<&'static [u8], &'static [u8]>>,
+    sketches: OnceLock<ReadOnlyTable<&'static [u8], &'static [u8]>>,
+    alike: OnceLock<ReadOnlyMultimapTable<u64, &'static [u8]>>,
+    moves: OnceLock<ReadOnlyTable<u64, &'static [u8]>>,
+    leaves: OnceLock<ReadOnlyTable<&'static [u8], &'static [u8]>>,
 }
 
 /// Decodes a record that this index wrote.
@@ -106,31 +108,35 @@ pub(super) fn paths(
 }
 
 impl Reader {
-    pub(super) fn new(path: PathBuf, upto: u64, txn: &ReadTransaction) -> Result<Reader, IndexError> {
+    pub(super) fn new(path: PathBuf, upto: u64, txn: ReadTransaction) -> Result<Reader, IndexError> {
         Ok(Reader {
             upto,
             rows: txn.open_table(ROWS).map_err(|error| storage(&path, error))?,
-            seqs: txn.open_table(SEQS).map_err(|error| storage(&path, error))?,
-            inodes: txn.open_table(INODES).map_err(|error| storage(&path, error))?,
-            names: txn
-                .open_multimap_table(NAMES)
-                .map_err(|error| storage(&path, error))?,
-            groups: txn
-                .open_multimap_table(GROUPS)
-                .map_err(|error| storage(&path, error))?,
-            contents: txn
-                .open_multimap_table(CONTENTS)
-                .map_err(|error| storage(&path, error))?,
-            sketches: txn.open_table(SKETCHES).map_err(|error| storage(&path, error))?,
-            alike: txn
-                .open_multimap_table(ALIKE)
-                .map_err(|error| storage(&path, error))?,
-            intents: txn.open_table(INTENTS).map_err(|error| storage(&path, error))?,
-            moves: txn.open_table(MOVES).map_err(|error| storage(&path, error))?,
-            meta: txn.open_table(META).map_err(|error| storage(&path, error))?,
-            leaves: txn.open_table(LEAVES).map_err(|error| storage(&path, error))?,
+            txn,
+            seqs: OnceLock::new(),
+            inodes: OnceLock::new(),
+            names: OnceLock::new(),
+            groups: OnceLock::new(),
+            contents: OnceLock::new(),
+            sketches: OnceLock::new(),
+            alike: OnceLock::new(),
+            moves: OnceLock::new(),
+            leaves: OnceLock::new(),
             path,
         })
+    }
+
+    /// A table of this snapshot, opened if it is asked for the first time.
+    fn opened<'t, T>(
+        &self,
+        place: &'t OnceLock<T>,
+        open: impl FnOnce(&ReadTransaction) -> Result<T, redb::TableError>,
+    ) -> Result<&'t T, IndexError> {
+        if let Some(table) = place.get() {
+            return Ok(table);
+        }
+        let table = open(&self.txn).map_err(|error| storage(&self.path, error))?;
+        Ok(place.get_or_init(|| table))
     }
 
     /// How many live rows the snapshot has, the root's included.
@@ -139,7 +145,9 @@ impl Reader {
             path: self.path.clone(),
             what: "its figures are missing".to_owned(),
         };
-        let bytes = self.meta.get("").map_err(|error| storage(&self.path, error))?;
+        let meta = self.txn.open_table(META);
+        let meta = meta.map_err(|error| storage(&self.path, error))?;
+        let bytes = meta.get("").map_err(|error| storage(&self.path, error))?;
         let bytes = bytes.ok_or_else(corrupt)?;
         // After the number of the format.
         let meta: Meta = decode(&self.path, bytes.value().get(4..).ok_or_else(corrupt)?)?;
@@ -153,7 +161,8 @@ impl Reader {
     /// A live path with this content, if that is large.
     pub fn with_content(&self, hash: &Hash) -> Result<Option<RelPath>, IndexError> {
         let fail = |error| storage(&self.path, error);
-        let mut paths = self.contents.get(&hash.0[..]).map_err(fail)?;
+        let contents = self.opened(&self.contents, |txn| txn.open_multimap_table(CONTENTS))?;
+        let mut paths = contents.get(&hash.0[..]).map_err(fail)?;
         match paths.next() {
             Some(path) => decode_path(&self.path, path.map_err(fail)?.value()).map(Some),
             None => Ok(None),
@@ -162,7 +171,9 @@ impl Reader {
 
     /// What a large content is like; empty if that is not known.
     pub fn sketch_of(&self, hash: &Hash) -> Result<Sketch, IndexError> {
-        let bytes = self.sketches.get(&hash.0[..]);
+        let bytes = self
+            .opened(&self.sketches, |txn| txn.open_table(SKETCHES))?
+            .get(&hash.0[..]);
         match bytes.map_err(|error| storage(&self.path, error))? {
             Some(bytes) => decode(&self.path, bytes.value()),
             None => Ok(Sketch::default()),
@@ -172,7 +183,9 @@ impl Reader {
     /// The hashes of the leaves of a large content that is here or was a short
     /// while ago, if they are known.
     pub fn leaves_of(&self, hash: &Hash) -> Result<Option<Leaves>, IndexError> {
-        let bytes = self.leaves.get(&hash.0[..]);
+        let bytes = self
+            .opened(&self.leaves, |txn| txn.open_table(LEAVES))?
+            .get(&hash.0[..]);
         let bytes = bytes.map_err(|error| storage(&self.path, error))?;
         // A damaged list is as good as none.
         Ok(bytes.and_then(|bytes| Leaves::from_bytes(bytes.value(), hash)))
@@ -182,10 +195,11 @@ impl Reader {
     /// they have in common.
     pub fn most_alike(&self, sketch: &Sketch) -> Result<Option<(RelPath, usize)>, IndexError> {
         let fail = |error| storage(&self.path, error);
+        let alike = self.opened(&self.alike, |txn| txn.open_multimap_table(ALIKE))?;
         let mut counts: BTreeMap<[u8; 32], usize> = BTreeMap::new();
         for value in sketch.values() {
             // What very many have in common tells nothing.
-            for hash in self.alike.get(*value).map_err(fail)?.take(ALIKE_ASKED) {
+            for hash in alike.get(*value).map_err(fail)?.take(ALIKE_ASKED) {
                 if let Ok(hash) = hash.map_err(fail)?.value().try_into() {
                     *counts.entry(hash).or_default() += 1;
                 }
@@ -303,7 +317,7 @@ impl Reader {
             return Ok(Vec::new());
         }
         let range = self
-            .seqs
+            .opened(&self.seqs, |txn| txn.open_table(SEQS))?
             .range(seq + 1..=self.upto)
             .map_err(|error| storage(&self.path, error))?;
         let mut found = Vec::new();
@@ -325,7 +339,7 @@ impl Reader {
             return Ok(0);
         }
         let range = self
-            .seqs
+            .opened(&self.seqs, |txn| txn.open_table(SEQS))?
             .range(seq + 1..)
             .map_err(|error| storage(&self.path, error))?;
         Ok(range.take(limit).count() as u64)
@@ -333,12 +347,20 @@ impl Reader {
 
     /// A path of the inode, as last seen.
     pub fn path_of_ino(&self, ino: u64) -> Result<Option<RelPath>, IndexError> {
-        path_of_ino(&self.path, &self.inodes, ino)
+        path_of_ino(
+            &self.path,
+            self.opened(&self.inodes, |txn| txn.open_table(INODES))?,
+            ino,
+        )
     }
 
     /// All paths of the inode, as last seen.
     pub fn paths_of_ino(&self, ino: u64) -> Result<Vec<RelPath>, IndexError> {
-        let mut found = paths(&self.path, &self.names, ino)?;
+        let mut found = paths(
+            &self.path,
+            self.opened(&self.names, |txn| txn.open_multimap_table(NAMES))?,
+            ino,
+        )?;
         let last = self.path_of_ino(ino)?;
         found.extend(last.filter(|last| !found.contains(last)));
         Ok(found)
@@ -346,12 +368,19 @@ impl Reader {
 
     /// The live paths of a hard-link group.
     pub fn group(&self, group: LinkGroup) -> Result<Vec<RelPath>, IndexError> {
-        paths(&self.path, &self.groups, group.0)
+        paths(
+            &self.path,
+            self.opened(&self.groups, |txn| txn.open_multimap_table(GROUPS))?,
+            group.0,
+        )
     }
 
     /// The directories' moves that are kept, in the order of their numbers.
     pub fn moves(&self) -> Result<Vec<Moved>, IndexError> {
-        let all = self.moves.iter().map_err(|error| storage(&self.path, error))?;
+        let all = self
+            .opened(&self.moves, |txn| txn.open_table(MOVES))?
+            .iter()
+            .map_err(|error| storage(&self.path, error))?;
         all.map(|pair| {
             let (_, value) = pair.map_err(|error| storage(&self.path, error))?;
             decode(&self.path, value.value())
@@ -362,7 +391,7 @@ impl Reader {
     /// The move among whose rows' numbers `seq` is, and the last of these numbers.
     pub fn move_over(&self, seq: u64) -> Result<Option<(u64, Moved)>, IndexError> {
         let mut next = self
-            .moves
+            .opened(&self.moves, |txn| txn.open_table(MOVES))?
             .range(seq..)
             .map_err(|error| storage(&self.path, error))?;
         let Some(pair) = next.next() else { return Ok(None) };
@@ -374,7 +403,9 @@ impl Reader {
 
     /// The rows that were being applied, if the last run ended meanwhile.
     pub fn intents(&self) -> Result<Vec<(RelPath, Row)>, IndexError> {
-        let all = self.intents.iter().map_err(|error| storage(&self.path, error))?;
+        let intents = self.txn.open_table(INTENTS);
+        let intents = intents.map_err(|error| storage(&self.path, error))?;
+        let all = intents.iter().map_err(|error| storage(&self.path, error))?;
         all.map(|pair| {
             let (key, value) = pair.map_err(|error| storage(&self.path, error))?;
             Ok((

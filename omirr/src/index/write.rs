@@ -1,9 +1,13 @@
 //! Writing the index, in transactions.
 
+use std::cell::OnceCell;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use redb::{Database, MultimapTable, ReadableMultimapTable, ReadableTable, ReadableTableMetadata, Table};
+use redb::{
+    Database, MultimapTable, ReadableMultimapTable, ReadableTable, ReadableTableMetadata, Table,
+    WriteTransaction,
+};
 use serde::Serialize;
 
 use super::{
@@ -35,17 +39,51 @@ pub struct Writer<'txn> {
     rows: Table<'txn, &'static [u8], &'static [u8]>,
     seqs: Table<'txn, u64, &'static [u8]>,
     inodes: Table<'txn, u64, &'static [u8]>,
-    names: MultimapTable<'txn, u64, &'static [u8]>,
-    groups: MultimapTable<'txn, u64, &'static [u8]>,
-    contents: MultimapTable<'txn, &'static [u8], &'static [u8]>,
-    sketches: Table<'txn, &'static [u8], &'static [u8]>,
-    alike: MultimapTable<'txn, u64, &'static [u8]>,
+    intents: Table<'txn, &'static [u8], &'static [u8]>,
     /// Large contents that a path has no more; perhaps none has.
     left: BTreeSet<Hash>,
-    intents: Table<'txn, &'static [u8], &'static [u8]>,
-    moves: Table<'txn, u64, &'static [u8]>,
-    leaves: Table<'txn, &'static [u8], &'static [u8]>,
-    former: Table<'txn, u64, &'static [u8]>,
+    names: Seldom<'txn, MultimapTable<'txn, u64, &'static [u8]>>,
+    groups: Seldom<'txn, MultimapTable<'txn, u64, &'static [u8]>>,
+    contents: Seldom<'txn, MultimapTable<'txn, &'static [u8], &'static [u8]>>,
+    sketches: Seldom<'txn, Table<'txn, &'static [u8], &'static [u8]>>,
+    alike: Seldom<'txn, MultimapTable<'txn, u64, &'static [u8]>>,
+    moves: Seldom<'txn, Table<'txn, u64, &'static [u8]>>,
+    leaves: Seldom<'txn, Table<'txn, &'static [u8], &'static [u8]>>,
+    former: Seldom<'txn, Table<'txn, u64, &'static [u8]>>,
+}
+
+/// A table that few transactions need: opened when it is asked for, since opening
+/// takes longer than what is done to most rows.
+struct Seldom<'txn, T> {
+    txn: &'txn WriteTransaction,
+    open: fn(&'txn WriteTransaction) -> Result<T, redb::TableError>,
+    table: OnceCell<T>,
+}
+
+impl<'txn, T> Seldom<'txn, T> {
+    fn new(
+        txn: &'txn WriteTransaction,
+        open: fn(&'txn WriteTransaction) -> Result<T, redb::TableError>,
+    ) -> Seldom<'txn, T> {
+        Seldom {
+            txn,
+            open,
+            table: OnceCell::new(),
+        }
+    }
+
+    fn get(&self, index: &Path) -> Result<&T, IndexError> {
+        if let Some(table) = self.table.get() {
+            return Ok(table);
+        }
+        let table = (self.open)(self.txn).map_err(|error| storage(index, error))?;
+        Ok(self.table.get_or_init(|| table))
+    }
+
+    fn get_mut(&mut self, index: &Path) -> Result<&mut T, IndexError> {
+        self.get(index)?;
+        Ok(self.table.get_mut().expect("it was opened"))
+    }
 }
 
 pub(super) fn transaction<T>(
@@ -61,24 +99,16 @@ pub(super) fn transaction<T>(
             rows: txn.open_table(ROWS).map_err(|error| storage(&path, error))?,
             seqs: txn.open_table(SEQS).map_err(|error| storage(&path, error))?,
             inodes: txn.open_table(INODES).map_err(|error| storage(&path, error))?,
-            names: txn
-                .open_multimap_table(NAMES)
-                .map_err(|error| storage(&path, error))?,
-            groups: txn
-                .open_multimap_table(GROUPS)
-                .map_err(|error| storage(&path, error))?,
-            contents: txn
-                .open_multimap_table(CONTENTS)
-                .map_err(|error| storage(&path, error))?,
-            sketches: txn.open_table(SKETCHES).map_err(|error| storage(&path, error))?,
-            alike: txn
-                .open_multimap_table(ALIKE)
-                .map_err(|error| storage(&path, error))?,
-            left: BTreeSet::new(),
             intents: txn.open_table(INTENTS).map_err(|error| storage(&path, error))?,
-            moves: txn.open_table(MOVES).map_err(|error| storage(&path, error))?,
-            leaves: txn.open_table(LEAVES).map_err(|error| storage(&path, error))?,
-            former: txn.open_table(FORMER).map_err(|error| storage(&path, error))?,
+            left: BTreeSet::new(),
+            names: Seldom::new(&txn, |txn| txn.open_multimap_table(NAMES)),
+            groups: Seldom::new(&txn, |txn| txn.open_multimap_table(GROUPS)),
+            contents: Seldom::new(&txn, |txn| txn.open_multimap_table(CONTENTS)),
+            sketches: Seldom::new(&txn, |txn| txn.open_table(SKETCHES)),
+            alike: Seldom::new(&txn, |txn| txn.open_multimap_table(ALIKE)),
+            moves: Seldom::new(&txn, |txn| txn.open_table(MOVES)),
+            leaves: Seldom::new(&txn, |txn| txn.open_table(LEAVES)),
+            former: Seldom::new(&txn, |txn| txn.open_table(FORMER)),
             meta,
             home: None,
             gaps: None,
@@ -174,19 +204,29 @@ impl Writer<'_> {
 
     /// The live paths of a hard-link group.
     pub fn group(&self, group: LinkGroup) -> Result<Vec<RelPath>, IndexError> {
-        read::paths(&self.path, &self.groups, group.0)
+        read::paths(&self.path, self.groups.get(&self.path)?, group.0)
     }
 
     /// Puts `record` in the place of the path's former one, in both orders.
     pub fn put(&mut self, path: &RelPath, record: &Record) -> Result<(), IndexError> {
+        let old = self.get(path)?;
+        self.put_over(old.as_ref(), path, record)
+    }
+
+    /// The same where the former one, `old`, has just been asked for.
+    pub fn put_over(
+        &mut self,
+        old: Option<&Record>,
+        path: &RelPath,
+        record: &Record,
+    ) -> Result<(), IndexError> {
         let index = self.path.clone();
         let fail = |error: redb::StorageError| storage(&index, error);
         let key = path.as_bytes();
-        let old = self.get(path)?;
-        for (record, came) in old.iter().map(|old| (old, false)).chain([(record, true)]) {
+        for (record, came) in old.map(|old| (old, false)).into_iter().chain([(record, true)]) {
             self.count(record, came);
         }
-        if let Some(old) = &old {
+        if let Some(old) = old {
             if old.seq != record.seq {
                 self.seqs.remove(old.seq).map_err(fail)?;
             }
@@ -200,7 +240,7 @@ impl Writer<'_> {
             let group = old.row.live().and_then(|entry| entry.link);
             if let Some(group) = group.filter(|&group| record.row.live().and_then(|e| e.link) != Some(group))
             {
-                self.groups.remove(group.0, key).map_err(fail)?;
+                self.groups.get_mut(&index)?.remove(group.0, key).map_err(fail)?;
             }
             let ino = old.sig.map(|sig| sig.ino);
             if let Some(ino) = ino.filter(|&ino| record.sig.map(|sig| sig.ino) != Some(ino)) {
@@ -221,30 +261,36 @@ impl Writer<'_> {
                 self.meta.conflicts += u64::from(is_conflict_path(path));
             }
         }
-        if old.as_ref().is_none_or(|old| old.seq != record.seq) {
+        if old.is_none_or(|old| old.seq != record.seq) {
             self.seqs.insert(record.seq, key).map_err(fail)?;
         }
-        let old_ino = old.as_ref().and_then(|old| old.sig).map(|sig| sig.ino);
+        let old_ino = old.and_then(|old| old.sig).map(|sig| sig.ino);
         if let Some(sig) = record.sig.filter(|sig| old_ino != Some(sig.ino)) {
             self.inodes.insert(sig.ino, key).map_err(fail)?;
         }
         if let Some(group) = record.row.live().and_then(|entry| entry.link) {
-            self.groups.insert(group.0, key).map_err(fail)?;
+            self.groups.get_mut(&index)?.insert(group.0, key).map_err(fail)?;
         }
-        let (was, is) = (old.as_ref().and_then(with_other_names), with_other_names(record));
+        let (was, is) = (old.and_then(with_other_names), with_other_names(record));
         if let Some(ino) = was.filter(|_| was != is) {
-            self.names.remove(ino, key).map_err(fail)?;
+            self.names.get_mut(&index)?.remove(ino, key).map_err(fail)?;
         }
         if let Some(ino) = is.filter(|_| was != is) {
-            self.names.insert(ino, key).map_err(fail)?;
+            self.names.get_mut(&index)?.insert(ino, key).map_err(fail)?;
         }
-        let (was, is) = (old.as_ref().and_then(large_content), large_content(record));
+        let (was, is) = (old.and_then(large_content), large_content(record));
         if let Some(hash) = was.filter(|_| was != is) {
-            self.contents.remove(&hash.0[..], key).map_err(fail)?;
+            self.contents
+                .get_mut(&index)?
+                .remove(&hash.0[..], key)
+                .map_err(fail)?;
             self.left.insert(hash);
         }
         if let Some(hash) = is.filter(|_| was != is) {
-            self.contents.insert(&hash.0[..], key).map_err(fail)?;
+            self.contents
+                .get_mut(&index)?
+                .insert(&hash.0[..], key)
+                .map_err(fail)?;
         }
         self.meta.head = self.meta.head.max(record.seq);
         self.meta.stamp = self.meta.stamp.max(record.row.version.stamp);
@@ -261,13 +307,16 @@ impl Writer<'_> {
             return Ok(());
         };
         let key = &hash.0[..];
-        let nobody_has_it = self.contents.get(key).map_err(fail)?.is_empty();
-        if nobody_has_it || self.sketches.get(key).map_err(fail)?.is_some() {
+        let nobody_has_it = self.contents.get(&index)?.get(key).map_err(fail)?.is_empty();
+        if nobody_has_it || self.sketches.get(&index)?.get(key).map_err(fail)?.is_some() {
             return Ok(());
         }
-        self.sketches.insert(key, &encode(sketch)[..]).map_err(fail)?;
+        self.sketches
+            .get_mut(&index)?
+            .insert(key, &encode(sketch)[..])
+            .map_err(fail)?;
         for value in sketch.values() {
-            self.alike.insert(*value, key).map_err(fail)?;
+            self.alike.get_mut(&index)?.insert(*value, key).map_err(fail)?;
         }
         Ok(())
     }
@@ -280,9 +329,12 @@ impl Writer<'_> {
             return Ok(());
         };
         let key = &hash.0[..];
-        let nobody_has_it = self.contents.get(key).map_err(fail)?.is_empty();
-        if !nobody_has_it && self.leaves.get(key).map_err(fail)?.is_none() {
-            self.leaves.insert(key, &leaves.to_bytes()[..]).map_err(fail)?;
+        let nobody_has_it = self.contents.get(&index)?.get(key).map_err(fail)?.is_empty();
+        if !nobody_has_it && self.leaves.get(&index)?.get(key).map_err(fail)?.is_none() {
+            self.leaves
+                .get_mut(&index)?
+                .insert(key, &leaves.to_bytes()[..])
+                .map_err(fail)?;
         }
         Ok(())
     }
@@ -293,22 +345,32 @@ impl Writer<'_> {
         let index = self.path.clone();
         let fail = |error: redb::StorageError| storage(&index, error);
         let key = &hash.0[..];
-        if self.leaves.get(key).map_err(fail)?.is_none() {
+        if self.leaves.get(&index)?.get(key).map_err(fail)?.is_none() {
             return Ok(());
         }
         let last = self
             .former
+            .get(&index)?
             .last()
             .map_err(fail)?
             .map_or(0, |(number, _)| number.value());
-        self.former.insert(last + 1, key).map_err(fail)?;
-        while self.former.len().map_err(fail)? > FORMER_KEPT {
-            let Some((_, oldest)) = self.former.pop_first().map_err(fail)? else {
+        self.former.get_mut(&index)?.insert(last + 1, key).map_err(fail)?;
+        while self.former.get(&index)?.len().map_err(fail)? > FORMER_KEPT {
+            let Some((_, oldest)) = self.former.get_mut(&index)?.pop_first().map_err(fail)? else {
                 break;
             };
             // It may have come back.
-            if self.contents.get(oldest.value()).map_err(fail)?.is_empty() {
-                self.leaves.remove(oldest.value()).map_err(fail)?;
+            if self
+                .contents
+                .get(&index)?
+                .get(oldest.value())
+                .map_err(fail)?
+                .is_empty()
+            {
+                self.leaves
+                    .get_mut(&index)?
+                    .remove(oldest.value())
+                    .map_err(fail)?;
             }
         }
         Ok(())
@@ -320,16 +382,16 @@ impl Writer<'_> {
         let fail = |error: redb::StorageError| storage(&index, error);
         for hash in std::mem::take(&mut self.left) {
             let key = &hash.0[..];
-            if !self.contents.get(key).map_err(fail)?.is_empty() {
+            if !self.contents.get(&index)?.get(key).map_err(fail)?.is_empty() {
                 continue;
             }
             self.retire_leaves(&hash)?;
-            let known = match self.sketches.remove(key).map_err(fail)? {
+            let known = match self.sketches.get_mut(&index)?.remove(key).map_err(fail)? {
                 Some(bytes) => read::decode::<Sketch>(&index, bytes.value())?,
                 None => continue,
             };
             for value in known.values() {
-                self.alike.remove(*value, key).map_err(fail)?;
+                self.alike.get_mut(&index)?.remove(*value, key).map_err(fail)?;
             }
         }
         Ok(())
@@ -362,7 +424,9 @@ impl Writer<'_> {
     /// Notes what the disk has of a path's row, if that is live.
     pub fn set_here(&mut self, path: &RelPath, here: Option<Box<Here>>) -> Result<(), IndexError> {
         match self.get(path)? {
-            Some(old) if !old.row.deleted && old.here != here => self.put(path, &Record { here, ..old }),
+            Some(old) if !old.row.deleted && old.here != here => {
+                self.put_over(Some(&old), path, &Record { here, ..old.clone() })
+            }
             _ => Ok(()),
         }
     }
@@ -371,7 +435,9 @@ impl Writer<'_> {
     /// something else.
     pub fn set_sig(&mut self, path: &RelPath, sig: Option<StatSig>) -> Result<(), IndexError> {
         match self.get(path)? {
-            Some(old) if !old.row.deleted && old.sig != sig => self.put(path, &Record { sig, ..old }),
+            Some(old) if !old.row.deleted && old.sig != sig => {
+                self.put_over(Some(&old), path, &Record { sig, ..old.clone() })
+            }
             _ => Ok(()),
         }
     }
@@ -429,11 +495,17 @@ impl Writer<'_> {
     pub fn put_moves(&mut self, moves: Vec<(u64, Moved)>) -> Result<(), IndexError> {
         let index = self.path.clone();
         let fail = |error: redb::StorageError| storage(&index, error);
-        for (last, moved) in moves {
-            self.moves.insert(last, &encode(&moved)[..]).map_err(fail)?;
+        if moves.is_empty() {
+            return Ok(());
         }
-        while self.moves.len().map_err(fail)? > MOVES_KEPT {
-            self.moves.pop_first().map_err(fail)?;
+        for (last, moved) in moves {
+            self.moves
+                .get_mut(&index)?
+                .insert(last, &encode(&moved)[..])
+                .map_err(fail)?;
+        }
+        while self.moves.get(&index)?.len().map_err(fail)? > MOVES_KEPT {
+            self.moves.get_mut(&index)?.pop_first().map_err(fail)?;
         }
         Ok(())
     }

@@ -201,8 +201,7 @@ impl Writer {
     }
 
     fn encode(&mut self, message: &Message) -> Result<(), NetError> {
-        // Rows alone are few bytes, of which most go.
-        let pack = if message.is_bulky() && (message.content_bytes() == 0 || !self.link.is_fast()) {
+        let pack = if message.is_bulky() && (message.is_of_small_files() || !self.link.is_fast()) {
             Pack::IfSmaller
         } else {
             Pack::Never

@@ -21,6 +21,8 @@ use super::fanotify::sys;
 const REMEMBERED: NonZeroUsize = NonZeroUsize::new(1024).expect("not zero");
 /// Where version 2 is mounted: alone, or beside version 1.
 const MOUNTS: [&str; 2] = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"];
+/// More than most files of a process in `/proc` have, bytes.
+const PROC_BYTES: usize = 4096;
 const CGROUP2_SUPER_MAGIC: u64 = 0x6367_7270;
 /// The type of the kernel's handles for such directories, whose bytes are the
 /// number.
@@ -53,7 +55,7 @@ impl Cgroups {
     /// The number of the cgroup in which a process is now; 0 if it is not known.
     pub fn of_process(&self, pid: u32) -> u64 {
         let Some((_, fd)) = &self.mount else { return 0 };
-        let Ok(text) = std::fs::read(format!("/proc/{pid}/cgroup")) else {
+        let Ok(text) = read_whole(&format!("/proc/{pid}/cgroup")) else {
             return 0;
         };
         // The other lines are of version 1.
@@ -66,6 +68,21 @@ impl Cgroups {
             Some(path) => path,
         };
         statat(fd, path, AtFlags::empty()).map_or(0, |found| found.st_ino)
+    }
+}
+
+/// A file of `/proc`, in one or two reads: of its size, which is not told there, the
+/// standard library's reading feels its way up from 32 bytes.
+pub(super) fn read_whole(path: &str) -> rustix::io::Result<Vec<u8>> {
+    let fd = openat(CWD, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    let mut bytes = Vec::with_capacity(PROC_BYTES);
+    loop {
+        if bytes.spare_capacity_mut().is_empty() {
+            bytes.reserve(PROC_BYTES);
+        }
+        if rustix::io::read(&fd, rustix::buffer::spare_capacity(&mut bytes))? == 0 {
+            return Ok(bytes);
+        }
     }
 }
 

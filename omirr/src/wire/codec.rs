@@ -31,6 +31,8 @@ const COMPRESS_FROM_BYTES: usize = 512;
 /// Fast enough for ten gigabits on two cores; higher levels win little on
 /// what has mostly been compressed before.
 const LEVEL: i32 = 1;
+/// Of rows without contents, which are few bytes and alike.
+const LEVEL_OF_ROWS: i32 = 6;
 /// Bodies above are sampled before they are compressed as a whole.
 const SAMPLE_FROM_BYTES: usize = 256 << 10;
 const SAMPLE_BYTES: usize = 32 << 10;
@@ -116,7 +118,11 @@ impl Encoder {
                 limit: LIMITS.body_bytes,
             });
         }
-        let done = if self.pack()? {
+        let level = match message.content_bytes() {
+            0 => LEVEL_OF_ROWS,
+            _ => LEVEL,
+        };
+        let done = if self.pack(level)? {
             frame::put(FLAG_ZSTD, &self.packed, out)
         } else {
             frame::put(0, &self.body, out)
@@ -131,14 +137,15 @@ impl Encoder {
 
     /// Compresses the body, unless it is small or does not shrink. Says whether
     /// `packed` holds it now.
-    fn pack(&mut self) -> Result<bool, WireError> {
+    fn pack(&mut self, level: i32) -> Result<bool, WireError> {
         if self.body.len() < COMPRESS_FROM_BYTES {
             return Ok(false);
         }
         let compressor = match &mut self.compressor {
             Some(compressor) => compressor,
-            none => none.insert(zstd::bulk::Compressor::new(LEVEL).map_err(compression)?),
+            none => none.insert(zstd::bulk::Compressor::new(level).map_err(compression)?),
         };
+        compressor.set_compression_level(level).map_err(compression)?;
         if self.body.len() > SAMPLE_FROM_BYTES {
             // The middle: the beginning often differs from all that follows.
             let start = (self.body.len() - SAMPLE_BYTES) / 2;

@@ -15,6 +15,9 @@ pub const MAGIC: [u8; 8] = *b"omirr\0\0\x06";
 /// Both sides must speak the same one.
 pub const PROTOCOL: u32 = 6;
 
+/// The contents of a batch are small if they have no more bytes on the average.
+const SMALL_BYTES: u64 = 16 << 10;
+
 /// What a frame may hold, so that a peer cannot make this node allocate.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
@@ -192,6 +195,16 @@ impl Message {
     /// Whether it carries content, and may thus be worth compressing.
     pub fn is_bulky(&self) -> bool {
         matches!(self, Message::Batch { .. } | Message::Content { .. })
+    }
+
+    /// Whether it carries rows whose contents, if there are any, are small: what the
+    /// receiver does for each such file takes several times as long as compressing it,
+    /// however fast the connection is.
+    pub fn is_of_small_files(&self) -> bool {
+        match self {
+            Message::Batch { rows, .. } => self.content_bytes() <= SMALL_BYTES * rows.len() as u64,
+            _ => false,
+        }
     }
 
     /// How much content it carries, bytes.

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use lru::LruCache;
 
-use crate::source::cgroup::Cgroups;
+use crate::source::cgroup::{Cgroups, read_whole};
 
 /// Processes that are remembered.
 const REMEMBERED: NonZeroUsize = NonZeroUsize::new(4096).expect("not zero");
@@ -75,7 +75,7 @@ impl Who {
     }
 
     fn look_up(&self, pid: u32) -> Option<Identity> {
-        let status = std::fs::read(format!("/proc/{pid}/status")).ok()?;
+        let status = read_whole(&format!("/proc/{pid}/status")).ok()?;
         Some(Identity {
             cgroup: self.cgroups.of_process(pid),
             ..parse(&status)?
