@@ -18,7 +18,7 @@ use std::{
     path::Path,
 };
 
-use super::recovered::Recovering;
+use super::{dirty::DirtySet, recovered::Recovering};
 use crate::crash::{self, Point};
 use crate::source::{Event, Op, Recovered, Signal, now_ns};
 
@@ -38,6 +38,9 @@ pub struct Journal {
     /// Of the changes that were noted and not told, the oldest one's time; none
     /// if there are none.
     in_hand: Option<u64>,
+    /// An earlier run's, of which it is not yet known when it is in the index: the
+    /// dirty set has it with what has come since, and must tell them apart first.
+    left_over: bool,
     buffer: Vec<u8>,
 }
 
@@ -72,6 +75,7 @@ impl Journal {
             lengths: [a.1, b.1],
             turned_ns: 0,
             in_hand: None,
+            left_over: a.1 + b.1 > 0,
             buffer: Vec::new(),
         };
         Ok((journal, left))
@@ -135,11 +139,29 @@ impl Journal {
         self.in_hand = in_hand;
     }
 
+    /// Forgets what is in the index: all that was ever told and is not in `dirty`.
+    /// What an earlier run has left must have been told.
+    pub fn has_kept_up(&mut self, dirty: &mut DirtySet) -> io::Result<()> {
+        if dirty.is_empty() {
+            return self.clear();
+        }
+        if std::mem::take(&mut self.left_over) {
+            // In the set, with the age of what has come since, lies perhaps all of it.
+            dirty.turn();
+        } else if self.has_older() && !dirty.has_older() {
+            return self.clear_older();
+        } else if self.turn() {
+            dirty.turn();
+        }
+        Ok(())
+    }
+
     /// Everything that was told is in the index.
-    pub fn clear(&mut self) -> io::Result<()> {
+    fn clear(&mut self) -> io::Result<()> {
         if self.in_hand.is_some() {
             return Ok(());
         }
+        self.left_over = false;
         for n in 0..2 {
             self.empty(n)?;
         }
@@ -147,7 +169,7 @@ impl Journal {
     }
 
     /// Everything is, that was told before the last [`Journal::turn`].
-    pub fn clear_older(&mut self) -> io::Result<()> {
+    fn clear_older(&mut self) -> io::Result<()> {
         if self.in_hand.is_some_and(|since| since <= self.turned_ns) {
             return Ok(());
         }
@@ -163,13 +185,13 @@ impl Journal {
         Ok(())
     }
 
-    pub fn has_older(&self) -> bool {
+    fn has_older(&self) -> bool {
         self.lengths[1 - self.current] > 0
     }
 
     /// Goes on in the other file, if this one is long and the other is empty;
     /// whether it did.
-    pub fn turn(&mut self) -> bool {
+    fn turn(&mut self) -> bool {
         let turns = self.lengths[self.current] >= LONG && !self.has_older();
         if turns {
             self.current = 1 - self.current;
@@ -182,6 +204,7 @@ impl Journal {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::daemon::dirty::Hint;
     use crate::source::Recoverable;
 
     fn signal(ino: u64) -> Vec<Signal> {
@@ -235,6 +258,40 @@ mod tests {
         drop(journal);
         let left = Journal::open(folder.path()).unwrap().1;
         assert_eq!(left.inodes.into_iter().collect::<Vec<_>>(), [(8, 2)]);
+    }
+
+    #[test]
+    fn what_an_earlier_run_left_stays_until_it_is_looked_at() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut journal, _) = Journal::open(folder.path()).unwrap();
+        journal.note(1, &signal(7)).unwrap();
+        drop(journal);
+        // It goes on with what was left, and with a change of its own.
+        let (mut journal, left) = Journal::open(folder.path()).unwrap();
+        assert_eq!(left.inodes.len(), 1);
+        journal.note(1, &signal(8)).unwrap();
+        journal.told(None);
+        let path = |name: &str| crate::model::RelPath::new(name.as_bytes()).unwrap();
+        let mut dirty = DirtySet::default();
+        let now = std::time::Instant::now();
+        dirty.arrive([(path("left"), Hint::default())], now);
+        dirty.arrive([(path("own"), Hint::default())], now);
+        for _ in 0..3 {
+            journal.has_kept_up(&mut dirty).unwrap();
+            assert_eq!(Journal::open(folder.path()).unwrap().1.inodes.len(), 2);
+        }
+        // There is always something new.
+        dirty.arrive([(path("new"), Hint::default())], now);
+        dirty.remove(&path("left"));
+        journal.has_kept_up(&mut dirty).unwrap();
+        assert_eq!(Journal::open(folder.path()).unwrap().1.inodes.len(), 2);
+        dirty.remove(&path("own"));
+        journal.has_kept_up(&mut dirty).unwrap();
+        let left = Journal::open(folder.path()).unwrap().1;
+        assert_eq!(left.inodes.into_keys().collect::<Vec<_>>(), [8]);
+        dirty.remove(&path("new"));
+        journal.has_kept_up(&mut dirty).unwrap();
+        assert!(Journal::open(folder.path()).unwrap().1.is_empty());
     }
 
     #[test]

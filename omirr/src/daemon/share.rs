@@ -417,22 +417,10 @@ impl Share {
             return;
         }
         let mut dirty = self.dirty.lock();
-        let done = if dirty.is_empty() {
+        if dirty.is_empty() || keeping.told.lock().is_some() {
             keeping.tell(Some(head));
-            journal.clear()
-        } else {
-            if keeping.told.lock().is_some() {
-                keeping.tell(Some(head));
-            }
-            if journal.has_older() && !dirty.has_older() {
-                journal.clear_older()
-            } else {
-                if journal.turn() {
-                    dirty.turn();
-                }
-                Ok(())
-            }
-        };
+        }
+        let done = journal.has_kept_up(&mut dirty);
         if let Err(error) = done {
             tracing::error!(share = %self.name, "the journal of changes cannot be emptied: {error}");
         }
