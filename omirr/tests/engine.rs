@@ -753,6 +753,23 @@ fn sent(outgoing: &mut Outgoing, index: &Index, limit: usize) -> Vec<(u64, Vec<S
 }
 
 #[test]
+fn only_what_ends_with_the_snapshot_is_all_of_it() {
+    let mut index = Index::default();
+    for (nth, name) in ["a", "b", "c"].into_iter().enumerate() {
+        index.put(name, nth as u64 + 1, row(file(1), &[(1, 1)], 10));
+    }
+    let mut outgoing = Outgoing::new(1, 0, 0);
+    let first = outgoing.next_batch(&index, 2).unwrap().unwrap();
+    assert_eq!((first.rows.len(), first.is_all), (2, false));
+    // One that was sent has changed meanwhile, one that was not is replaced.
+    index.put("a", 4, row(file(2), &[(1, 2)], 11));
+    index.put("c", 5, row(file(2), &[(1, 2)], 11));
+    let second = outgoing.next_batch(&index, 3).unwrap().unwrap();
+    assert_eq!((second.rows.len(), second.upto, second.is_all), (2, 5, true));
+    assert_eq!(outgoing.next_batch(&index, 3), Ok(None));
+}
+
+#[test]
 fn parents_go_first_and_what_makes_way_goes_last() {
     let mut index = Index::default();
     let live = |entry| row(entry, &[(1, 1)], 10);

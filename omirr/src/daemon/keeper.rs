@@ -497,7 +497,8 @@ impl Keeper {
             .collect()
     }
 
-    /// The sequence number before the first row that waits.
+    /// The sequence number before the first row that waits, or that one which waits
+    /// has taken the place of.
     fn applied(&self, delivered: &Delivered) -> u64 {
         if delivered.in_hand {
             return delivered.acked;
@@ -505,14 +506,14 @@ impl Keeper {
         self.pending
             .values()
             .filter(|pending| Arc::ptr_eq(&pending.inbound, &delivered.inbound))
-            .map(|pending| pending.row.seq - 1)
+            .map(|pending| pending.tries.oldest(pending.row.seq) - 1)
             .min()
             .map_or(delivered.upto, |before| before.min(delivered.upto))
     }
 
     /// After a durable commit: senders may go on, peers hear of their rows.
     pub(super) fn durable_now(&mut self) {
-        let head = self.share.index.meta().head;
+        let head = self.share.index.durable_head();
         if self.unsynced.is_empty() {
             self.acknowledge();
         }

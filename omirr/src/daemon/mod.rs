@@ -408,6 +408,7 @@ fn open_share(
                 place,
                 mode: *mode,
                 acked: watch::Sender::new(0),
+                reached: watch::Sender::default(),
                 marks: Default::default(),
                 alive: tokio::sync::Notify::new(),
                 claims: Default::default(),

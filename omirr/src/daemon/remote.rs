@@ -92,7 +92,12 @@ impl Group {
             return;
         }
         match self.places.entry(arrival.row.path.clone()) {
-            hash_map::Entry::Occupied(place) => self.arrivals[*place.get()] = arrival,
+            hash_map::Entry::Occupied(place) => {
+                let before = &mut self.arrivals[*place.get()];
+                let mut arrival = arrival;
+                arrival.tries.replace(before.row.seq, &before.tries);
+                *before = arrival;
+            }
             hash_map::Entry::Vacant(place) => {
                 place.insert(self.arrivals.len());
                 self.arrivals.push(arrival);
@@ -105,9 +110,11 @@ impl Keeper {
     /// Adds a batch to its connection's group. A newer row of the same peer
     /// takes the place of one that waits, be it for content or in the group.
     pub(super) fn take_rows(&mut self, group: &mut Group, rows: Vec<Arrival>) {
-        for arrival in rows {
+        for mut arrival in rows {
             let path = &arrival.row.path;
-            self.pending.remove(&(group.inbound.place, path.clone()));
+            if let Some(waited) = self.pending.remove(&(group.inbound.place, path.clone())) {
+                arrival.tries.replace(waited.row.seq, &waited.tries);
+            }
             // Where a directory goes need not be excluded, too.
             let moved = arrival.row.moved_tree.is_some();
             if moved || !self.share.is_excluded(path, arrival.row.row.entry.is_dir()) {
@@ -209,7 +216,11 @@ impl Keeper {
                 continue;
             }
             self.apply(&inbound, std::mem::take(&mut rows))?;
-            if !self.apply_move(&inbound, &arrival.row, before)? {
+            // Those that are to come again may stand for others that do not.
+            let rest = arrivals.as_slice().iter().filter(|arrival| arrival.row.seq > before);
+            let oldest = rest.filter_map(|arrival| arrival.tries.replaces).min();
+            let after = before.min(oldest.map_or(u64::MAX, |oldest| oldest - 1));
+            if !self.apply_move(&inbound, &arrival, after)? {
                 // Rows that come again are not decided before what they follow;
                 // those whose content has just come do not come again.
                 rows.extend(arrivals.by_ref().filter(|arrival| arrival.row.seq <= before));
@@ -227,8 +238,9 @@ impl Keeper {
 
     /// Makes the rows of a directory's move, of which the peer has sent the last,
     /// and applies them together. If they cannot be made, asks the peer to begin
-    /// again after row `before`, and returns false.
-    fn apply_move(&mut self, inbound: &Arc<Inbound>, row: &WireRow, before: u64) -> anyhow::Result<bool> {
+    /// again after row `after`, or before, and returns false.
+    fn apply_move(&mut self, inbound: &Arc<Inbound>, arrival: &Arrival, after: u64) -> anyhow::Result<bool> {
+        let (row, tries) = (&arrival.row, &arrival.tries);
         let Some(tree) = &row.moved_tree else {
             return Ok(true);
         };
@@ -239,7 +251,7 @@ impl Keeper {
             Expansion::Rows(rows) => rows,
             Expansion::Unlike => {
                 tracing::debug!(share = %self.share.name, from = %inbound.peer, "{} was moved to {}, and is not the same here: its rows are asked for", row.path, tree.to);
-                let after = before.min(first.saturating_sub(1));
+                let after = after.min(tries.oldest(first).saturating_sub(1));
                 let delivered = self.delivered(inbound);
                 delivered.upto = after;
                 delivered.deaf = true;
@@ -251,7 +263,13 @@ impl Keeper {
         drop(reader);
         let mut arrivals = Vec::with_capacity(rows.len());
         for (seq, made) in (first..).zip(rows) {
-            self.pending.remove(&(inbound.place, made.path.clone()));
+            let mut tries = Tries {
+                replaces: tries.replaces,
+                ..Tries::default()
+            };
+            if let Some(waited) = self.pending.remove(&(inbound.place, made.path.clone())) {
+                tries.replace(waited.row.seq, &waited.tries);
+            }
             if self.share.is_excluded(&made.path, made.row.entry.is_dir()) {
                 continue;
             }
@@ -266,7 +284,7 @@ impl Keeper {
                     sketch: Sketch::default(),
                 },
                 ready: None,
-                tries: Tries::default(),
+                tries,
             });
         }
         self.apply(inbound, arrivals)?;
@@ -609,15 +627,18 @@ impl Keeper {
         Ok(())
     }
 
-    fn wait_for(&mut self, inbound: &Arc<Inbound>, row: WireRow, again: Option<Instant>, tries: Tries) {
+    fn wait_for(&mut self, inbound: &Arc<Inbound>, row: WireRow, again: Option<Instant>, mut tries: Tries) {
+        let key = (inbound.place, row.path.clone());
+        if let Some(before) = self.pending.remove(&key) {
+            tries.replace(before.row.seq, &before.tries);
+        }
         let pending = Pending {
             row,
             inbound: Arc::clone(inbound),
             again,
             tries,
         };
-        self.pending
-            .insert((inbound.place, pending.row.path.clone()), pending);
+        self.pending.insert(key, pending);
     }
 
     /// Nothing of these rows was done, because what was done before cannot be

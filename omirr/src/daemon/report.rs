@@ -207,8 +207,9 @@ async fn wait_for_share(
     };
     let mut behind = Vec::new();
     for link in links.iter().filter(|link| link.mode.sends()) {
-        let mut acked = link.acked.subscribe();
-        let reached = tokio::time::timeout_at(deadline, acked.wait_for(|acked| *acked >= head)).await;
+        let mut reached = link.reached.subscribe();
+        let reached = reached.wait_for(|reached| reached.upto() >= head);
+        let reached = tokio::time::timeout_at(deadline, reached).await;
         if !matches!(reached, Ok(Ok(_))) {
             behind.push(Lag {
                 share: share.name.clone(),

@@ -90,7 +90,7 @@ async fn session(share: &Arc<Share>, link: &Arc<Link>, identity: &Identity) -> a
     connection.set_peer_name(&link.peer);
     let (mut reader, mut writer) = connection.split();
     let meta = share.index.meta();
-    let durable = *share.head.borrow();
+    let durable = share.index.durable_head();
     writer
         .send(&Message::Hello {
             protocol: PROTOCOL,
@@ -146,7 +146,7 @@ async fn session(share: &Arc<Share>, link: &Arc<Link>, identity: &Identity) -> a
     }
     {
         let mut state = link.state.lock();
-        let to_send = share.index.read_upto(durable)?.count_after(cursor, COUNTED_MAX)?;
+        let to_send = share.index.read_durable()?.1.count_after(cursor, COUNTED_MAX)?;
         tracing::info!(share = %share.name, peer = %link.peer, "connected; {to_send} to send");
         *state = super::share::LinkState {
             connected: true,
@@ -154,6 +154,7 @@ async fn session(share: &Arc<Share>, link: &Arc<Link>, identity: &Identity) -> a
         };
     }
     link.acked.send_replace(cursor);
+    link.reached.send_modify(|reached| reached.connected(cursor));
 
     // One task prepares batches, one prepares contents, one reads what the peer
     // says, and this one writes: small changes before big contents. Reading
@@ -172,6 +173,7 @@ async fn session(share: &Arc<Share>, link: &Arc<Link>, identity: &Identity) -> a
     let _tasks = Tasks(vec![
         tokio::spawn(prepare_batches(
             Arc::clone(share),
+            Arc::clone(link),
             outgoing,
             cursor,
             bare_upto,
@@ -200,7 +202,7 @@ async fn session(share: &Arc<Share>, link: &Arc<Link>, identity: &Identity) -> a
                 heard = tokio::time::Instant::now();
                 match message? {
                     Message::Ack { durable, pending, reason, head } => {
-                        if durable > *share.head.borrow() {
+                        if durable > share.index.durable_head() {
                             bail!("{} acknowledges row {durable}, which it was never sent", link.peer);
                         }
                         let mut state = link.state.lock();
@@ -213,6 +215,7 @@ async fn session(share: &Arc<Share>, link: &Arc<Link>, identity: &Identity) -> a
                             *acked = (*acked).max(durable);
                             more
                         });
+                        link.reached.send_modify(|reached| reached.acknowledged(durable));
                     }
                     Message::Want { id, path, size, hash, have } => {
                         wants
@@ -230,7 +233,7 @@ async fn session(share: &Arc<Share>, link: &Arc<Link>, identity: &Identity) -> a
                             .map_err(|_full| anyhow!("{} asks for too much at once", link.peer))?;
                     }
                     Message::Plain { after, upto } => {
-                        if upto > *share.head.borrow() {
+                        if upto > share.index.durable_head() {
                             bail!("{} asks for the rows up to {upto}, of which it was never sent the last", link.peer);
                         }
                         plains
@@ -289,23 +292,25 @@ impl Drop for Tasks {
     }
 }
 
-/// Follows the durable head and makes batches of what comes after `sent`; begins
+/// Follows the durable head and makes batches of what comes after `cursor`; begins
 /// again where the peer asks for it.
 async fn prepare_batches(
     share: Arc<Share>,
+    link: Arc<Link>,
     mut outgoing: Outgoing,
-    mut sent: u64,
+    cursor: u64,
     bare: Option<u64>,
     batches: mpsc::Sender<Message>,
     mut plain: mpsc::Receiver<(u64, u64)>,
 ) {
     let mut head = share.head.subscribe();
-    // What the peer was told; `sent` may be further, where nothing is due.
-    let mut told = sent;
+    // What the peer was told; `sent` may be further, where nothing is due. At first
+    // it is to be found out whether anything is.
+    let (mut told, mut sent) = (cursor, None);
     loop {
         // The guard of the watched number must not be held while waiting.
         let further = async {
-            head.wait_for(|durable| *durable > sent)
+            head.wait_for(|durable| sent.is_none_or(|sent| *durable > sent))
                 .await
                 .map(|durable| *durable)
         };
@@ -313,7 +318,7 @@ async fn prepare_batches(
             biased;
             Some((after, upto)) = plain.recv() => {
                 told = outgoing.rewind(after, upto);
-                sent = told;
+                sent = Some(told);
                 if batches.send(Message::Again { after: told }).await.is_err() {
                     return;
                 }
@@ -325,12 +330,12 @@ async fn prepare_batches(
             },
         };
         let bare_upto = bare.map_or(0, |upto| upto.max(share.compared_at.load(Ordering::Acquire)));
-        let built = if durable.saturating_sub(sent) <= BUILT_HERE {
-            build_batches(&share, &mut outgoing, told, durable, bare_upto)
+        let built = if durable.saturating_sub(sent.unwrap_or(cursor)) <= BUILT_HERE {
+            build_batches(&share, &mut outgoing, told, bare_upto)
         } else {
             let task_share = Arc::clone(&share);
             let built = tokio::task::spawn_blocking(move || {
-                let built = build_batches(&task_share, &mut outgoing, told, durable, bare_upto);
+                let built = build_batches(&task_share, &mut outgoing, told, bare_upto);
                 (outgoing, built)
             });
             let Ok((returned, built)) = built.await else {
@@ -340,17 +345,19 @@ async fn prepare_batches(
             built
         };
         match built {
-            Ok(Some((upto, built))) => {
-                told = upto;
-                sent = sent.max(upto);
-                for batch in built {
+            Ok(built) => {
+                told = built.upto;
+                sent = Some(if built.is_all { built.head } else { built.upto });
+                for batch in built.batches {
                     if batches.send(batch).await.is_err() {
                         return;
                     }
                 }
+                if built.is_all {
+                    link.reached
+                        .send_modify(|reached| reached.sent_all(built.upto, built.head));
+                }
             }
-            // Everything up to the head is on its way, or waits for more rows.
-            Ok(None) => sent = durable,
             Err(error) => {
                 share.stop_because(&error);
                 return;
@@ -359,18 +366,34 @@ async fn prepare_batches(
     }
 }
 
-/// The next batches, and up to which row the last of them tells everything. There are several where the contents are too much for
-/// one; only the last one moves the peer's cursor.
+/// What the last durable snapshot has for a peer.
+struct Built {
+    /// There are several where the contents are too much for one; only the last one
+    /// moves the peer's cursor. None if nothing is due.
+    batches: Vec<Message>,
+    /// Up to which row the last of them, or what was sent before, tells everything.
+    upto: u64,
+    /// Where the snapshot ends.
+    head: u64,
+    /// After these batches the peer has been sent all of it.
+    is_all: bool,
+}
+
+/// The next batches for a peer that was sent everything up to `sent`.
 fn build_batches(
     share: &Share,
     outgoing: &mut Outgoing,
     sent: u64,
-    durable: u64,
     bare_upto: u64,
-) -> anyhow::Result<Option<(u64, Vec<Message>)>> {
-    let reader = share.index.read_upto(durable)?;
+) -> anyhow::Result<Built> {
+    let (head, reader) = share.index.read_durable()?;
     let Some(outbound) = outgoing.next_batch(&reader, BATCH_ROWS)? else {
-        return Ok(None);
+        return Ok(Built {
+            batches: Vec::new(),
+            upto: sent,
+            head,
+            is_all: true,
+        });
     };
     let dirs = share.root.batch();
     let upto = outbound.upto.max(sent);
@@ -418,7 +441,12 @@ fn build_batches(
         let upto = if rest.is_empty() { upto } else { sent };
         batches.push(Message::Batch { upto, rows });
         if rest.is_empty() {
-            return Ok(Some((upto, batches)));
+            return Ok(Built {
+                batches,
+                upto,
+                head,
+                is_all: outbound.is_all,
+            });
         }
         left = rest;
     }

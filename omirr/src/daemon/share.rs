@@ -22,7 +22,7 @@ use super::recovered::Recovering;
 use super::unchanged::Unchanged;
 use crate::apply::{ApplyError, Ready, Redos, ShareRoot};
 use crate::config::Excludes;
-use crate::engine::{Marks, Offset, Opening, Policy};
+use crate::engine::{Marks, Offset, Opening, Policy, Reached};
 use crate::index::{Index, IndexError};
 use crate::model::{Entry, Gap, Mode, RelPath, ReplicaId};
 use crate::resolve::Resolver;
@@ -81,9 +81,24 @@ pub struct Tries {
     pub transfers: u32,
     /// What was wrong the last time: shown until it has been tried again.
     pub reason: Option<String>,
+    /// The number of the oldest row of this path whose place this one has taken
+    /// before that was applied.
+    pub replaces: Option<u64>,
 }
 
 impl Tries {
+    /// Takes the place of a row with number `seq` that was not applied.
+    pub fn replace(&mut self, seq: u64, tries: &Tries) {
+        let oldest = tries.oldest(seq);
+        self.replaces = Some(self.replaces.map_or(oldest, |own| own.min(oldest)));
+    }
+
+    /// The number of the oldest row that the row with number `seq` stands for: until
+    /// this is applied, the peer's rows up to there are not.
+    pub fn oldest(&self, seq: u64) -> u64 {
+        self.replaces.map_or(seq, |oldest| oldest.min(seq))
+    }
+
     /// Whether it was tried before.
     pub fn any(&self) -> bool {
         self.changed > 0 || self.transfers > 0 || self.reason.is_some()
@@ -148,6 +163,9 @@ pub struct Link {
     pub budget: Budget,
     /// This node's sequence up to which the peer has everything durably.
     pub acked: watch::Sender<u64>,
+    /// This node's sequence up to which everything has reached the peer, or
+    /// something newer: see [`Reached`]. `acked` may be further.
+    pub reached: watch::Sender<Reached>,
     /// Which of this node's tombstones the peer is past.
     pub marks: Mutex<Marks>,
     pub state: Mutex<LinkState>,

@@ -41,6 +41,8 @@ pub struct Outbound {
     /// By sequence number, for rows that stand for all of a directory's move:
     /// those of the move that have not been replaced since are not in `rows`.
     pub moves: BTreeMap<u64, TreeMove>,
+    /// With these the peer has been sent everything that the snapshot has.
+    pub is_all: bool,
 }
 
 /// Whether the content of `entry` goes with its row.
@@ -130,7 +132,13 @@ impl Outgoing {
         }
         self.release(index, &mut rows)?;
         let upto = self.upto();
-        Ok((upto > before || !rows.is_empty()).then_some(Outbound { upto, rows, moves }))
+        let is_all = !more && self.held.is_empty();
+        Ok((upto > before || !rows.is_empty()).then_some(Outbound {
+            upto,
+            rows,
+            moves,
+            is_all,
+        }))
     }
 
     fn upto(&self) -> u64 {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use redb::{ReadOnlyMultimapTable, ReadOnlyTable, ReadTransaction, ReadableMultimapTable, ReadableTable};
 
@@ -20,12 +20,10 @@ const ALIKE_ASKED: usize = 64;
 /// take one, use it, drop it.
 pub struct Reader {
     path: PathBuf,
-    /// Reading in sequence order ends here.
-    upto: u64,
     rows: ReadOnlyTable<&'static [u8], &'static [u8]>,
     /// The other tables are opened when they are asked: that takes as long as some
     /// look-ups, and most snapshots are taken for one change.
-    txn: ReadTransaction,
+    txn: Arc<ReadTransaction>,
     seqs: OnceLock<ReadOnlyTable<u64, &'static [u8]>>,
     inodes: OnceLock<ReadOnlyTable<u64, &'static [u8]>>,
     names: OnceLock<ReadOnlyMultimapTable<u64, &'static [u8]>>,
@@ -108,9 +106,8 @@ pub(super) fn paths(
 }
 
 impl Reader {
-    pub(super) fn new(path: PathBuf, upto: u64, txn: ReadTransaction) -> Result<Reader, IndexError> {
+    pub(super) fn new(path: PathBuf, txn: Arc<ReadTransaction>) -> Result<Reader, IndexError> {
         Ok(Reader {
-            upto,
             rows: txn.open_table(ROWS).map_err(|error| storage(&path, error))?,
             txn,
             seqs: OnceLock::new(),
@@ -313,12 +310,12 @@ impl Reader {
     /// The rows whose sequence is after `seq`, in sequence order, at most
     /// `limit` of them.
     pub fn rows_after(&self, seq: u64, limit: usize) -> Result<Vec<(u64, RelPath, Record)>, IndexError> {
-        if seq >= self.upto {
+        if seq == u64::MAX {
             return Ok(Vec::new());
         }
         let range = self
             .opened(&self.seqs, |txn| txn.open_table(SEQS))?
-            .range(seq + 1..=self.upto)
+            .range(seq + 1..)
             .map_err(|error| storage(&self.path, error))?;
         let mut found = Vec::new();
         for pair in range.take(limit) {
@@ -397,7 +394,7 @@ impl Reader {
         let Some(pair) = next.next() else { return Ok(None) };
         let (last, value) = pair.map_err(|error| storage(&self.path, error))?;
         let (last, moved) = (last.value(), decode::<Moved>(&self.path, value.value())?);
-        let over = last <= self.upto && last.saturating_sub(moved.tree.span()) <= seq;
+        let over = last.saturating_sub(moved.tree.span()) <= seq;
         Ok(over.then_some((last, moved)))
     }
 

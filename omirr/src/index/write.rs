@@ -91,7 +91,7 @@ pub(super) fn transaction<T>(
     db: &Database,
     meta: Meta,
     work: impl FnOnce(&mut Writer<'_>) -> Result<(T, Durable), IndexError>,
-) -> Result<(T, Meta), IndexError> {
+) -> Result<(T, Durable, Meta), IndexError> {
     let path = path.to_owned();
     let mut txn = db.begin_write().map_err(|error| storage(&path, error))?;
     let (result, durable, meta) = {
@@ -139,7 +139,7 @@ pub(super) fn transaction<T>(
             .map_err(|error| storage(&path, error))?;
     }
     txn.commit().map_err(|error| storage(&path, error))?;
-    Ok((result, meta))
+    Ok((result, durable, meta))
 }
 
 fn encode<T: Serialize>(value: &T) -> Vec<u8> {
