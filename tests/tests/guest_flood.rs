@@ -132,17 +132,22 @@ fn while_flooded(pair: &mut Pair, mut meanwhile: impl FnMut(&mut Pair) -> bool) 
     });
 }
 
-/// Both are the same, and the tree was compared at the first start only.
-fn check(mut pair: Pair) {
+/// How often the tree was compared as a whole.
+fn comparisons(pair: &Pair) -> usize {
+    pair.one
+        .log_text()
+        .matches("the tree is compared with the index")
+        .count()
+}
+
+/// Both are the same, and the tree was compared no more than the `before` times
+/// that the first start took: the other daemon, which tries itself on the same
+/// filesystem then, may have been one of the reasons.
+fn check(mut pair: Pair, before: usize) {
     let began = Instant::now();
     pair.settle_equal(for_all_files(LONG));
     println!("settled after {:?}", began.elapsed());
-    let compared = pair
-        .one
-        .log_text()
-        .matches("the tree is compared with the index")
-        .count();
-    assert_eq!(compared, 1, "{}", pair.one.log_tail());
+    assert_eq!(comparisons(&pair), before, "{}", pair.one.log_text());
     let stats = pair.one.stats();
     let all = |list: &str, figure: &str| -> u64 {
         let list = stats[list].as_array().expect("a list");
@@ -163,6 +168,7 @@ fn check(mut pair: Pair) {
 
 fn stopped_for_half_of_the_time(attach: &str, transport: &str) {
     let mut pair = pair(attach, transport);
+    let before = comparisons(&pair);
     while_flooded(&mut pair, |pair| {
         let pause = Duration::from_millis(400);
         pair.one.stop_reading();
@@ -171,11 +177,12 @@ fn stopped_for_half_of_the_time(attach: &str, transport: &str) {
         thread::sleep(pause);
         true
     });
-    check(pair);
+    check(pair, before);
 }
 
 fn killed_again_and_again(attach: &str, transport: &str) {
     let mut pair = pair(attach, transport);
+    let before = comparisons(&pair);
     let mut kills = 0;
     while_flooded(&mut pair, |pair| {
         thread::sleep(Duration::from_millis(300));
@@ -199,7 +206,7 @@ fn killed_again_and_again(attach: &str, transport: &str) {
         kills == KILLS
     });
     println!("killed {kills} times");
-    check(pair);
+    check(pair, before);
 }
 
 #[test]

@@ -65,7 +65,10 @@ fn a_content_that_changes_on_its_way_must_arrive_all_the_same() {
         ..Quality::GOOD
     };
     crowd.wires.set(0, 1, slow);
-    let (file, copy) = (crowd.nodes[0].share.join("large"), crowd.nodes[1].share.join("large"));
+    let (file, copy) = (
+        crowd.nodes[0].share.join("large"),
+        crowd.nodes[1].share.join("large"),
+    );
     let mut rng = Rng(1);
     let noise: Vec<u8> = (0..1_500_000).map(|_| rng.next() as u8).collect();
     fs::write(&file, &noise).unwrap();

@@ -217,7 +217,10 @@ impl Keeper {
             }
             self.apply(&inbound, std::mem::take(&mut rows))?;
             // Those that are to come again may stand for others that do not.
-            let rest = arrivals.as_slice().iter().filter(|arrival| arrival.row.seq > before);
+            let rest = arrivals
+                .as_slice()
+                .iter()
+                .filter(|arrival| arrival.row.seq > before);
             let oldest = rest.filter_map(|arrival| arrival.tries.replaces).min();
             let after = before.min(oldest.map_or(u64::MAX, |oldest| oldest - 1));
             if !self.apply_move(&inbound, &arrival, after)? {

@@ -20,7 +20,7 @@ use super::differences::{self, CompareJob, Compared, Comparisons};
 use super::share::{Figures, Input, Link, Share};
 use crate::apply::{self, Dirs};
 use crate::content::{self, ChunkId};
-use crate::engine::{Claim, Offset, Outgoing};
+use crate::engine::{Claim, Offset, Outgoing, Reached};
 use crate::index::IndexError;
 use crate::model::{Entry, Hash, Record, RelPath, Sketch};
 use crate::net::{self, Identity, NetError, PublicKey};
@@ -319,6 +319,7 @@ async fn prepare_batches(
             Some((after, upto)) = plain.recv() => {
                 told = outgoing.rewind(after, upto);
                 sent = Some(told);
+                link.reached.send_modify(Reached::begins_again);
                 if batches.send(Message::Again { after: told }).await.is_err() {
                     return;
                 }
@@ -380,12 +381,7 @@ struct Built {
 }
 
 /// The next batches for a peer that was sent everything up to `sent`.
-fn build_batches(
-    share: &Share,
-    outgoing: &mut Outgoing,
-    sent: u64,
-    bare_upto: u64,
-) -> anyhow::Result<Built> {
+fn build_batches(share: &Share, outgoing: &mut Outgoing, sent: u64, bare_upto: u64) -> anyhow::Result<Built> {
     let (head, reader) = share.index.read_durable()?;
     let Some(outbound) = outgoing.next_batch(&reader, BATCH_ROWS)? else {
         return Ok(Built {
@@ -445,7 +441,8 @@ fn build_batches(
                 batches,
                 upto,
                 head,
-                is_all: outbound.is_all,
+                // It need not have been looked whether there is more.
+                is_all: outbound.is_all || upto >= head,
             });
         }
         left = rest;

@@ -36,6 +36,12 @@ impl Reached {
         self.waiting.clear();
     }
 
+    /// The peer has asked to begin again: what was sent and is not acknowledged it may
+    /// not have looked at.
+    pub fn begins_again(&mut self) {
+        self.waiting.clear();
+    }
+
     /// All of a snapshot that ended at `head` was sent, the last of it with a
     /// batch up to `sent`.
     pub fn sent_all(&mut self, sent: u64, head: u64) {
@@ -91,6 +97,19 @@ mod tests {
         assert_eq!(reached.upto(), 9, "that was sent over the other one");
         reached.sent_all(12, 13);
         assert_eq!(reached.upto(), 13);
+    }
+
+    #[test]
+    fn what_the_peer_did_not_look_at_does_not_count() {
+        let mut reached = Reached::default();
+        reached.sent_all(12, 12);
+        reached.begins_again();
+        // It comes once more, and something of it has gone on meanwhile.
+        reached.acknowledged(12);
+        assert_eq!(reached.upto(), 0);
+        reached.sent_all(15, 15);
+        reached.acknowledged(15);
+        assert_eq!(reached.upto(), 15);
     }
 
     #[test]
