@@ -12,6 +12,9 @@ pub const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
 
 /// How deep unnamed members and type aliases are followed; kernels need 3.
 const MAX_NESTING: u32 = 16;
+/// So many members are looked at for one that is asked for; the longest structs of
+/// kernels have a few hundred. A damaged one may hold itself again and again.
+const MAX_MEMBERS: u32 = 16_384;
 
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -79,7 +82,7 @@ impl KernelTypes {
         let mut bits = 0u32;
         for name in path.split('.') {
             let (offset, next) = self
-                .find_member(&kind, name, 0)
+                .find_member(&kind, name, 0, &mut { MAX_MEMBERS })
                 .ok_or_else(|| BtfError::NoMember(full()))?;
             bits = bits
                 .checked_add(offset)
@@ -131,7 +134,8 @@ impl KernelTypes {
     }
 
     /// Bit offset and type of a member, looking into unnamed members.
-    fn find_member(&self, kind: &Type, name: &str, depth: u32) -> Option<(u32, Type)> {
+    /// At most `left` of them are looked at, which are taken from it.
+    fn find_member(&self, kind: &Type, name: &str, depth: u32, left: &mut u32) -> Option<(u32, Type)> {
         let (Type::Struct(s) | Type::Union(s)) = kind else {
             return None;
         };
@@ -139,6 +143,7 @@ impl KernelTypes {
             return None;
         }
         for member in &s.members {
+            *left = left.checked_sub(1)?;
             let own = self.btf.resolve_name(member).unwrap_or_default();
             if own == name {
                 if member.bitfield_size().is_some_and(|bits| bits != 0) {
@@ -152,7 +157,8 @@ impl KernelTypes {
                     .resolve_chained_type(member)
                     .ok()
                     .and_then(|t| self.plain(t));
-                if let Some((offset, found)) = inner.and_then(|t| self.find_member(&t, name, depth + 1)) {
+                if let Some((offset, found)) = inner.and_then(|t| self.find_member(&t, name, depth + 1, left))
+                {
                     return Some((member.bit_offset().checked_add(offset)?, found));
                 }
             }
@@ -341,6 +347,18 @@ pub(super) mod tests {
         assert_eq!(proto.position("y", Some("thing")).unwrap(), 1);
         assert!(proto.position("x", Some("thing")).is_err());
         assert!(proto.position("z", None).is_err());
+    }
+
+    #[test]
+    fn a_struct_that_holds_itself_twice_ends() {
+        let mut blob = Blob::new();
+        let int = blob.add("unsigned int", 1, 0, 4, &[32]);
+        let a = blob.string("a");
+        // Its own number, many times and without a name.
+        let members: Vec<u32> = [[0, 2, 0]; 8].concat();
+        blob.add("thing", 4, 9, 12, &[members, vec![a, int, 32]].concat());
+        let types = KernelTypes::parse(&blob.finish()).unwrap();
+        assert!(types.member_offset("thing", "b", 4).is_err());
     }
 
     #[test]
