@@ -407,7 +407,6 @@ fn open_share(
                 key: *settings.key.as_bytes(),
                 place,
                 mode: *mode,
-                acked: watch::Sender::new(0),
                 reached: watch::Sender::default(),
                 marks: Default::default(),
                 alive: tokio::sync::Notify::new(),

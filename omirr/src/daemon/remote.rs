@@ -84,7 +84,7 @@ impl Group {
         self.arrivals.len()
     }
 
-    fn add(&mut self, arrival: Arrival) {
+    fn add(&mut self, mut arrival: Arrival) {
         if arrival.row.moved_tree.is_some() {
             // What comes before it must stay before it, what comes after, after.
             self.places.clear();
@@ -94,7 +94,6 @@ impl Group {
         match self.places.entry(arrival.row.path.clone()) {
             hash_map::Entry::Occupied(place) => {
                 let before = &mut self.arrivals[*place.get()];
-                let mut arrival = arrival;
                 arrival.tries.replace(before.row.seq, &before.tries);
                 *before = arrival;
             }
@@ -112,14 +111,19 @@ impl Keeper {
     pub(super) fn take_rows(&mut self, group: &mut Group, rows: Vec<Arrival>) {
         for mut arrival in rows {
             let path = &arrival.row.path;
-            if let Some(waited) = self.pending.remove(&(group.inbound.place, path.clone())) {
-                arrival.tries.replace(waited.row.seq, &waited.tries);
-            }
+            self.replace_waiting(&(group.inbound.place, path.clone()), &mut arrival.tries);
             // Where a directory goes need not be excluded, too.
             let moved = arrival.row.moved_tree.is_some();
             if moved || !self.share.is_excluded(path, arrival.row.row.entry.is_dir()) {
                 group.add(arrival);
             }
+        }
+    }
+
+    /// Takes out what waits at a peer's path; the row with `tries` takes its place.
+    fn replace_waiting(&mut self, key: &(u32, RelPath), tries: &mut Tries) {
+        if let Some(waited) = self.pending.remove(key) {
+            tries.replace(waited.row.seq, &waited.tries);
         }
     }
 
@@ -270,9 +274,7 @@ impl Keeper {
                 replaces: tries.replaces,
                 ..Tries::default()
             };
-            if let Some(waited) = self.pending.remove(&(inbound.place, made.path.clone())) {
-                tries.replace(waited.row.seq, &waited.tries);
-            }
+            self.replace_waiting(&(inbound.place, made.path.clone()), &mut tries);
             if self.share.is_excluded(&made.path, made.row.entry.is_dir()) {
                 continue;
             }
@@ -632,9 +634,7 @@ impl Keeper {
 
     fn wait_for(&mut self, inbound: &Arc<Inbound>, row: WireRow, again: Option<Instant>, mut tries: Tries) {
         let key = (inbound.place, row.path.clone());
-        if let Some(before) = self.pending.remove(&key) {
-            tries.replace(before.row.seq, &before.tries);
-        }
+        self.replace_waiting(&key, &mut tries);
         let pending = Pending {
             row,
             inbound: Arc::clone(inbound),

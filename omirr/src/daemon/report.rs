@@ -271,7 +271,7 @@ fn behind_of(share: &Share, link: &Link) -> u64 {
     if !link.mode.sends() {
         return 0;
     }
-    let acked = *link.acked.borrow();
+    let acked = link.reached.borrow().acked();
     if acked >= *share.head.borrow() {
         return 0;
     }

@@ -153,7 +153,6 @@ async fn session(share: &Arc<Share>, link: &Arc<Link>, identity: &Identity) -> a
             ..Default::default()
         };
     }
-    link.acked.send_replace(cursor);
     link.reached.send_modify(|reached| reached.connected(cursor));
 
     // One task prepares batches, one prepares contents, one reads what the peer
@@ -210,11 +209,6 @@ async fn session(share: &Arc<Share>, link: &Arc<Link>, identity: &Identity) -> a
                         state.last_error = reason;
                         drop(state);
                         link.marks.lock().acknowledged(durable, head);
-                        link.acked.send_if_modified(|acked| {
-                            let more = durable > *acked;
-                            *acked = (*acked).max(durable);
-                            more
-                        });
                         link.reached.send_modify(|reached| reached.acknowledged(durable));
                     }
                     Message::Want { id, path, size, hash, have } => {

@@ -161,10 +161,8 @@ pub struct Link {
     pub mode: Mode,
     /// What the peer may let this node hold.
     pub budget: Budget,
-    /// This node's sequence up to which the peer has everything durably.
-    pub acked: watch::Sender<u64>,
-    /// This node's sequence up to which everything has reached the peer, or
-    /// something newer: see [`Reached`]. `acked` may be further.
+    /// What the peer has acknowledged of this node's rows, and up to where it has
+    /// everything: see [`Reached`].
     pub reached: watch::Sender<Reached>,
     /// Which of this node's tombstones the peer is past.
     pub marks: Mutex<Marks>,

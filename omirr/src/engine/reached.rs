@@ -60,6 +60,11 @@ impl Reached {
         }
     }
 
+    /// The peer's last acknowledgement: see [`Reached::upto`] for what it leaves out.
+    pub fn acked(&self) -> u64 {
+        self.acked
+    }
+
     /// Everything up to here, or something newer of the same paths, is on the
     /// peer's disk.
     pub fn upto(&self) -> u64 {
