@@ -19,7 +19,6 @@ use core::{arch::asm, ffi::c_void, mem::MaybeUninit};
 use omirr_common::{
     dirty::DirtyKey,
     event::{Frame, FrameKey, HEADER_BYTES, NAME_MAX, NAME_SPACE, TO_OFFSET, flag, op},
-    hooks,
     identity::device,
     settings::transport,
 };
@@ -52,8 +51,9 @@ pub struct Change {
     pub inode: Addr,
     /// Rename, exchange, link: the other name.
     pub to: Addr,
-    /// The hook lies above the filesystem's own write, which is hooked.
-    pub above_funnel: bool,
+    /// The hook lies above a function of the filesystem's own and stays silent where
+    /// that is hooked, as this bit of the device says.
+    pub above: u32,
 }
 
 /// Where a change on a watched device is.
@@ -95,7 +95,7 @@ pub fn target<S: Site>(site: &S, change: &Change) -> Option<Target> {
     let sb = kernel::inode_sb(site, judged);
     let dev = kernel::sb_dev(site, sb);
     let bits = scope::device_bits(dev);
-    if bits == 0 || (change.above_funnel && bits & device::FUNNEL != 0) {
+    if bits == 0 || bits & change.above != 0 {
         return None;
     }
     let (ino, generation) = if known {
@@ -120,12 +120,19 @@ pub fn report<S: Site>(site: &S, change: &Change, target: &Target, range: Option
         scope::forget_places();
     }
     let mapped = is_mapped(site, change);
+    // A write by a name that is gone, of a file that has another: whoever looks at
+    // the other reads all of it.
+    let loose = change.inode != 0
+        && kernel::inode_nlink(site, change.inode) > 0
+        && kernel::dentry_hashed(site, change.dentry) == 0;
+    let range = if loose { None } else { range };
     let dir = remembered_by(site, change, target);
     let inside = scope::remembered(dir);
     if inside == Some(false) {
         return;
     }
     if change.inode != 0
+        && !loose
         && dirty::merges(change.op)
         && dirty::widened(site, change, &target.key, range, mapped)
     {
@@ -137,9 +144,10 @@ pub fn report<S: Site>(site: &S, change: &Change, target: &Target, range: Option
         if let Some((start, end)) = range {
             set_range(frame, start, end);
         }
-        if mapped {
-            // SAFETY: a live map value that only this thread uses.
-            unsafe { (*frame).record.header.flags |= flag::MAPPED };
+        match mapped {
+            Some(true) => add_flags(frame, flag::ASKED | flag::MAPPED),
+            Some(false) => add_flags(frame, flag::ASKED),
+            None => {}
         }
         send(site, frame);
         close(change.hook, Life::Program);
@@ -147,12 +155,12 @@ pub fn report<S: Site>(site: &S, change: &Change, target: &Target, range: Option
 }
 
 /// Whether someone has a file mapped to write, where it matters: at a page fault,
-/// at write-back, and at a close that may not be the last. At a page fault the
-/// mapping is there, so this is one question for all three.
+/// where the mapping is there, at write-back, at a close that may not be the last,
+/// and at each write, since a store beside it need not be told.
 #[inline(always)]
-fn is_mapped<S: Site>(site: &S, change: &Change) -> bool {
-    let asked = matches!(change.hook, hooks::PAGE_DIRTY | hooks::WRITE_BACK | hooks::FPUT);
-    asked && kernel::mapping_writable(site, kernel::inode_mapping(site, change.inode)) > 0
+pub fn is_mapped<S: Site>(site: &S, change: &Change) -> Option<bool> {
+    matches!(change.op, op::WRITE | op::FALLOCATE | op::CLOSE)
+        .then(|| kernel::mapping_writable(site, kernel::inode_mapping(site, change.inode)) > 0)
 }
 
 /// What is known of a change's place.
@@ -367,6 +375,12 @@ pub fn set_range(frame: *mut Frame, start: u64, end: u64) {
     header.start = start;
     header.end = end;
     header.flags |= flag::RANGE;
+}
+
+#[inline(always)]
+pub fn add_flags(frame: *mut Frame, flags: u8) {
+    // SAFETY: a live map value that only this thread uses.
+    unsafe { (*frame).record.header.flags |= flags };
 }
 
 #[inline(always)]

@@ -26,8 +26,13 @@ impl Hook for Notify {
             dentry,
             inode: kernel::dentry_inode(site, dentry),
             to: 0,
-            above_funnel: false,
+            above: 0,
         })
+    }
+    /// A truncation may have cut, or emptied the rest of a block, before it failed.
+    #[inline(always)]
+    fn half_done<S: Site>(site: &S, slots: Slots, _ret: u64) -> bool {
+        kernel::iattr_valid(site, site.arg(slots.b)) & ATTR_SIZE != 0
     }
     /// A truncation's range is empty and stands at the new size.
     #[inline(always)]
@@ -58,7 +63,7 @@ macro_rules! of_dentry {
                     dentry,
                     inode: kernel::dentry_inode(site, dentry),
                     to: 0,
-                    above_funnel: false,
+                    above: 0,
                 })
             }
         }
@@ -121,7 +126,7 @@ impl Hook for DropWrite {
             dentry: kernel::file_dentry(site, file),
             inode: kernel::file_inode(site, file),
             to: 0,
-            above_funnel: false,
+            above: 0,
         })
     }
 }

@@ -21,6 +21,7 @@ use crate::engine::{self, Name, Rows, Seen};
 use crate::index::{Durable, IndexError, Reader};
 use crate::model::{Entry, Here, LinkGroup, Record, RelPath, StatSig};
 use crate::observe;
+use crate::source::Written;
 
 /// So many paths are looked at before their rows are written.
 const PORTION: usize = 2048;
@@ -150,6 +151,8 @@ impl Keeper {
                 let along = Dirt {
                     content: false,
                     read: false,
+                    written: Written::Anywhere,
+                    unmapped: false,
                     subtree: false,
                     ..look.dirt
                 };
@@ -301,6 +304,8 @@ impl Keeper {
             let along = Dirt {
                 content: false,
                 read: false,
+                written: Written::Anywhere,
+                unmapped: false,
                 subtree: false,
                 ..dirt
             };
@@ -411,6 +416,12 @@ impl Keeper {
             }
             Ok(((), if made > 0 { Durable::Yes } else { Durable::Later }))
         })?;
+        let racy = looks
+            .iter()
+            .filter(|(_, look)| look.sig.is_some_and(|sig| sig.racy));
+        share
+            .belt
+            .note(racy.map(|(path, look)| (path, look.in_part)), Instant::now());
         if made > 0 {
             crash::here(Point::RowsDurable);
             Figures::add(&share.figures.rows_made, made);

@@ -253,6 +253,7 @@ fn look(
             content: None,
             sketch: Sketch::default(),
             leaves: None,
+            in_part: false,
         },
         found => found,
     }))

@@ -10,15 +10,16 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use rustc_hash::FxHashSet;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
+use super::belt::Belt;
 use super::budget::{Budget, Held};
 use super::claim::Claims;
 use super::dirty::{DirtySet, Hint};
 use super::journal::Journal;
 use super::recent::Recent;
 use super::recovered::Recovering;
+use super::trust::Trust;
 use super::unchanged::Unchanged;
 use crate::apply::{ApplyError, Ready, Redos, ShareRoot};
 use crate::config::Excludes;
@@ -254,8 +255,8 @@ pub struct Share {
     pub journal: Mutex<Option<Journal>>,
     pub keeping: OnceLock<Keeping>,
     pub locator: OnceLock<Arc<Locator>>,
-    /// Inodes that someone had mapped to write when an event last told.
-    pub mapped: Mutex<FxHashSet<u64>>,
+    pub trust: Mutex<Trust>,
+    pub belt: Belt,
     /// A scan is due where only scans find changes; the scanner clears it.
     pub routine: Notify,
     pub figures: Figures,
@@ -377,7 +378,8 @@ impl Share {
             journal: Mutex::default(),
             keeping: OnceLock::new(),
             locator: OnceLock::new(),
-            mapped: Mutex::default(),
+            trust: Mutex::default(),
+            belt: Belt::new(),
             routine: Notify::new(),
             figures: Figures::default(),
         };
