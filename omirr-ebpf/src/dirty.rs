@@ -16,7 +16,7 @@ use omirr_common::{
 
 use crate::{
     count::{self, count},
-    emit::Change,
+    emit::{Bytes, Change},
     kernel::{self, Addr, Site},
     maps::{CONTROL, DIRS, DIRTY, constant},
     scope,
@@ -76,7 +76,7 @@ pub fn widened<S: Site>(
     site: &S,
     change: &Change,
     key: &DirtyKey,
-    range: Option<(u64, u64)>,
+    range: Bytes,
     mapped: Option<bool>,
 ) -> bool {
     let before = takes();
@@ -146,7 +146,11 @@ pub fn begin(frame: *mut Frame) {
     dirty.pid = header.pid;
     dirty.uid = header.uid;
     copy_comm(&header.comm, &mut dirty.comm);
-    let range = (header.flags & flag::RANGE != 0).then_some((header.start, header.end));
+    let range = if header.flags & flag::RANGE != 0 {
+        Bytes::new(header.start, header.end)
+    } else {
+        Bytes::UNKNOWN
+    };
     note(dirty, header.op, range);
     if header.flags & flag::ASKED != 0 {
         dirty.asked = 1;
@@ -180,11 +184,11 @@ fn key_of(header: &Header) -> DirtyKey {
 
 /// Adds an operation and its bytes.
 #[inline(always)]
-fn note(dirty: &mut Dirty, op: u8, range: Option<(u64, u64)>) {
+fn note(dirty: &mut Dirty, op: u8, range: Bytes) {
     dirty.ops[usize::from(op & 15)] = 1;
-    match (op, range) {
-        (op::WRITE | op::FALLOCATE, Some((start, end))) => add_extent(dirty, start, end),
-        (op::WRITE | op::FALLOCATE | op::TRUNCATE, _) => dirty.range_unknown = 1,
+    match op {
+        op::WRITE | op::FALLOCATE if range.known => add_extent(dirty, range.start, range.end),
+        op::WRITE | op::FALLOCATE | op::TRUNCATE => dirty.range_unknown = 1,
         _ => {}
     }
 }

@@ -65,6 +65,35 @@ pub struct Target {
     pub key: DirtyKey,
 }
 
+/// Bytes of a file, where they are known. No `Option` of two numbers: those of a `None`
+/// are not initialised, and the compiler may move them about all the same, which the
+/// verifier refuses (5.10: `R0 !read_ok`).
+#[derive(Clone, Copy)]
+pub struct Bytes {
+    pub known: bool,
+    /// From this on.
+    pub start: u64,
+    /// Up to this.
+    pub end: u64,
+}
+
+impl Bytes {
+    pub const UNKNOWN: Self = Self {
+        known: false,
+        start: 0,
+        end: 0,
+    };
+
+    #[inline(always)]
+    pub fn new(start: u64, end: u64) -> Self {
+        Self {
+            known: true,
+            start,
+            end,
+        }
+    }
+}
+
 static EMPTY: MaybeUninit<Frame> = MaybeUninit::zeroed();
 
 #[inline(always)]
@@ -115,7 +144,7 @@ pub fn target<S: Site>(site: &S, change: &Change) -> Option<Target> {
 
 /// Tells of a change that has happened.
 #[inline(always)]
-pub fn report<S: Site>(site: &S, change: &Change, target: &Target, range: Option<(u64, u64)>) {
+pub fn report<S: Site>(site: &S, change: &Change, target: &Target, range: Bytes) {
     if change.op == op::RMDIR {
         scope::forget_places();
     }
@@ -125,7 +154,7 @@ pub fn report<S: Site>(site: &S, change: &Change, target: &Target, range: Option
     let loose = change.inode != 0
         && kernel::inode_nlink(site, change.inode) > 0
         && kernel::dentry_hashed(site, change.dentry) == 0;
-    let range = if loose { None } else { range };
+    let range = if loose { Bytes::UNKNOWN } else { range };
     let dir = remembered_by(site, change, target);
     let inside = scope::remembered(dir);
     if inside == Some(false) {
@@ -141,9 +170,7 @@ pub fn report<S: Site>(site: &S, change: &Change, target: &Target, range: Option
     }
     let known = Known { dir, inside };
     if let Some(frame) = open(site, change, target, Life::Program, known) {
-        if let Some((start, end)) = range {
-            set_range(frame, start, end);
-        }
+        set_range(frame, range);
         match mapped {
             Some(true) => add_flags(frame, flag::ASKED | flag::MAPPED),
             Some(false) => add_flags(frame, flag::ASKED),
@@ -369,12 +396,14 @@ pub fn close(hook: u8, life: Life) {
 }
 
 #[inline(always)]
-pub fn set_range(frame: *mut Frame, start: u64, end: u64) {
+pub fn set_range(frame: *mut Frame, range: Bytes) {
     // SAFETY: a live map value that only this thread uses.
     let header = unsafe { &mut (*frame).record.header };
-    header.start = start;
-    header.end = end;
-    header.flags |= flag::RANGE;
+    if range.known {
+        header.start = range.start;
+        header.end = range.end;
+        header.flags |= flag::RANGE;
+    }
 }
 
 #[inline(always)]

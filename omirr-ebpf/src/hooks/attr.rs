@@ -4,7 +4,7 @@ use omirr_common::{event::op, hooks, settings::Slots};
 
 use super::{Hook, entry_programs, exit_programs};
 use crate::{
-    emit::Change,
+    emit::{Bytes, Change},
     kernel::{self, Site},
 };
 
@@ -36,10 +36,14 @@ impl Hook for Notify {
     }
     /// A truncation's range is empty and stands at the new size.
     #[inline(always)]
-    fn range<S: Site>(site: &S, slots: Slots, _ret: u64) -> Option<(u64, u64)> {
+    fn range<S: Site>(site: &S, slots: Slots, _ret: u64) -> Bytes {
         let attr = site.arg(slots.b);
         let size = kernel::iattr_size(site, attr);
-        (kernel::iattr_valid(site, attr) & ATTR_SIZE != 0).then_some((size, size))
+        if kernel::iattr_valid(site, attr) & ATTR_SIZE != 0 {
+            Bytes::new(size, size)
+        } else {
+            Bytes::UNKNOWN
+        }
     }
 }
 exit_programs!(

@@ -17,7 +17,7 @@ use omirr_common::{
 
 use super::{Hook, around_programs, entry_programs, exit_programs, probe_programs};
 use crate::{
-    emit::Change,
+    emit::{Bytes, Change},
     kernel::{self, Addr, Site, Untyped},
 };
 
@@ -50,8 +50,12 @@ fn of_file<S: Site>(site: &S, hook: u8, op: u8, file: Addr) -> Change {
 
 /// The `written` bytes that end at a position.
 #[inline(always)]
-fn range_before(end: u64, written: u64) -> Option<(u64, u64)> {
-    (end >= written).then(|| (end - written, end))
+fn range_before(end: u64, written: u64) -> Bytes {
+    if end >= written {
+        Bytes::new(end - written, end)
+    } else {
+        Bytes::UNKNOWN
+    }
 }
 
 #[inline(always)]
@@ -86,7 +90,7 @@ macro_rules! write_iter {
                 ret < 0 && ret != EIOCBQUEUED && (ret != EAGAIN || flags & IOCB_DIRECT != 0)
             }
             #[inline(always)]
-            fn range<S: Site>(site: &S, slots: Slots, ret: u64) -> Option<(u64, u64)> {
+            fn range<S: Site>(site: &S, slots: Slots, ret: u64) -> Bytes {
                 range_before(kernel::kiocb_pos(site, site.arg(slots.a)), ret)
             }
         }
@@ -148,10 +152,10 @@ macro_rules! write_above {
                 wrote(ret)
             }
             #[inline(always)]
-            fn range<S: Site>(site: &S, slots: Slots, ret: u64) -> Option<(u64, u64)> {
+            fn range<S: Site>(site: &S, slots: Slots, ret: u64) -> Bytes {
                 let position = site.arg(slots.b);
                 if position == 0 {
-                    return None;
+                    return Bytes::UNKNOWN;
                 }
                 range_before(kernel::probe(position), ret)
             }
@@ -233,10 +237,10 @@ macro_rules! completion {
                 Some(of_file(site, Self::ID, op::WRITE, file))
             }
             #[inline(always)]
-            fn range<S: Site>(site: &S, slots: Slots, _ret: u64) -> Option<(u64, u64)> {
+            fn range<S: Site>(site: &S, slots: Slots, _ret: u64) -> Bytes {
                 let written = site.arg(slots.b);
                 if !wrote(written) {
-                    return None;
+                    return Bytes::UNKNOWN;
                 }
                 range_before(kernel::kiocb_pos(site, site.arg(slots.a)), written)
             }
@@ -284,9 +288,9 @@ impl Hook for DirectComplete {
     }
     /// How much it was is known at the end, should that be seen.
     #[inline(always)]
-    fn range<S: Site>(site: &S, slots: Slots, _ret: u64) -> Option<(u64, u64)> {
+    fn range<S: Site>(site: &S, slots: Slots, _ret: u64) -> Bytes {
         let position = kernel::kiocb_pos(site, kernel::dio_iocb(site, site.arg(slots.a)));
-        Some((position, u64::MAX))
+        Bytes::new(position, u64::MAX)
     }
     #[inline(always)]
     fn finish(header: &mut Header, ret: u64) {
@@ -321,9 +325,9 @@ macro_rules! copy {
                 (ret as i64) < 0
             }
             #[inline(always)]
-            fn range<S: Site>(site: &S, slots: Slots, ret: u64) -> Option<(u64, u64)> {
+            fn range<S: Site>(site: &S, slots: Slots, ret: u64) -> Bytes {
                 let start = site.arg(slots.b);
-                Some((start, start + ret))
+                Bytes::new(start, start + ret)
             }
         }
         exit_programs!($hook, $fexit, $kprobe, $kretprobe);
@@ -363,7 +367,7 @@ macro_rules! fallocate {
                 (ret as i32) < 0
             }
             #[inline(always)]
-            fn range<S: Site>(site: &S, slots: Slots, _ret: u64) -> Option<(u64, u64)> {
+            fn range<S: Site>(site: &S, slots: Slots, _ret: u64) -> Bytes {
                 let start = site.arg(slots.b);
                 let moves = site.arg(slots.d) & COLLAPSE_OR_INSERT != 0;
                 let end = if moves {
@@ -371,7 +375,7 @@ macro_rules! fallocate {
                 } else {
                     start + site.arg(slots.c)
                 };
-                Some((start, end))
+                Bytes::new(start, end)
             }
         }
         exit_programs!($hook, $fexit, $kprobe, $kretprobe);

@@ -20,7 +20,7 @@ use omirr_common::{
 use crate::{
     count::{self, count},
     dirty,
-    emit::{self, Change, Known, Life},
+    emit::{self, Bytes, Change, Known, Life},
     kernel::{self, SavedSite, Site},
     maps::{CALLS, FRAMES},
     scope,
@@ -47,8 +47,8 @@ pub trait Hook {
 
     /// The bytes written, from and up to.
     #[inline(always)]
-    fn range<S: Site>(_site: &S, _slots: Slots, _ret: u64) -> Option<(u64, u64)> {
-        None
+    fn range<S: Site>(_site: &S, _slots: Slots, _ret: u64) -> Bytes {
+        Bytes::UNKNOWN
     }
 
     /// The same of a function whose arguments are gone by then.
@@ -82,7 +82,7 @@ fn at_exit<H: Hook, S: Site>(site: &S, ret: u64) {
     };
     if let Some(target) = emit::target(site, &change) {
         // Where an error left off, nobody says.
-        let range = if whole { H::range(site, slots, ret) } else { None };
+        let range = if whole { H::range(site, slots, ret) } else { Bytes::UNKNOWN };
         emit::report(site, &change, &target, range);
     }
 }
@@ -169,9 +169,7 @@ fn enter<H: Hook, S: Site>(site: &S) {
     if let Some(target) = emit::target(site, &change) {
         let frame = emit::open(site, &change, &target, Life::Operation, Known::NOTHING);
         if let Some(frame) = frame {
-            if let Some((start, end)) = H::range(site, slots, 0) {
-                emit::set_range(frame, start, end);
-            }
+            emit::set_range(frame, H::range(site, slots, 0));
             // Whoever is told at the end was not asked then: no proof of the contrary.
             if emit::is_mapped(site, &change) == Some(true) {
                 emit::add_flags(frame, flag::MAPPED);

@@ -406,11 +406,7 @@ fn load_once(plan: &Plan<'_>, types: &Btf, unusable: &HashSet<u8>) -> Result<Out
             && (plan.layout.missing[index].is_none() || modules.contains(id::HOOKS[index].0))
     };
     let funnel_of = |d: &WatchedDevice| funnels(&d.device.filesystem).iter().copied().find(|&h| usable(h));
-    // Some kernels let these be probed only, and one probe that goes with this process
-    // is not worth that all of them go: where probes do (before 5.15) no bytes are
-    // believed, and `vfs_fallocate` is heard.
-    let stays = plan.attach == Attaching::Kprobe || aya::features().bpf_perf_link();
-    let fallocate_of = |d: &WatchedDevice| fallocate_of(&d.device.filesystem).filter(|&h| stays && usable(h));
+    let fallocate_of = |d: &WatchedDevice| fallocate_of(&d.device.filesystem).filter(|&h| usable(h));
     let used: HashSet<u8> = plan
         .devices
         .iter()
