@@ -106,6 +106,8 @@ pub struct Node {
     pub tracer: String,
     /// Lines for the share's table.
     pub share_options: String,
+    /// Shares beside `tree`: `(name, path)`.
+    pub more_shares: Vec<(String, PathBuf)>,
     /// Whose process the daemon is, if not this one's user; see
     /// [`Node::without_privileges`].
     user: Option<u32>,
@@ -131,6 +133,7 @@ impl Node {
             peers: Vec::new(),
             tracer: String::new(),
             share_options: String::new(),
+            more_shares: Vec::new(),
             user: None,
             host: "127.0.0.1".to_owned(),
             launcher: None,
@@ -149,6 +152,7 @@ impl Node {
         node.peers.clone_from(&self.peers);
         node.tracer.clone_from(&self.tracer);
         node.share_options.clone_from(&self.share_options);
+        node.more_shares.clone_from(&self.more_shares);
         node
     }
 
@@ -201,6 +205,9 @@ impl Node {
             "\n[shares.tree]\npath = {:?}\n{}\n",
             self.share, self.share_options
         );
+        for (name, path) in &self.more_shares {
+            let _ = write!(text, "\n[shares.{name}]\npath = {path:?}\n");
+        }
         std::fs::write(self.config(), text).expect("the configuration can be written");
     }
 

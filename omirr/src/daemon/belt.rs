@@ -3,9 +3,10 @@
 //! In: paths whose content was read within a clock tick of its last change, or only
 //! where events told that it had changed; the index knows them as racy. Out: a look at
 //! each, once it has been quiet for long. So what no event tells of is found late and
-//! not never. What this daemon has itself written for a peer is not among them. As the index keeps what is racy, it is found again after a restart. The
-//! contents of large files are read here, so that nobody waits for it; it is given up
-//! when changes pile up. Nothing is written, and nothing decided.
+//! not never. What this daemon has itself written for a peer is not among them. As the
+//! index keeps what is racy, it is found again after a restart. The contents of large
+//! files are read here, so that nobody waits for it; it is given up when changes pile
+//! up. Nothing is written, and nothing decided.
 
 use std::os::fd::AsFd;
 use std::sync::Arc;

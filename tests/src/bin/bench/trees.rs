@@ -157,6 +157,8 @@ pub fn compare(a: &Tree, b: &Path, exactness: Exactness) -> Result<Option<String
 pub struct Ground {
     pub path: PathBuf,
     mounted: bool,
+    /// In which the filesystem lies.
+    image: Option<PathBuf>,
 }
 
 impl Ground {
@@ -166,7 +168,11 @@ impl Ground {
     /// It cannot be made.
     pub fn folder(path: PathBuf) -> Result<Ground> {
         fs::create_dir_all(&path).with_context(|| format!("{} cannot be made", path.display()))?;
-        Ok(Ground { path, mounted: false })
+        Ok(Ground {
+            path,
+            mounted: false,
+            image: None,
+        })
     }
 
     /// A tmpfs of its own, so that memory is given back when it goes.
@@ -189,6 +195,45 @@ impl Ground {
         Ok(ground)
     }
 
+    /// An ext4 of its own with room for so many small files.
+    ///
+    /// # Errors
+    /// There is not enough room, or it cannot be made or mounted.
+    pub fn image(path: PathBuf, files: u64) -> Result<Ground> {
+        // An inode, its part of a directory and of the index, and a fourth more.
+        const EACH_BYTES: u64 = 1000;
+        let wanted = files * EACH_BYTES;
+        let mut ground = Ground::folder(path)?;
+        let there = rustix::fs::statvfs(&ground.path)?;
+        let free = there.f_bavail * there.f_frsize;
+        if free < wanted {
+            bail!(
+                "{files} files take about {} GB of disk, and {} GB are free",
+                wanted >> 30,
+                free >> 30
+            );
+        }
+        let image = ground.path.with_extension("ext4");
+        File::create(&image)?.set_len(2 * wanted)?;
+        ground.image = Some(image.clone());
+        let run = |command: &mut Command| -> Result<()> {
+            let done = command.output()?;
+            if !done.status.success() {
+                bail!("{command:?}: {}", String::from_utf8_lossy(&done.stderr).trim());
+            }
+            Ok(())
+        };
+        let inodes = files + files / 8;
+        run(Command::new("mkfs.ext4")
+            .args(["-q", "-N", &inodes.to_string()])
+            .arg(&image))?;
+        run(Command::new("mount")
+            .args(["-o", "loop"])
+            .args([&image, &ground.path]))?;
+        ground.mounted = true;
+        Ok(ground)
+    }
+
     /// A folder on it.
     ///
     /// # Errors
@@ -205,6 +250,10 @@ impl Drop for Ground {
         if self.mounted {
             // Whatever still holds it open does not keep it in sight.
             let _ = rustix::mount::unmount(&self.path, rustix::mount::UnmountFlags::DETACH);
+        }
+        if let Some(image) = &self.image {
+            // Its blocks are free once the filesystem is let go.
+            let _ = fs::remove_file(image);
         }
     }
 }

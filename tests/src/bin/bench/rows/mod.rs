@@ -11,6 +11,7 @@ mod kernel_tree;
 mod latency;
 mod memory;
 mod metadata;
+mod scale;
 mod watch;
 
 use std::collections::BTreeMap;
@@ -33,6 +34,7 @@ pub const ALL: &[&Row] = &[
     &memory::ROW,
     &metadata::ROW,
     &kernel_tree::ROW,
+    &scale::ROW,
 ];
 
 /// Those who take minutes where others take seconds.
@@ -66,6 +68,8 @@ pub struct Case {
     pub without: &'static [&'static str],
     /// Whether those of [`SLOW`] get one round only.
     pub heavy: bool,
+    /// Whether everyone gets one round only.
+    pub once: bool,
 }
 
 impl Case {
@@ -75,6 +79,7 @@ impl Case {
             size,
             without: &[],
             heavy: false,
+            once: false,
         }
     }
 
@@ -88,8 +93,13 @@ impl Case {
         self
     }
 
+    pub fn once(mut self) -> Case {
+        self.once = true;
+        self
+    }
+
     pub fn rounds(&self, tool: &str, rounds: usize) -> usize {
-        if self.heavy && SLOW.contains(&tool) {
+        if self.once || self.heavy && SLOW.contains(&tool) {
             rounds.min(1)
         } else {
             rounds
