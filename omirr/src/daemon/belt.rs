@@ -92,8 +92,7 @@ impl Belt {
             quiet,
             paths: Mutex::new(Paths {
                 waiting: FxHashMap::default(),
-                // What an earlier daemon has left.
-                walk: Walk::At(0),
+                walk: Walk::Done,
                 again: false,
             }),
             read: Mutex::default(),
@@ -109,6 +108,12 @@ impl Belt {
             let due = now + self.quiet;
             paths.add(path, Waiting { due, in_part });
         }
+    }
+
+    /// An earlier daemon has left racy rows, and no comparison of the tree, which reads
+    /// what they are of, will come upon them.
+    pub fn go_through_index(&self) {
+        self.paths.lock().again = true;
     }
 
     /// Something of what was told may be wrong: what was read in part is read in full
@@ -371,7 +376,7 @@ mod tests {
     fn what_there_is_no_room_for_is_looked_for_in_the_index() {
         let belt = Belt::after(Duration::from_secs(60));
         let now = Instant::now();
-        belt.paths.lock().walk = Walk::Done;
+        assert!(!belt.paths.lock().walks());
         for n in 0..WAITING_MAX {
             belt.note([(&path(n), false)].into_iter(), now);
         }
@@ -380,5 +385,9 @@ mod tests {
         let paths = belt.paths.lock();
         assert_eq!(paths.waiting.len(), WAITING_MAX);
         assert!(paths.again && !paths.walks(), "not before there is room");
+        drop(paths);
+        while !belt.paths.lock().walks() {
+            assert!(!belt.due(now + Duration::from_secs(60)).is_empty());
+        }
     }
 }

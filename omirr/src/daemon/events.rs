@@ -117,6 +117,7 @@ fn take_over(share: &Share, source: &Arc<dyn Source>, watch: usize, noted: Recov
         let (inodes, directories) = (noted.inodes.len(), noted.dirs.len());
         tracing::info!(share = %share.name, inodes, directories,
             "the event source has gone on: only what changed meanwhile is compared");
+        share.belt.go_through_index();
         // First: what is neither noted nor found must not count as compared.
         share.ask_recovery(|recovering| {
             recovering.inodes.extend(noted.inodes);

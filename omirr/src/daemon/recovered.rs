@@ -58,6 +58,7 @@ const CHANGED: Hint = Hint {
     written: Written::Anywhere,
     unmapped: false,
     subtree: false,
+    scanned: false,
     at_rest: false,
     who: None,
 };
