@@ -82,7 +82,11 @@ fn at_exit<H: Hook, S: Site>(site: &S, ret: u64) {
     };
     if let Some(target) = emit::target(site, &change) {
         // Where an error left off, nobody says.
-        let range = if whole { H::range(site, slots, ret) } else { Bytes::UNKNOWN };
+        let range = if whole {
+            H::range(site, slots, ret)
+        } else {
+            Bytes::UNKNOWN
+        };
         emit::report(site, &change, &target, range);
     }
 }
