@@ -23,6 +23,9 @@ pub struct Options {
     /// Tools, with commas between them; omirr is always among them [default: all]
     #[arg(long, value_delimiter = ',')]
     tools: Vec<String>,
+    /// Of those rows only the cases in whose names this is, as in "64 shares"
+    #[arg(long)]
+    case: Option<String>,
     /// Rounds of each measurement [default: 5, or 1 with --quick]
     #[arg(long)]
     rounds: Option<usize>,
@@ -52,6 +55,8 @@ pub struct Options {
 /// What is to be done.
 pub struct Choice {
     pub rows: Vec<&'static Row>,
+    /// What must be in a case's name.
+    pub case: String,
     pub tools: Vec<Box<dyn Tool>>,
     pub rounds: usize,
     pub scale: Scale,
@@ -76,6 +81,7 @@ impl Options {
         let target = xtask::workspace::target();
         Ok(Choice {
             rows: choose_rows(&self.rows)?,
+            case: self.case.unwrap_or_default(),
             tools: choose_tools(&self.tools, scale)?,
             rounds: self.rounds.unwrap_or(scale.pick(1, 5)).max(1),
             scale,

@@ -42,7 +42,9 @@ pub fn run(choice: &Choice) -> Result<()> {
     }
     let run = describe(&tools, &missing, &filesystem);
     let names: Vec<&str> = choice.rows.iter().flat_map(|row| row.names()).collect();
-    let raw = Raw::begin(&choice.into.join("raw.jsonl"), &run, &names)?;
+    let raw = Raw::begin(&choice.into.join("raw.jsonl"), &run, |sample| {
+        names.contains(&sample.row.as_str()) && sample.case.contains(&choice.case)
+    })?;
     let folder = tempfile::Builder::new().prefix("").tempdir_in(&choice.dir)?;
     let bench = Bench::new(
         Wire::lay()?,
@@ -56,6 +58,7 @@ pub fn run(choice: &Choice) -> Result<()> {
         raw,
         run: run.id,
         rounds: choice.rounds,
+        case: choice.case.clone(),
     };
     let result = choice.rows.iter().try_for_each(|row| driver.row(row, &tools));
     drop(driver);
@@ -101,11 +104,16 @@ struct Driver {
     raw: Raw,
     run: String,
     rounds: usize,
+    /// What must be in a case's name.
+    case: String,
 }
 
 impl Driver {
     fn row(&mut self, row: &Row, tools: &[&dyn Tool]) -> Result<()> {
         for case in (row.cases)(self.bench.scale) {
+            if !self.case_name(&case).contains(&self.case) {
+                continue;
+            }
             let tools: Vec<&dyn Tool> = tools
                 .iter()
                 .filter(|tool| row.tools.contains(&tool.name()) && !case.without.contains(&tool.name()))

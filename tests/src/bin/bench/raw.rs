@@ -77,13 +77,13 @@ pub struct Raw {
 }
 
 impl Raw {
-    /// Opens the file for a run that measures these rows anew.
+    /// Opens the file for a run that measures anew what `again` says.
     ///
     /// # Errors
     /// It cannot be read or written.
-    pub fn begin(path: &Path, run: &Run, rows: &[&str]) -> Result<Raw> {
+    pub fn begin(path: &Path, run: &Run, again: impl Fn(&Sample) -> bool) -> Result<Raw> {
         let mut lines = if path.exists() { read(path)? } else { Vec::new() };
-        lines.retain(|line| !matches!(line, Line::Sample(sample) if rows.contains(&sample.row.as_str())));
+        lines.retain(|line| !matches!(line, Line::Sample(sample) if again(sample)));
         let used: Vec<String> = samples(&lines).map(|sample| sample.run.clone()).collect();
         lines.retain(|line| !matches!(line, Line::Run(run) if !used.contains(&run.id)));
         lines.push(Line::Run(run.clone()));
@@ -169,10 +169,10 @@ pub mod tests {
     fn a_row_that_is_measured_again_takes_the_place_of_the_old() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("raw.jsonl");
-        let mut raw = Raw::begin(&path, &run("1"), &["latency", "watch"]).unwrap();
+        let mut raw = Raw::begin(&path, &run("1"), |_| true).unwrap();
         raw.add(&sample("1", "latency", "omirr", "ms", &[1.0])).unwrap();
         raw.add(&sample("1", "watch", "omirr", "ms", &[2.0])).unwrap();
-        let mut raw = Raw::begin(&path, &run("2"), &["latency"]).unwrap();
+        let mut raw = Raw::begin(&path, &run("2"), |sample| sample.row == "latency").unwrap();
         raw.add(&sample("2", "latency", "omirr", "ms", &[3.0])).unwrap();
         let lines = read(&path).unwrap();
         let kept: Vec<(&str, &str)> = samples(&lines)
@@ -181,7 +181,7 @@ pub mod tests {
         assert_eq!(kept, [("1", "watch"), ("2", "latency")]);
         assert_eq!(runs(&lines).count(), 2);
         // Of the first run nothing is left.
-        Raw::begin(&path, &run("3"), &["watch"]).unwrap();
+        Raw::begin(&path, &run("3"), |sample| sample.row == "watch").unwrap();
         let lines = read(&path).unwrap();
         assert!(runs(&lines).all(|run| run.id != "1"));
     }
