@@ -3,7 +3,6 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
 use omirr_tests::nodes::{Pair, copy_all, may_mirror};
@@ -98,33 +97,4 @@ fn what_changes_during_the_first_comparison_is_not_lost() {
     fs::write(root.join("while it is away"), "x").unwrap();
     pair.one.start();
     pair.settle_equal(SOON);
-}
-
-/// What waits to be looked at has a limit: without it these took over 200 MB.
-#[test]
-fn the_memory_of_a_first_comparison_does_not_grow_with_the_tree() {
-    if !may_mirror(module_path!()) {
-        return;
-    }
-    let mut pair = Pair::new();
-    let root = pair.one.share.clone();
-    let made = Command::new("sh")
-        .args([
-            "-c",
-            "for d in $(seq 40); do mkdir $d && (cd $d && touch $(seq 1000)) || exit 1; done",
-        ])
-        .current_dir(&root)
-        .status()
-        .unwrap();
-    assert!(made.success());
-    pair.start();
-    pair.settle_equal(SOON);
-    let status = fs::read_to_string(format!("/proc/{}/status", pair.one.pid())).unwrap();
-    let peak = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmHWM:"))
-        .unwrap();
-    let kib: u64 = peak.trim().trim_end_matches(" kB").parse().unwrap();
-    println!("at most {kib} KiB");
-    assert!(kib < 130 << 10, "{kib} KiB");
 }

@@ -49,9 +49,6 @@ pub struct Dirt {
     /// What lies beneath must be looked at as well, though the directory is
     /// known.
     pub subtree: bool,
-    /// What lies beneath is added by itself, by a comparison of the whole tree, so that
-    /// it need not be walked though the directory is new.
-    pub scanned: bool,
     /// When it was first added.
     pub since: Instant,
     /// Since when it may be called so: directories that were renamed before that
@@ -79,8 +76,6 @@ pub struct Hint {
     /// mapped to write.
     pub unmapped: bool,
     pub subtree: bool,
-    /// Only a comparison of the whole tree adds it, and what lies beneath as well.
-    pub scanned: bool,
     /// The last writer has closed the file: no reason to wait any longer.
     pub at_rest: bool,
     /// Who made the change, if it is told.
@@ -97,7 +92,6 @@ impl Dirt {
             written: self.written.and(other.written),
             unmapped: self.unmapped | other.unmapped,
             subtree: self.subtree | other.subtree,
-            scanned: self.scanned & other.scanned,
             who: self.who.or(other.who),
             since: self.since.min(other.since),
             named: self.named.min(other.named),
@@ -192,7 +186,6 @@ impl DirtySet {
             written: Written::Nowhere,
             unmapped: false,
             subtree: false,
-            scanned: hint.scanned,
             since: now,
             named: now,
             due: now + SETTLE,
@@ -205,7 +198,6 @@ impl DirtySet {
         dirt.written = dirt.written.and(hint.written);
         dirt.unmapped |= hint.unmapped;
         dirt.subtree |= hint.subtree;
-        dirt.scanned &= hint.scanned;
         dirt.who = hint.who.or(dirt.who);
         if hint.at_rest {
             dirt.due = dirt.due.min(now + SETTLE_AT_REST);
@@ -228,7 +220,6 @@ impl DirtySet {
         kept.written = kept.written.and(dirt.written);
         kept.unmapped |= dirt.unmapped;
         kept.subtree |= dirt.subtree;
-        kept.scanned &= dirt.scanned;
         // What has come meanwhile is newer.
         kept.who = kept.who.or(dirt.who);
         kept.since = kept.since.min(dirt.since);

@@ -82,10 +82,7 @@ impl Keeper {
     /// the tree has been compared, the index cannot say what is there.
     pub(super) fn look_first(&mut self, paths: impl Iterator<Item = RelPath>) -> anyhow::Result<()> {
         let now = Instant::now();
-        let hint = Hint {
-            scanned: self.share.first_contact && !self.share.has_compared(),
-            ..Hint::default()
-        };
+        let hint = Hint::default();
         let mut taken = Vec::new();
         {
             let mut dirty = self.share.dirty();
@@ -157,10 +154,9 @@ impl Keeper {
                     written: Written::Anywhere,
                     unmapped: false,
                     subtree: false,
-                    scanned: false,
                     ..look.dirt
                 };
-                if look.is_to_be_walked() {
+                if look.is_unknown_dir() {
                     for (unseen, why) in self.walk(&path, look.dirt, &mut queue) {
                         let dirt = Dirt {
                             subtree: true,
@@ -169,8 +165,6 @@ impl Keeper {
                         failed.insert(unseen.clone());
                         self.cannot_look(unseen, dirt, why);
                     }
-                }
-                if look.is_unknown_dir() {
                     // And what it has no more: it may be another directory than
                     // before, or have been elsewhere, where names in it went.
                     reader.live_beneath(&path, &mut |beneath| {
@@ -313,8 +307,6 @@ impl Keeper {
                 written: Written::Anywhere,
                 unmapped: false,
                 subtree: false,
-                // By this walk.
-                scanned: true,
                 ..dirt
             };
             let dirt = known.map_or(along, |known| Dirt {

@@ -62,12 +62,6 @@ impl Look {
                 .is_none_or(|known| !known.same_inode(&sig))
     }
 
-    /// Whether what lies beneath must be looked at as well, and does not come by
-    /// itself. A directory that was moved goes as a whole.
-    pub(super) fn is_to_be_walked(&self) -> bool {
-        self.is_unknown_dir() && (self.dirt.subtree || !self.dirt.scanned || self.moved_from().is_some())
-    }
-
     /// Whether its directory's times must have changed with it.
     pub(super) fn came_or_went(&self) -> bool {
         let was = self.record.as_ref().filter(|record| !record.row.deleted);

@@ -58,7 +58,6 @@ const CHANGED: Hint = Hint {
     written: Written::Anywhere,
     unmapped: false,
     subtree: false,
-    scanned: false,
     at_rest: false,
     who: None,
 };

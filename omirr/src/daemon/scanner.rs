@@ -6,7 +6,7 @@
 //! that temporary names of an earlier run go.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rustc_hash::FxHashSet;
 use tokio::sync::watch;
@@ -21,10 +21,6 @@ use crate::observe;
 
 /// Paths are handed over in portions of this size.
 const PORTION: usize = 2048;
-/// While so many paths wait for the keeper, a first comparison finds no more.
-const WAITING_MAX: usize = 8 * PORTION;
-/// Paths that wait so long have their own reason, a file that changes all the time say.
-const STUCK: Duration = Duration::from_secs(2);
 
 /// A path's place in the set of those seen: 128 bits of its hash, so that the
 /// names of a million entries need not be held in memory.
@@ -50,9 +46,9 @@ pub async fn run(share: Arc<Share>, mut stop: watch::Receiver<bool>) {
         if share.stopped().is_some() {
             return;
         }
-        let (task_share, task_stop) = (Arc::clone(&share), stop.clone());
+        let task_share = Arc::clone(&share);
         let task = move || match occasion {
-            Some(occasion) => scan(&task_share, occasion, &task_stop),
+            Some(occasion) => scan(&task_share, occasion),
             None => recover(&task_share),
         };
         match tokio::task::spawn_blocking(task).await {
@@ -114,46 +110,30 @@ fn judged(reader: &Reader, path: &RelPath, sig: &StatSig) -> Result<Verdict, Ind
 }
 
 /// Compares everything beneath the share's root.
-///
-/// The first time nothing is known and everything differs: there is nothing to look up or
-/// to remember, the keeper need not walk what is handed to it, and what it has not looked
-/// at yet has a limit, so that memory does not grow with the tree.
-fn scan(share: &Arc<Share>, occasion: Occasion, stop: &watch::Receiver<bool>) -> anyhow::Result<()> {
+fn scan(share: &Arc<Share>, occasion: Occasion) -> anyhow::Result<()> {
     let started = Instant::now();
     share.progress.lock().scan_asked = false;
     Figures::add(&share.figures.rescans, 1);
-    // Held as long as it is used: meanwhile the index does not use its old pages again.
-    let reader = Some(share.index.read()?);
-    let reader = reader.filter(|reader| reader.live().map_or(true, |live| live > 0));
-    let hint = Hint {
-        scanned: reader.is_none(),
-        ..Hint::default()
-    };
-    let mut entries = 0u64;
+    let reader = share.index.read()?;
     let mut seen = FxHashSet::default();
     let mut portion = Vec::new();
     let mut differing = 0u64;
     // Live rows that the walk has met.
     let mut known = 0u64;
     let mut failed: anyhow::Result<()> = Ok(());
-    let judge = |path: &RelPath, sig: &StatSig| {
-        let judged = reader.as_ref().map(|reader| judged(reader, path, sig));
-        judged.transpose()
-    };
-    let mut take = |verdict: Result<Option<Verdict>, IndexError>, path: &dyn Fn() -> Option<RelPath>| {
-        let verdict = verdict?;
-        entries += 1;
-        if let Some(verdict) = &verdict {
-            known += u64::from(seen.insert(verdict.mark) && verdict.is_known);
-        }
-        if verdict.is_none_or(|verdict| !verdict.is_same) {
+    let judge = |path: &RelPath, sig: &StatSig| judged(&reader, path, sig);
+    let mut take = |verdict: Result<Verdict, IndexError>, path: &dyn Fn() -> Option<RelPath>| {
+        let Verdict {
+            mark,
+            is_known,
+            is_same,
+        } = verdict?;
+        known += u64::from(seen.insert(mark) && is_known);
+        if !is_same {
             differing += 1;
-            portion.extend(path().map(|path| (path, hint)));
+            portion.extend(path().map(|path| (path, Hint::default())));
             if portion.len() >= PORTION {
                 share.touch(portion.drain(..));
-                if hint.scanned {
-                    until_there_is_room(share, stop);
-                }
             }
         }
         anyhow::Ok(())
@@ -161,8 +141,7 @@ fn scan(share: &Arc<Share>, occasion: Occasion, stop: &watch::Receiver<bool>) ->
     if let Some(sig) = observe::stat(&share.root.batch(), &RelPath::root())? {
         take(judge(&RelPath::root(), &sig), &|| Some(RelPath::root()))?;
     }
-    let ends = || *stop.borrow();
-    let skip = |path: &RelPath, is_dir: bool| ends() || share.is_excluded(path, is_dir);
+    let skip = |path: &RelPath, is_dir: bool| share.is_excluded(path, is_dir);
     let now = || share.resolver.lock().now();
     let root = RelPath::root();
     let summary = observe::scan_judged(&share.root, &root, &skip, &judge, now, |dir, since| {
@@ -184,9 +163,6 @@ fn scan(share: &Arc<Share>, occasion: Occasion, stop: &watch::Receiver<bool>) ->
         }
     })?;
     failed?;
-    if ends() {
-        return Ok(());
-    }
     apply::remove_leftovers(&share.root.batch(), &summary.leftovers);
     // The keeper finds the same and says so, and tries again until it can be read.
     let unseen = summary.unseen.iter().filter(|unseen| !unseen.foreign);
@@ -198,9 +174,7 @@ fn scan(share: &Arc<Share>, occasion: Occasion, stop: &watch::Receiver<bool>) ->
         (unseen.path.clone(), hint)
     }));
     // What the index has and the walk has not met is gone, or was made since.
-    if let Some(reader) = &reader
-        && known < reader.live()?
-    {
+    if known < reader.live()? {
         for pair in reader.beneath(&RelPath::root())? {
             let (path, record) = pair?;
             let is_dir = record.row.entry.is_dir();
@@ -219,7 +193,10 @@ fn scan(share: &Arc<Share>, occasion: Occasion, stop: &watch::Receiver<bool>) ->
         }
     }
     share.touch(portion.drain(..));
-    let ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+    let (entries, ms) = (
+        seen.len(),
+        u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
+    );
     let text = "the tree is compared with the index";
     if occasion == Occasion::Routine && differing == 0 {
         tracing::debug!(share = %share.name, entries, differing, ms, "{text}");
@@ -229,21 +206,4 @@ fn scan(share: &Arc<Share>, occasion: Occasion, stop: &watch::Receiver<bool>) ->
     let mut progress = share.progress.lock();
     progress.scanned |= !progress.scan_asked;
     Ok(())
-}
-
-/// Waits for the keeper, while it has much to do and gets on with it.
-fn until_there_is_room(share: &Share, stop: &watch::Receiver<bool>) {
-    let (mut least, mut since) = (usize::MAX, Instant::now());
-    loop {
-        let waiting = share.dirty().len();
-        if waiting <= WAITING_MAX || *stop.borrow() || share.stopped().is_some() {
-            return;
-        }
-        if waiting < least {
-            (least, since) = (waiting, Instant::now());
-        } else if since.elapsed() > STUCK {
-            return;
-        }
-        std::thread::sleep(Duration::from_millis(1));
-    }
 }
