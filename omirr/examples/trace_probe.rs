@@ -570,7 +570,7 @@ fn burst(folder: &Path, attach: &str, transport: &str, files: usize, ring_bytes:
                 }
             }
             Signal::Lost { count, .. } => lost += count,
-            Signal::Compare | Signal::Recovered(_) | Signal::Doubt => {}
+            Signal::Compare | Signal::Recovered(_) => {}
         }
     }
     let stats = source.stats();

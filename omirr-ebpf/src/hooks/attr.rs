@@ -4,7 +4,7 @@ use omirr_common::{event::op, hooks, settings::Slots};
 
 use super::{Hook, entry_programs, exit_programs};
 use crate::{
-    emit::{Bytes, Change},
+    emit::Change,
     kernel::{self, Site},
 };
 
@@ -26,24 +26,15 @@ impl Hook for Notify {
             dentry,
             inode: kernel::dentry_inode(site, dentry),
             to: 0,
-            above: 0,
+            above_funnel: false,
         })
-    }
-    /// A truncation may have cut, or emptied the rest of a block, before it failed.
-    #[inline(always)]
-    fn half_done<S: Site>(site: &S, slots: Slots, _ret: u64) -> bool {
-        kernel::iattr_valid(site, site.arg(slots.b)) & ATTR_SIZE != 0
     }
     /// A truncation's range is empty and stands at the new size.
     #[inline(always)]
-    fn range<S: Site>(site: &S, slots: Slots, _ret: u64) -> Bytes {
+    fn range<S: Site>(site: &S, slots: Slots, _ret: u64) -> Option<(u64, u64)> {
         let attr = site.arg(slots.b);
         let size = kernel::iattr_size(site, attr);
-        if kernel::iattr_valid(site, attr) & ATTR_SIZE != 0 {
-            Bytes::new(size, size)
-        } else {
-            Bytes::UNKNOWN
-        }
+        (kernel::iattr_valid(site, attr) & ATTR_SIZE != 0).then_some((size, size))
     }
 }
 exit_programs!(
@@ -67,7 +58,7 @@ macro_rules! of_dentry {
                     dentry,
                     inode: kernel::dentry_inode(site, dentry),
                     to: 0,
-                    above: 0,
+                    above_funnel: false,
                 })
             }
         }
@@ -130,7 +121,7 @@ impl Hook for DropWrite {
             dentry: kernel::file_dentry(site, file),
             inode: kernel::file_inode(site, file),
             to: 0,
-            above: 0,
+            above_funnel: false,
         })
     }
 }

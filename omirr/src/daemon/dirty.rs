@@ -16,7 +16,6 @@ use std::time::{Duration, Instant};
 
 use super::who::Who;
 use crate::model::RelPath;
-use crate::source::Written;
 
 /// How long a change waits for its companions: a file that was just made, for
 /// its writes and its close.
@@ -41,11 +40,6 @@ pub struct Dirt {
     /// Its content is to be read whatever `stat` says: it was mapped to write, or
     /// the daemon ended, or lost sight of it, while it changed.
     pub read: bool,
-    /// Where the content was written to since the path was last looked at, if all
-    /// that happened under its name is told so.
-    pub written: Written,
-    /// Nobody had it mapped to write at some time since it was last looked at.
-    pub unmapped: bool,
     /// What lies beneath must be looked at as well, though the directory is
     /// known.
     pub subtree: bool,
@@ -70,11 +64,6 @@ pub struct Hint {
     pub content: bool,
     /// Whatever `stat` says, its content is to be read.
     pub read: bool,
-    /// Where the content was written to: anywhere, also if the name came or went.
-    pub written: Written,
-    /// A source that would have told of a mapping since says that nobody had it
-    /// mapped to write.
-    pub unmapped: bool,
     pub subtree: bool,
     /// The last writer has closed the file: no reason to wait any longer.
     pub at_rest: bool,
@@ -89,8 +78,6 @@ impl Dirt {
         Dirt {
             content: self.content | other.content,
             read: self.read | other.read,
-            written: self.written.and(other.written),
-            unmapped: self.unmapped | other.unmapped,
             subtree: self.subtree | other.subtree,
             who: self.who.or(other.who),
             since: self.since.min(other.since),
@@ -183,8 +170,6 @@ impl DirtySet {
         let dirt = self.paths.entry(path).or_insert(Dirt {
             content: false,
             read: false,
-            written: Written::Nowhere,
-            unmapped: false,
             subtree: false,
             since: now,
             named: now,
@@ -195,8 +180,6 @@ impl DirtySet {
         });
         dirt.content |= hint.content;
         dirt.read |= hint.read;
-        dirt.written = dirt.written.and(hint.written);
-        dirt.unmapped |= hint.unmapped;
         dirt.subtree |= hint.subtree;
         dirt.who = hint.who.or(dirt.who);
         if hint.at_rest {
@@ -217,8 +200,6 @@ impl DirtySet {
         });
         kept.content |= dirt.content;
         kept.read |= dirt.read;
-        kept.written = kept.written.and(dirt.written);
-        kept.unmapped |= dirt.unmapped;
         kept.subtree |= dirt.subtree;
         // What has come meanwhile is newer.
         kept.who = kept.who.or(dirt.who);

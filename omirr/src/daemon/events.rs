@@ -8,7 +8,6 @@ use std::hash::{Hash, Hasher};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
 
 use rustc_hash::FxHasher;
 
@@ -117,7 +116,6 @@ fn take_over(share: &Share, source: &Arc<dyn Source>, watch: usize, noted: Recov
         let (inodes, directories) = (noted.inodes.len(), noted.dirs.len());
         tracing::info!(share = %share.name, inodes, directories,
             "the event source has gone on: only what changed meanwhile is compared");
-        share.belt.go_through_index();
         // First: what is neither noted nor found must not count as compared.
         share.ask_recovery(|recovering| {
             recovering.inodes.extend(noted.inodes);
@@ -302,17 +300,15 @@ impl Ear {
                             resolved += 1;
                             note(change, event, &mut touched, &mut unknown);
                         }
-                        let read = share.trust.lock().must_be_read(event);
-                        let touched = touched[first..].iter_mut().map(|(_, hint)| hint);
-                        let unknown = unknown[first_unknown..].iter_mut().map(|(_, hint)| hint);
-                        for hint in touched.chain(unknown) {
+                        let mapped = is_mapped(share, event);
+                        for (_, hint) in &mut touched[first..] {
                             hint.who = Who::of(event);
-                            hint.read = read;
+                            hint.read = mapped;
                         }
-                    }
-                    Signal::Doubt => {
-                        share.trust.lock().forget_all();
-                        share.belt.hurry(Instant::now());
+                        for (_, hint) in &mut unknown[first_unknown..] {
+                            hint.who = Who::of(event);
+                            hint.read = mapped;
+                        }
                     }
                     _ => {}
                 }
@@ -346,6 +342,18 @@ fn of_displaced(event: &Event) -> Option<u64> {
     (event.ino != 0 && is_temp_name(&at.name)).then_some(event.ino)
 }
 
+/// Whether the file may have changed although `stat` says the same: someone has
+/// it mapped to write, or had until this close. A store through a mapping sets
+/// the times at a page's first store only.
+fn is_mapped(share: &Share, event: &Event) -> bool {
+    let mut mapped = share.mapped.lock();
+    if event.mapped {
+        mapped.insert(event.ino);
+        return true;
+    }
+    event.is_at_rest() && mapped.remove(&event.ino)
+}
+
 fn note(
     change: Change,
     event: &Event,
@@ -363,9 +371,9 @@ fn note(
                 Hint {
                     content,
                     at_rest,
-                    written: event.written,
-                    unmapped: event.unmapped,
-                    ..Hint::default()
+                    read: false,
+                    subtree: false,
+                    who: None,
                 },
             ));
         }

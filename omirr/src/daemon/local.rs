@@ -21,7 +21,6 @@ use crate::engine::{self, Name, Rows, Seen};
 use crate::index::{Durable, IndexError, Reader};
 use crate::model::{Entry, Here, LinkGroup, Record, RelPath, StatSig};
 use crate::observe;
-use crate::source::Written;
 
 /// So many paths are looked at before their rows are written.
 const PORTION: usize = 2048;
@@ -124,12 +123,15 @@ impl Keeper {
         // In the whole pass: a directory that could not be walked may be looked at
         // once more without.
         let mut failed = FxHashSet::default();
-        while let Some(paths) = queue.next() {
+        while let Some(mut paths) = queue.next() {
             let started = Instant::now();
-            let failed_before: Vec<RelPath> = match self.unread.is_empty() {
-                true => Vec::new(),
-                false => paths.iter().map(|(path, _)| path.clone()).collect(),
-            };
+            let mut failed_before = Vec::new();
+            if !self.unread.is_empty() {
+                for (path, dirt) in &mut paths {
+                    *dirt = self.unread.with_reasons(path, *dirt);
+                    failed_before.push(path.clone());
+                }
+            }
             let looks = look_at(&self.share, reader, paths)?;
             let cost = started.elapsed();
             for (path, look) in looks {
@@ -151,8 +153,6 @@ impl Keeper {
                 let along = Dirt {
                     content: false,
                     read: false,
-                    written: Written::Anywhere,
-                    unmapped: false,
                     subtree: false,
                     ..look.dirt
                 };
@@ -304,8 +304,6 @@ impl Keeper {
             let along = Dirt {
                 content: false,
                 read: false,
-                written: Written::Anywhere,
-                unmapped: false,
                 subtree: false,
                 ..dirt
             };
@@ -416,12 +414,6 @@ impl Keeper {
             }
             Ok(((), if made > 0 { Durable::Yes } else { Durable::Later }))
         })?;
-        let racy = looks
-            .iter()
-            .filter(|(_, look)| look.sig.is_some_and(|sig| sig.racy));
-        share
-            .belt
-            .note(racy.map(|(path, look)| (path, look.in_part)), Instant::now());
         if made > 0 {
             crash::here(Point::RowsDurable);
             Figures::add(&share.figures.rows_made, made);

@@ -9,13 +9,11 @@ use super::dirty::Dirt;
 use super::share::Share;
 use crate::apply::Dirs;
 use crate::content::Leaves;
-use crate::content::leaves::LEAVES_MIN_BYTES;
 use crate::engine::Seen;
 use crate::index::{IndexError, Reader};
 use crate::model::{Entry, Here, LinkGroup, Record, RelPath, Sketch, StatSig};
-use crate::observe::{self, Observed, Reading, Sight, Told};
+use crate::observe::{self, Observed, Reading, Sight};
 use crate::parallel;
-use crate::source::Written;
 
 /// A path that was looked at, with its record as of before.
 pub(super) struct Look {
@@ -29,8 +27,6 @@ pub(super) struct Look {
     pub(super) here: Option<Box<Here>>,
     /// What was read of it, if that is little.
     pub(super) content: Option<Bytes>,
-    /// Of the content only what was told was read, if anything.
-    pub(super) in_part: bool,
     /// What the content is like, if it was read and is large.
     pub(super) sketch: Sketch,
     /// The hashes of its leaves, likewise.
@@ -146,8 +142,6 @@ fn look_at_one(
 ) -> Result<Option<Looking>, IndexError> {
     let record = reader.get(path)?;
     let mut elsewhere = None;
-    // Of a large content of which only a part is to be read.
-    let mut before = None;
     let found = match observe::sight(dirs, path) {
         Ok(Sight::Absent) => Ok(Observed::Absent),
         Ok(Sight::Foreign) => Ok(Observed::Foreign),
@@ -165,23 +159,10 @@ fn look_at_one(
             // The disk need not show what the row says.
             let shown = known.map(|(entry, sig)| (Here::shown(entry, here_of(&record, &elsewhere)), *sig));
             let known = shown.as_ref().map(|(entry, sig)| (entry, sig));
-            let just_read = share.belt.has_read(path, &found.sig());
-            // What was told of this name says nothing of what was known by another.
-            let whole = elsewhere.is_none() && share.trust.lock().is_whole(found.sig().ino);
-            if let (true, Written::Within(_), Some((entry, _))) = (whole && !dirt.read, dirt.written, known) {
-                before = large_content(reader, entry)?;
-            }
-            let reading = match (dirt.read, dirt.written, dirt.content) {
-                (true, _, _) => Reading::Always,
-                (false, written, touched) if written != Written::Anywhere => Reading::Told(Told {
-                    written,
-                    touched,
-                    whole,
-                    leaves: before.as_ref().map(|(leaves, _)| leaves),
-                }),
-                (false, _, true) => Reading::IfTouched,
-                (false, _, false) if just_read => Reading::JustRead,
-                (false, _, false) => Reading::IfChanged,
+            let reading = match (dirt.read, dirt.content) {
+                (true, _) => Reading::Always,
+                (false, true) => Reading::IfTouched,
+                (false, false) => Reading::IfChanged,
             };
             found.read(known, reading)
         }
@@ -196,7 +177,7 @@ fn look_at_one(
         }
     };
     let here = here_of(&record, &elsewhere).cloned().map(Box::new);
-    let (mut sketch, mut leaves, mut in_part) = (Sketch::default(), None, false);
+    let (mut sketch, mut leaves) = (Sketch::default(), None);
     let (seen, sig, content, here) = match found {
         Observed::Foreign => return Ok(None),
         Observed::Unstable { .. } => {
@@ -218,16 +199,8 @@ fn look_at_one(
             content,
             sketch: read,
             leaves: hashed,
-            in_part: told,
         } => {
-            (sketch, leaves, in_part) = (read, hashed, told);
-            if let (Some((_, before)), true, true) = (before, in_part, leaves.is_some()) {
-                // A part does not tell what the whole is like; about what it was.
-                sketch = before;
-            }
-            if leaves.is_some() && !in_part && dirt.unmapped {
-                share.trust.lock().read_in_full(sig.ino);
-            }
+            (sketch, leaves) = (read, hashed);
             let known = record.as_ref().filter(|record| !record.row.deleted);
             let known = known.or(elsewhere.as_ref().map(|other| &other.record));
             let kin = match known {
@@ -262,25 +235,10 @@ fn look_at_one(
         sig,
         here,
         content,
-        in_part,
         sketch,
         leaves,
         elsewhere,
     }))))
-}
-
-/// What the index has of a large content: its leaves and its sketch.
-fn large_content(reader: &Reader, entry: &Entry) -> Result<Option<(Leaves, Sketch)>, IndexError> {
-    let Some((size, hash)) = entry.content() else {
-        return Ok(None);
-    };
-    if size < LEAVES_MIN_BYTES {
-        return Ok(None);
-    }
-    let leaves = reader.leaves_of(&hash)?;
-    leaves
-        .map(|leaves| Ok((leaves, reader.sketch_of(&hash)?)))
-        .transpose()
 }
 
 /// What the disk is known to have otherwise than the row says that is looked at.

@@ -9,7 +9,6 @@
 
 mod again;
 mod bases;
-mod belt;
 mod budget;
 mod claim;
 mod conflicts;
@@ -42,7 +41,6 @@ mod share;
 mod state_dir;
 mod steps;
 mod sweep;
-mod trust;
 mod unchanged;
 mod unread;
 mod unsynced;
@@ -216,7 +214,6 @@ async fn run_once(
     let mut tasks = tokio::task::JoinSet::new();
     for share in shares.iter() {
         tasks.spawn(scanner::run(Arc::clone(share), stopped.clone()));
-        tasks.spawn(belt::run(Arc::clone(share), stopped.clone()));
         for link in share.links.iter().filter(|link| link.mode.sends()) {
             tasks.spawn(sender::run(
                 Arc::clone(share),

@@ -253,7 +253,6 @@ fn look(
             content: None,
             sketch: Sketch::default(),
             leaves: None,
-            in_part: false,
         },
         found => found,
     }))

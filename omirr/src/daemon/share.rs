@@ -10,16 +10,15 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
+use rustc_hash::FxHashSet;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
-use super::belt::Belt;
 use super::budget::{Budget, Held};
 use super::claim::Claims;
 use super::dirty::{DirtySet, Hint};
 use super::journal::Journal;
 use super::recent::Recent;
 use super::recovered::Recovering;
-use super::trust::Trust;
 use super::unchanged::Unchanged;
 use crate::apply::{ApplyError, Ready, Redos, ShareRoot};
 use crate::config::Excludes;
@@ -255,8 +254,8 @@ pub struct Share {
     pub journal: Mutex<Option<Journal>>,
     pub keeping: OnceLock<Keeping>,
     pub locator: OnceLock<Arc<Locator>>,
-    pub trust: Mutex<Trust>,
-    pub belt: Belt,
+    /// Inodes that someone had mapped to write when an event last told.
+    pub mapped: Mutex<FxHashSet<u64>>,
     /// A scan is due where only scans find changes; the scanner clears it.
     pub routine: Notify,
     pub figures: Figures,
@@ -378,8 +377,7 @@ impl Share {
             journal: Mutex::default(),
             keeping: OnceLock::new(),
             locator: OnceLock::new(),
-            trust: Mutex::default(),
-            belt: Belt::new(),
+            mapped: Mutex::default(),
             routine: Notify::new(),
             figures: Figures::default(),
         };

@@ -45,7 +45,7 @@ impl Unread {
                 let is_news = known.why != why;
                 known.pause = (known.pause * 2).min(PAUSE_MAX);
                 known.again = Some(now + known.pause);
-                known.dirt = dirt;
+                known.dirt = dirt.or(known.dirt);
                 known.why = why;
                 is_news
             }
@@ -64,6 +64,12 @@ impl Unread {
                 true
             }
         }
+    }
+
+    /// Why the path is looked at now, with the reasons of a look at it that failed: a
+    /// success is one for all of them.
+    pub(super) fn with_reasons(&self, path: &RelPath, dirt: Dirt) -> Dirt {
+        self.0.get(path).map_or(dirt, |failed| dirt.or(failed.dirt))
     }
 
     /// A look succeeded.
@@ -110,6 +116,26 @@ mod tests {
         let mut set = DirtySet::default();
         set.add(path.clone(), Hint::default(), Instant::now());
         set.take(Instant::now(), true, 1)[0].1
+    }
+
+    #[test]
+    fn the_reasons_of_a_look_that_failed_are_those_of_the_next_one() {
+        let path = RelPath::new(b"a").unwrap();
+        let (dirt, start) = (dirt(&path), Instant::now());
+        let walk = Dirt {
+            subtree: true,
+            ..dirt
+        };
+        let mut unread = Unread::default();
+        assert!(!unread.with_reasons(&path, dirt).subtree);
+        unread.failed(path.clone(), walk, "no".to_owned(), start);
+        assert!(unread.with_reasons(&path, dirt).subtree);
+        let read = Dirt { read: true, ..dirt };
+        unread.failed(path.clone(), read, "no".to_owned(), start);
+        let all = unread.due(start + PAUSE_MAX)[0].1;
+        assert!(all.subtree && all.read);
+        unread.succeeded(&path);
+        assert!(!unread.with_reasons(&path, dirt).subtree);
     }
 
     #[test]

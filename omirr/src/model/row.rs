@@ -53,9 +53,8 @@ pub struct StatSig {
     pub uid: u32,
     pub gid: u32,
     pub nlink: u32,
-    /// The content was read within a clock tick of its last change, and a later
-    /// change may have left the same times; or only where an event told of one. So
-    /// an event or a comparison means reading again, and at last quiet does.
+    /// The content was read within a clock tick of its last change: a later
+    /// change may have left the same times, so an event means reading again.
     pub racy: bool,
 }
 

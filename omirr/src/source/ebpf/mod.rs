@@ -29,7 +29,6 @@ pub mod probe;
 mod ring;
 mod selftest;
 mod take;
-mod told;
 
 use std::{
     os::unix::fs::MetadataExt,

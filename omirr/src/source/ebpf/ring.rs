@@ -32,7 +32,6 @@ use super::{
     decode::{Decoded, decode},
     load::{LoadError, Loaded, Maps, WatchedDevice, chain, perf_pages},
     take::{Undisturbed, ops},
-    told::{extents, written},
 };
 use crate::source::{Op, Recoverable, Recovered, Signal, Sink, now_ns};
 
@@ -178,9 +177,6 @@ pub(super) struct Reader {
     sink: Sink,
     /// From the kernel's device number to those that `stat` shows.
     devices: HashMap<u32, Vec<u64>>,
-    /// Those, by the kernel's number, on which each change of a content is told with
-    /// its bytes.
-    exact: HashSet<u32>,
     roots: HashSet<(u32, u64)>,
     /// Read but kept back, to be put in order.
     pending: Vec<Decoded>,
@@ -195,8 +191,6 @@ pub(super) struct Reader {
     go_through: bool,
     /// How long changes gather, if the last pass found some.
     gather: Option<Duration>,
-    /// Changes of which some bytes may be untold, as the programs had counted them.
-    unsure: u64,
     /// Losses and late reports that were already told.
     lost: u64,
     overdue: HashSet<(FrameKey, u64)>,
@@ -250,11 +244,6 @@ impl Reader {
             shared,
             sink,
             devices,
-            exact: watched
-                .iter()
-                .filter(|watched| loaded.tells_ranges(&watched.device))
-                .map(|watched| watched.device.kernel_dev)
-                .collect(),
             roots: watched
                 .iter()
                 .map(|d| (d.device.kernel_dev, d.root_ino))
@@ -266,8 +255,6 @@ impl Reader {
             kept: kept_count(&loaded.maps),
             go_through: loaded.taken_over,
             gather: None,
-            // Until something is read by its bytes there is nothing to doubt.
-            unsure: unsure_count(&loaded.maps),
             // What was lost before is judged by whoever takes over.
             lost: lost_count(&loaded.maps) + passed_over,
             overdue: HashSet::new(),
@@ -423,31 +410,12 @@ impl Reader {
         let mut batch = Vec::with_capacity(ready);
         for decoded in self.pending.drain(..ready) {
             let mut decoded = decoded;
-            let taken = match self.merge {
-                true => take(&self.maps, &mut decoded),
-                false => Ok(None),
-            };
-            match taken {
-                Ok(entry) => {
-                    // What is not seen at all is told with no bytes either.
-                    let told = written(&decoded.event, entry.as_ref());
-                    if self.exact.contains(&decoded.kernel_dev)
-                        && self.maps.takes_all()
-                        && !self.shared.compare.load(Ordering::Acquire)
-                    {
-                        (decoded.event.written, decoded.event.unmapped) = told;
-                    } else {
-                        decoded.event.unmapped = false;
-                    }
-                    if let Some(entry) = &entry {
-                        decoded.event.range = range(entry);
-                    }
-                }
+            if self.merge
+                && let Err(error) = take(&self.maps, &mut decoded)
+            {
                 // It stays, and holds back further events of its inode.
-                Err(error) => {
-                    tracing::error!(%error, "an entry cannot be taken out of the kernel's map");
-                    self.kept = u64::MAX;
-                }
+                tracing::error!(%error, "an entry cannot be taken out of the kernel's map");
+                self.kept = u64::MAX;
             }
             translate(decoded, &self.devices, &self.roots, &mut batch);
         }
@@ -541,11 +509,6 @@ impl Reader {
         if Instant::now() >= self.next_missed_look || waiting {
             self.next_missed_look = Instant::now() + IDLE;
             self.passed_over = self.maps.passed_over();
-        }
-        let unsure = unsure_count(&self.maps);
-        if unsure != self.unsure {
-            self.unsure = unsure;
-            batch.push(Signal::Doubt);
         }
         let lost = lost_count(&self.maps) + self.passed_over;
         if lost != self.lost {
@@ -665,26 +628,26 @@ fn recoverable(key: &DirtyKey, dirty: &Dirty) -> Recoverable {
     }
 }
 
-/// Adds to an event what has happened to its inode since, which is returned as
-/// well: from here on a change makes a new entry, and its own event.
-fn take(maps: &Maps, decoded: &mut Decoded) -> io::Result<Option<Dirty>> {
+/// Adds to an event what has happened to its inode since: from here on a change
+/// makes a new entry, and its own event.
+fn take(maps: &Maps, decoded: &mut Decoded) -> io::Result<()> {
     let event = &mut decoded.event;
     if decoded.own || event.ino == 0 || event.to.is_some() {
-        return Ok(None);
+        return Ok(());
     }
     let key = DirtyKey {
         ino: event.ino,
         dev: decoded.kernel_dev,
         generation: event.generation,
     };
-    let taken = maps.take(&key)?;
-    if let Some(dirty) = &taken {
-        event.also = ops(dirty);
+    if let Some(dirty) = maps.take(&key)? {
+        event.also = ops(&dirty);
+        event.range = range(&dirty);
         event.mapped |= dirty.mapped != 0;
         (event.pid, event.uid) = (dirty.pid, dirty.uid);
         (event.cgroup, event.comm) = (dirty.cgroup, dirty.comm);
     }
-    Ok(taken)
+    Ok(())
 }
 
 /// Changes that were kept in the maps because the ring was full, or because
@@ -698,19 +661,15 @@ fn lost_count(maps: &Maps) -> u64 {
     maps.counts.sum(|c| c.lost)
 }
 
-/// Changes of which an entry that was taken may not have had the bytes.
-fn unsure_count(maps: &Maps) -> u64 {
-    maps.counts.sum(|c| c.unsure)
-}
-
 /// The bytes that an entry knows to have changed, as one range; none if there
 /// are others.
 fn range(dirty: &Dirty) -> Option<(u64, u64)> {
+    let used = || dirty.extents.iter().filter(|[_, to]| *to != 0);
     let (from, to) = (
-        extents(dirty)?.map(|(from, _)| from).min()?,
-        extents(dirty)?.map(|(_, to)| to).max()?,
+        used().map(|[from, _]| *from).min()?,
+        used().map(|[_, to]| *to).max()?,
     );
-    Some((from, to))
+    (dirty.range_unknown == 0 && dirty.writers == 0).then_some((from, to))
 }
 
 /// Hands an event on under the device numbers that the daemon knows.

@@ -210,6 +210,9 @@ fn measure(bench: &Bench, case: &Case, _tool: &dyn Tool) -> Result<Vec<Found>> {
         true => On::Image(files),
         false => On::Memory,
     };
+    if files > MANY {
+        enough_memory(files)?;
+    }
     let here = bench.ground(on)?;
     let there = (0..peers).map(|_| bench.ground(on)).collect::<Result<Vec<_>>>()?;
     let mut star = Star::new(bench, &here, &there);
@@ -263,6 +266,25 @@ fn measure(bench: &Bench, case: &Case, _tool: &dyn Tool) -> Result<Vec<Found>> {
             .with("index", bytes(index) / MEGA)
             .with("index each", bytes(index) / bytes(entries)),
     ])
+}
+
+/// A first start reads the whole tree before it writes a row, and has it in memory.
+fn enough_memory(files: u64) -> Result<()> {
+    const EACH_BYTES: u64 = 1600;
+    let text = fs::read_to_string("/proc/meminfo")?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kib: u64 = line
+        .and_then(|line| line.trim().trim_end_matches(" kB").parse().ok())
+        .unwrap_or(0);
+    let wanted = files * EACH_BYTES;
+    if kib << 10 < wanted {
+        bail!(
+            "{files} files take about {} GB of memory, and {} GB are free",
+            wanted >> 30,
+            kib >> 20
+        );
+    }
+    Ok(())
 }
 
 /// What is wrong with the copies.
