@@ -194,6 +194,16 @@ fn remembered_by<S: Site>(site: &S, change: &Change, target: &Target) -> DirAt {
     }
 }
 
+/// Whether the hook tells that an asynchronous write has ended. That may be an interrupt
+/// upon any process, the daemon among them, which writes nothing so itself.
+#[inline(always)]
+fn completes(hook: u8) -> bool {
+    matches!(
+        hook,
+        hooks::AIO_COMPLETE | hooks::IO_COMPLETE | hooks::DIRECT_COMPLETE
+    )
+}
+
 /// Judges a change and, if it is to be reported, opens its frame and fills in
 /// all that is known now.
 #[inline(always)]
@@ -205,7 +215,7 @@ pub fn open<S: Site>(
     judged: Known,
 ) -> Option<*mut Frame> {
     let known = change.inode != 0;
-    let own = scope::is_own();
+    let own = !completes(change.hook) && scope::is_own();
     if own && change.op != op::ATTR {
         return None;
     }
