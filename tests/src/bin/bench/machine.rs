@@ -10,9 +10,7 @@ use crate::figures::number;
 pub fn describe(disk: &str) -> Vec<(String, String)> {
     let cpu = first_value("/proc/cpuinfo", "model name").unwrap_or_else(|| "unknown".to_owned());
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
-    let memory = first_value("/proc/meminfo", "MemTotal")
-        .and_then(|text| text.split_whitespace().next()?.parse::<f64>().ok())
-        .unwrap_or(0.0);
+    let memory = memory_kib("MemTotal") as f64;
     let system = fs::read_to_string("/etc/os-release").unwrap_or_default();
     let system = system
         .lines()
@@ -43,6 +41,17 @@ pub fn load_of(machine: &[(String, String)]) -> Option<f64> {
 fn load() -> String {
     let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
     text.split_whitespace().next().unwrap_or("unknown").to_owned()
+}
+
+/// Memory that a process can have without anybody being put out, bytes.
+pub fn available_memory() -> u64 {
+    memory_kib("MemAvailable") << 10
+}
+
+fn memory_kib(key: &str) -> u64 {
+    first_value("/proc/meminfo", key)
+        .and_then(|text| text.split_whitespace().next()?.parse().ok())
+        .unwrap_or(0)
 }
 
 fn first_value(file: &str, key: &str) -> Option<String> {

@@ -12,6 +12,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use omirr_tests::treewalk::{self, Tree};
 use omirr_tests::users::Rng;
+use xtask::shell::capture;
 
 use crate::stop;
 
@@ -181,16 +182,12 @@ impl Ground {
     /// It cannot be mounted.
     pub fn tmpfs(path: PathBuf) -> Result<Ground> {
         let mut ground = Ground::folder(path)?;
-        let mount = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", "size=80%,nr_inodes=0", "bench"])
-            .arg(&ground.path)
-            .output()?;
-        if !mount.status.success() {
-            bail!(
-                "no tmpfs can be mounted: {}",
-                String::from_utf8_lossy(&mount.stderr).trim()
-            );
-        }
+        capture(
+            Command::new("mount")
+                .args(["-t", "tmpfs", "-o", "size=80%,nr_inodes=0", "bench"])
+                .arg(&ground.path),
+        )
+        .context("no tmpfs can be mounted")?;
         ground.mounted = true;
         Ok(ground)
     }
@@ -216,20 +213,17 @@ impl Ground {
         let image = ground.path.with_extension("ext4");
         File::create(&image)?.set_len(2 * wanted)?;
         ground.image = Some(image.clone());
-        let run = |command: &mut Command| -> Result<()> {
-            let done = command.output()?;
-            if !done.status.success() {
-                bail!("{command:?}: {}", String::from_utf8_lossy(&done.stderr).trim());
-            }
-            Ok(())
-        };
         let inodes = files + files / 8;
-        run(Command::new("mkfs.ext4")
-            .args(["-q", "-N", &inodes.to_string()])
-            .arg(&image))?;
-        run(Command::new("mount")
-            .args(["-o", "loop"])
-            .args([&image, &ground.path]))?;
+        capture(
+            Command::new("mkfs.ext4")
+                .args(["-q", "-N", &inodes.to_string()])
+                .arg(&image),
+        )?;
+        capture(
+            Command::new("mount")
+                .args(["-o", "loop"])
+                .args([&image, &ground.path]),
+        )?;
         ground.mounted = true;
         Ok(ground)
     }

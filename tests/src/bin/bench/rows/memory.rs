@@ -1,17 +1,13 @@
 //! Memory at rest against the number of entries.
 
-use std::time::Duration;
-
 use anyhow::Result;
 
-use super::{Case, Found, Goal, MEGA, Row, Table, bytes};
+use super::{Case, Found, Goal, MEGA, REST, Row, Table, bytes};
 use crate::bench::{Bench, On, Scale};
 use crate::figures::{self, Unit};
 use crate::tools::{Nature, Tool};
 use crate::trees;
 
-/// How long after the last change a daemon counts as at rest.
-const REST: Duration = Duration::from_secs(6);
 /// What a daemon may have whatever it mirrors.
 const BASE: f64 = 30e6;
 

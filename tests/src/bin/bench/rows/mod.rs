@@ -15,6 +15,7 @@ mod scale;
 mod watch;
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use anyhow::Result;
 
@@ -164,3 +165,6 @@ fn bytes(count: u64) -> f64 {
 }
 
 const MEGA: f64 = 1e6;
+
+/// How long after the last change a daemon counts as at rest.
+const REST: Duration = Duration::from_secs(6);

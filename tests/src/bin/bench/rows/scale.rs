@@ -3,7 +3,6 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
@@ -11,16 +10,15 @@ use omirr_tests::net::Side;
 use omirr_tests::nodes::Node;
 use omirr_tests::treewalk;
 
-use super::{Case, Found, MEGA, Row, Table, bytes};
+use super::{Case, Found, MEGA, REST, Row, Table, bytes};
 use crate::bench::{Bench, On, Scale};
 use crate::figures::{self, Unit};
-use crate::process::{alone, resident};
-use crate::stop::{self, TimedOut};
-use crate::tools::Tool;
+use crate::machine;
+use crate::process::resident;
+use crate::stop;
+use crate::tools::{Tool, omirr};
 use crate::trees::{self, Ground};
 
-/// How long after the last change a daemon counts as at rest.
-const REST: Duration = Duration::from_secs(6);
 /// So many changes are timed.
 const CHANGES: u64 = 20;
 /// What a wait may take for each file, beside the ordinary limit.
@@ -102,107 +100,70 @@ fn cases(scale: Scale) -> Vec<Case> {
     }
 }
 
-/// The node that has the files, and those that are to have them.
-struct Star {
-    hub: Node,
-    peers: Vec<Node>,
-}
+/// The node that has the files, and after it those that are to have them.
+struct Star(Vec<Node>);
 
 impl Star {
     /// Each on a filesystem of its own, as on a machine of its own.
     fn new(bench: &Bench, hub_at: &Ground, peers_at: &[Ground]) -> Star {
-        let node = |at: &Ground, name: &str, side: Side| {
-            let mut node = Node::new(&at.path, name);
-            side.address().clone_into(&mut node.host);
-            let cable = Arc::clone(&bench.wire.cable);
-            node.launcher = Some(Box::new(move |binary| {
-                let mut command = cable.command(side, binary);
-                alone(&mut command);
-                command
-            }));
-            node
-        };
-        let mut hub = node(hub_at, "a", Side::One);
-        let peers = (20_000..)
-            .zip(peers_at)
-            .map(|(port, at)| {
-                let mut peer = node(at, &format!("b{port}"), Side::Two);
-                // One that was free a moment ago may be given twice.
-                peer.port = port;
-                hub.knows(&peer);
-                peer.knows(&hub);
-                peer
-            })
-            .collect();
-        Star { hub, peers }
+        let mut hub = omirr::node(&bench.wire, Side::One, &hub_at.path, "a");
+        let mut peers = Vec::new();
+        for (port, at) in (20_000..).zip(peers_at) {
+            let mut peer = omirr::node(&bench.wire, Side::Two, &at.path, &format!("b{port}"));
+            // One that was free a moment ago may be given twice.
+            peer.port = port;
+            hub.knows(&peer);
+            peer.knows(&hub);
+            peers.push(peer);
+        }
+        peers.insert(0, hub);
+        Star(peers)
     }
 
-    fn nodes(&mut self) -> impl Iterator<Item = &mut Node> {
-        std::iter::once(&mut self.hub).chain(&mut self.peers)
+    fn hub(&self) -> &Node {
+        &self.0[0]
+    }
+
+    fn peers(&self) -> &[Node] {
+        &self.0[1..]
     }
 
     fn start(&mut self) {
-        self.nodes().for_each(Node::start);
+        self.0.iter_mut().for_each(Node::start);
     }
 
     fn stop(&mut self) {
-        self.nodes().for_each(Node::stop);
+        self.0.iter_mut().for_each(Node::stop);
     }
 
     /// Until all of A is on every peer.
     fn settle(&mut self, end: Instant) -> Result<()> {
-        self.settle_node(0, end)
+        omirr::settle(&mut self.0, 0, end)
     }
 
     /// Until no node has anything to say to another.
     fn settle_all(&mut self, end: Instant) -> Result<()> {
-        (0..=self.peers.len()).try_for_each(|nth| self.settle_node(nth, end))
-    }
-
-    fn settle_node(&mut self, nth: usize, end: Instant) -> Result<()> {
-        loop {
-            let waits = self
-                .nodes()
-                .nth(nth)
-                .is_some_and(|node| node.wait("5s").status.success());
-            if waits {
-                return Ok(());
-            }
-            stop::check()?;
-            for node in self.nodes() {
-                if !node.is_running() {
-                    bail!("omirr has ended: {}", node.log_tail());
-                }
-            }
-            if Instant::now() > end {
-                return Err(TimedOut.into());
-            }
-            std::thread::sleep(Duration::from_millis(1));
-        }
-    }
-
-    fn shares(&self, of: &Node) -> Vec<PathBuf> {
-        let more = of.more_shares.iter().map(|(_, path)| path.clone());
-        std::iter::once(of.share.clone()).chain(more).collect()
+        (0..self.0.len()).try_for_each(|nth| omirr::settle(&mut self.0, nth, end))
     }
 }
 
 impl Drop for Star {
     fn drop(&mut self) {
-        for node in self.nodes() {
-            if node.is_running() {
-                node.kill();
-            }
-        }
+        omirr::let_go(&mut self.0);
     }
 }
 
+fn shares(of: &Node) -> Vec<PathBuf> {
+    let more = of.more_shares.iter().map(|(_, path)| path.clone());
+    std::iter::once(of.share.clone()).chain(more).collect()
+}
+
 fn measure(bench: &Bench, case: &Case, _tool: &dyn Tool) -> Result<Vec<Found>> {
-    let (mut shares, mut peers, mut files, mut in_each) = (1, 1, case.size, 1000);
+    let (mut share_count, mut peers, mut files, mut in_each) = (1, 1, case.size, 1000);
     if case.name.starts_with(FLAT) {
         in_each = files;
     } else if case.name.ends_with(SHARES) {
-        (shares, files) = (case.size, 1000);
+        (share_count, files) = (case.size, 1000);
     } else if case.name.ends_with(PEERS) {
         (peers, files) = (case.size, 1000);
     }
@@ -216,18 +177,18 @@ fn measure(bench: &Bench, case: &Case, _tool: &dyn Tool) -> Result<Vec<Found>> {
     let here = bench.ground(on)?;
     let there = (0..peers).map(|_| bench.ground(on)).collect::<Result<Vec<_>>>()?;
     let mut star = Star::new(bench, &here, &there);
-    for node in star.nodes() {
-        for nth in 1..shares {
+    for node in &mut star.0 {
+        for nth in 1..share_count {
             let path = node.folder.join(format!("share{nth}"));
             fs::create_dir(&path)?;
             node.more_shares.push((format!("tree{nth}"), path));
         }
     }
-    for share in star.shares(&star.hub) {
+    for share in shares(star.hub()) {
         trees::make(&share, files, in_each, 0, 1)?;
     }
     rustix::fs::sync();
-    let entries = files * shares;
+    let entries = files * share_count;
     let end = || bench.end() + EACH * u32::try_from(entries * peers).unwrap_or(u32::MAX);
 
     let began = Instant::now();
@@ -241,12 +202,12 @@ fn measure(bench: &Bench, case: &Case, _tool: &dyn Tool) -> Result<Vec<Found>> {
     star.settle(end())?;
     found = found.with("start", began.elapsed().as_secs_f64());
     std::thread::sleep(REST);
-    let at_rest = resident(star.hub.pid().unsigned_abs());
+    let at_rest = resident(star.hub().pid().unsigned_abs());
     for nth in 0..CHANGES {
         let name = format!("d0000/new{nth}");
-        let copies: Vec<PathBuf> = star.peers.iter().map(|peer| peer.share.join(&name)).collect();
+        let copies: Vec<PathBuf> = star.peers().iter().map(|peer| peer.share.join(&name)).collect();
         std::thread::sleep(Duration::from_millis(50));
-        fs::write(star.hub.share.join(&name), b"new")?;
+        fs::write(star.hub().share.join(&name), b"new")?;
         let changed = Instant::now();
         let pause = (Duration::from_micros(20), Duration::from_millis(2));
         let arrived = stop::until(end(), pause.0, pause.1, || {
@@ -258,7 +219,7 @@ fn measure(bench: &Bench, case: &Case, _tool: &dyn Tool) -> Result<Vec<Found>> {
     }
     star.settle(end())?;
     star.stop();
-    let index = size_of_all(&star.hub.state_dir())?;
+    let index = size_of_all(&star.hub().state_dir())?;
     found.wrong = judge(&star, entries)?;
     Ok(vec![
         found
@@ -271,17 +232,12 @@ fn measure(bench: &Bench, case: &Case, _tool: &dyn Tool) -> Result<Vec<Found>> {
 /// A first start reads the whole tree before it writes a row, and has it in memory.
 fn enough_memory(files: u64) -> Result<()> {
     const EACH_BYTES: u64 = 1600;
-    let text = fs::read_to_string("/proc/meminfo")?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
-    let kib: u64 = line
-        .and_then(|line| line.trim().trim_end_matches(" kB").parse().ok())
-        .unwrap_or(0);
-    let wanted = files * EACH_BYTES;
-    if kib << 10 < wanted {
+    let (wanted, free) = (files * EACH_BYTES, machine::available_memory());
+    if free < wanted {
         bail!(
             "{files} files take about {} GB of memory, and {} GB are free",
             wanted >> 30,
-            kib >> 20
+            free >> 30
         );
     }
     Ok(())
@@ -289,8 +245,8 @@ fn enough_memory(files: u64) -> Result<()> {
 
 /// What is wrong with the copies.
 fn judge(star: &Star, entries: u64) -> Result<Option<String>> {
-    for peer in &star.peers {
-        for (a, b) in star.shares(&star.hub).iter().zip(star.shares(peer)) {
+    for peer in star.peers() {
+        for (a, b) in shares(star.hub()).iter().zip(shares(peer)) {
             let wrong = if entries > MANY {
                 let (a, b) = (trees::files_in(a), trees::files_in(&b));
                 (a != b).then(|| format!("{a} files in A, {b} in B"))

@@ -7,7 +7,7 @@
 mod csync2;
 mod local;
 mod lsyncd;
-mod omirr;
+pub mod omirr;
 mod rsync;
 mod syncthing;
 mod unison;

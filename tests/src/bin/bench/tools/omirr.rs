@@ -1,5 +1,6 @@
 //! omirr itself, with its defaults on both sides.
 
+use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -43,15 +44,8 @@ impl Tool for Omirr {
 
     fn open<'wire>(&self, wire: &'wire Wire, place: Place) -> Result<Box<dyn Session + 'wire>> {
         let mut nodes = [("a", Side::One, place.a), ("b", Side::Two, place.b)].map(|(name, side, share)| {
-            let mut node = Node::new(&place.home, name);
+            let mut node = node(wire, side, &place.home, name);
             node.share = share;
-            node.host = side.address().to_owned();
-            let cable = Arc::clone(&wire.cable);
-            node.launcher = Some(Box::new(move |binary| {
-                let mut command = cable.command(side, binary);
-                alone(&mut command);
-                command
-            }));
             node
         });
         let [a, b] = &mut nodes;
@@ -61,6 +55,61 @@ impl Tool for Omirr {
             nodes,
             running: false,
         }))
+    }
+}
+
+/// A node on that side of the wire.
+pub fn node(wire: &Wire, side: Side, home: &Path, name: &str) -> Node {
+    let mut node = Node::new(home, name);
+    side.address().clone_into(&mut node.host);
+    let cable = Arc::clone(&wire.cable);
+    node.launcher = Some(Box::new(move |binary| {
+        let mut command = cable.command(side, binary);
+        alone(&mut command);
+        command
+    }));
+    node
+}
+
+/// Returns when all that has changed on the nth node is durable on its peers.
+///
+/// # Errors
+/// A node has ended, or it takes too long.
+pub fn settle(nodes: &mut [Node], nth: usize, end: Instant) -> Result<()> {
+    loop {
+        let left = end.saturating_duration_since(Instant::now());
+        let slice = left.min(SLICE).as_millis().max(1);
+        let done = nodes[nth].wait(&format!("{slice}ms"));
+        if done.status.success() {
+            return Ok(());
+        }
+        stop::check()?;
+        for node in &mut *nodes {
+            if !node.is_running() {
+                bail!("omirr has ended: {}", node.log_tail());
+            }
+        }
+        if left.is_zero() {
+            let said = String::from_utf8_lossy(&done.stderr).into_owned();
+            return Err(anyhow::Error::new(TimedOut).context(said.trim().to_owned()));
+        }
+        // It does not answer before it listens.
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Ends what runs, and takes the programs out of the kernel.
+pub fn let_go(nodes: &mut [Node]) {
+    for node in nodes {
+        if node.is_running() {
+            node.kill();
+        }
+        // Programs that stay in the kernel would slow down whoever is next.
+        // Without eBPF there are none, which is as well.
+        let _ = Command::new(omirr_tests::binary())
+            .args(["daemon", "--unpin", "-c"])
+            .arg(node.config())
+            .output();
     }
 }
 
@@ -87,26 +136,7 @@ impl Session for Running {
     }
 
     fn sync(&mut self, _there: &mut dyn FnMut() -> bool, end: Instant) -> Result<()> {
-        loop {
-            let left = end.saturating_duration_since(Instant::now());
-            let slice = left.min(SLICE).as_millis().max(1);
-            let done = self.nodes[0].wait(&format!("{slice}ms"));
-            if done.status.success() {
-                return Ok(());
-            }
-            stop::check()?;
-            for node in &mut self.nodes {
-                if !node.is_running() {
-                    bail!("omirr has ended: {}", node.log_tail());
-                }
-            }
-            if left.is_zero() {
-                let said = String::from_utf8_lossy(&done.stderr).into_owned();
-                return Err(anyhow::Error::new(TimedOut).context(said.trim().to_owned()));
-            }
-            // It does not answer before it listens.
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        settle(&mut self.nodes, 0, end)
     }
 
     fn resident(&self) -> [u64; 2] {
@@ -119,16 +149,6 @@ impl Session for Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        for node in &mut self.nodes {
-            if self.running && node.is_running() {
-                node.kill();
-            }
-            // Programs that stay in the kernel would slow down whoever is next.
-            // Without eBPF there are none, which is as well.
-            let _ = Command::new(omirr_tests::binary())
-                .args(["daemon", "--unpin", "-c"])
-                .arg(node.config())
-                .output();
-        }
+        let_go(&mut self.nodes);
     }
 }
