@@ -31,8 +31,9 @@ pub struct Counters {
     pub stale: u64,
     /// The most that was seen waiting in the ring, bytes.
     pub high_water: u64,
-    /// Fills the line of memory.
-    pub reserved: u64,
+    /// Of `dropped`: those whose entry may have been taken while they were added to
+    /// it, so that whoever took it does not know all of its bytes.
+    pub unsure: u64,
     /// Changes beneath a share that each hook saw.
     pub hits: [u64; HITS],
 }
@@ -57,8 +58,12 @@ pub struct Control {
     /// file; 0: the first one.
     pub pid_space_dev: u64,
     pub pid_space_ino: u64,
+    /// Counts up when the user side begins to take an entry out of the map, and again
+    /// when it has: odd meanwhile. Taking copies first and removes then, so what is
+    /// added in between is in neither the copy nor the map.
+    pub takes: u64,
     /// Fills the line of memory.
-    pub reserved: [u64; 3],
+    pub reserved: [u64; 2],
 }
 
 const _: () = assert!(size_of::<Control>() == 64);

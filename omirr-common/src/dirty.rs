@@ -43,7 +43,9 @@ pub struct Dirty {
     pub range_unknown: u8,
     /// 1: someone had the file mapped to write.
     pub mapped: u8,
-    pub reserved: [u8; 6],
+    /// 1: it was asked whether someone had.
+    pub asked: u8,
+    pub reserved: [u8; 5],
     /// Bytes written, from and up to; unused ones are empty.
     pub extents: [[u64; 2]; EXTENTS],
 }

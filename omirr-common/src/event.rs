@@ -45,6 +45,8 @@ pub mod flag {
     /// Someone has the file mapped to write: its content may change, or have
     /// changed, without any other sign.
     pub const MAPPED: u8 = 32;
+    /// It was asked, right before this was told, whether someone has.
+    pub const ASKED: u8 = 64;
 }
 
 /// The fixed part of every record.

@@ -60,7 +60,8 @@ hooks! {
     REMOVE_ACL = "vfs_remove_acl", Exit;
     /// a: dentry.
     FILEATTR_SET = "vfs_fileattr_set", Exit;
-    /// a: file, b: offset, c: length, d: mode.
+    /// a: file, b: offset, c: length, d: mode. Above the filesystem's own, which the
+    /// loop driver and iSCSI targets call by themselves.
     VFS_FALLOCATE = "vfs_fallocate", Exit;
     /// a: kiocb; the filesystem's own write, which most routes end in.
     EXT4_WRITE = "ext4_file_write_iter", Exit;
@@ -105,4 +106,9 @@ hooks! {
     DROP_WRITE = "mnt_drop_write_file", Entry;
     /// a: iomap_dio. A direct write has landed, whoever waits for it.
     DIRECT_COMPLETE = "iomap_dio_complete", Around;
+    /// a: file, b: offset, c: length, d: mode; and so are the next ones.
+    EXT4_FALLOCATE = "ext4_fallocate", Exit;
+    SHMEM_FALLOCATE = "shmem_fallocate", Exit;
+    XFS_FALLOCATE = "xfs_file_fallocate", Exit;
+    BTRFS_FALLOCATE = "btrfs_fallocate", Exit;
 }

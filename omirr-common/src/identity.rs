@@ -35,6 +35,8 @@ pub mod device {
     /// Its filesystem's own `write_iter` is hooked, so the hooks above it stay
     /// silent and a write is reported once.
     pub const FUNNEL: u32 = 4;
+    /// Its filesystem's own `fallocate` is hooked, likewise.
+    pub const FALLOCATE: u32 = 8;
 }
 
 /// How far up a dentry's ancestors are followed. A deeper change counts as

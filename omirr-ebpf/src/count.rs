@@ -56,6 +56,15 @@ pub fn add_one(counter: *mut u64) {
     unsafe { asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) counter, in(reg) 1u64, options(nostack)) };
 }
 
+/// What was written to map values before is seen by others before what is read
+/// next, by an addition of nothing. So on x86-64; elsewhere such an addition orders
+/// nothing, and the user side does not rely on it.
+#[inline(always)]
+pub fn barrier(word: *mut u64) {
+    // SAFETY: callers pass a live map value.
+    unsafe { asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) word, in(reg) 0u64, options(nostack)) };
+}
+
 /// Takes one off again.
 #[inline(always)]
 pub fn take_one(counter: *mut u64) {

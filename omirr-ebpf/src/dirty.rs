@@ -16,9 +16,9 @@ use omirr_common::{
 
 use crate::{
     count::{self, count},
-    emit::Change,
+    emit::{Bytes, Change},
     kernel::{self, Addr, Site},
-    maps::{DIRS, DIRTY, constant},
+    maps::{CONTROL, DIRS, DIRTY, constant},
     scope,
 };
 
@@ -50,15 +50,39 @@ pub fn name_mark<S: Site>(site: &S, dentry: Addr) -> u64 {
     u64::from(kernel::dentry_name_hash(site, dentry)) << 32 | u64::from(kernel::dentry_name_len(site, dentry))
 }
 
-/// Widens the inode's entry, if there is one under this name.
+/// How often entries have been taken, twice; odd while one is.
+#[inline(always)]
+fn takes() -> u64 {
+    match CONTROL.get_ptr(0) {
+        // SAFETY: a live map value; the user side writes it whole.
+        Some(control) => unsafe { core::ptr::read_volatile(&raw const (*control).takes) },
+        None => 1,
+    }
+}
+
+/// Whether what was added to this entry since `before` was said is in it for
+/// whoever takes it: nobody was taking one then, and nobody has since.
+#[inline(always)]
+fn is_in(entry: *mut Dirty, before: u64) -> bool {
+    // SAFETY: a live map value.
+    count::barrier(unsafe { &raw mut (*entry).writers });
+    before & 1 == 0 && takes() == before
+}
+
+/// Widens the inode's entry, if there is one under this name. False if there is none
+/// or if that may have been in vain; then the change is told by itself.
 #[inline(always)]
 pub fn widened<S: Site>(
     site: &S,
     change: &Change,
     key: &DirtyKey,
-    range: Option<(u64, u64)>,
-    mapped: bool,
+    range: Bytes,
+    mapped: Option<bool>,
 ) -> bool {
+    let before = takes();
+    if before & 1 != 0 {
+        return false;
+    }
     let Some(entry) = DIRTY.get_ptr_mut(key) else {
         return false;
     };
@@ -66,6 +90,10 @@ pub fn widened<S: Site>(
     // now, that one gets a mark too many.
     let dirty = unsafe { &mut *entry };
     if dirty.dentry != change.dentry || dirty.name != name_mark(site, change.dentry) {
+        return false;
+    }
+    // What happens to the file by another name must not go with this one.
+    if dirty.ops[usize::from(op::UNLINK)] != 0 && kernel::inode_nlink(site, change.inode) > 0 {
         return false;
     }
     // The marker of a barrier must arrive.
@@ -82,12 +110,13 @@ pub fn widened<S: Site>(
         unsafe { bpf_get_current_comm((&raw mut dirty.comm).cast(), size_of_val(&dirty.comm) as u32) };
     }
     note(dirty, change.op, range);
-    if mapped {
-        dirty.mapped = 1;
+    if let Some(mapped) = mapped {
+        dirty.asked = 1;
+        if mapped {
+            dirty.mapped = 1;
+        }
     }
-    // If the entry was taken meanwhile, whoever took it may not have seen what
-    // was added: then this change makes an entry of its own.
-    DIRTY.get_ptr_mut(key) == Some(entry)
+    is_in(entry, before) && DIRTY.get_ptr_mut(key) == Some(entry)
 }
 
 /// Makes the entry of a record that is about to be sent.
@@ -117,8 +146,15 @@ pub fn begin(frame: *mut Frame) {
     dirty.pid = header.pid;
     dirty.uid = header.uid;
     copy_comm(&header.comm, &mut dirty.comm);
-    let range = (header.flags & flag::RANGE != 0).then_some((header.start, header.end));
+    let range = if header.flags & flag::RANGE != 0 {
+        Bytes::new(header.start, header.end)
+    } else {
+        Bytes::UNKNOWN
+    };
     note(dirty, header.op, range);
+    if header.flags & flag::ASKED != 0 {
+        dirty.asked = 1;
+    }
     if header.flags & flag::MAPPED != 0 {
         dirty.mapped = 1;
     }
@@ -148,11 +184,11 @@ fn key_of(header: &Header) -> DirtyKey {
 
 /// Adds an operation and its bytes.
 #[inline(always)]
-fn note(dirty: &mut Dirty, op: u8, range: Option<(u64, u64)>) {
+fn note(dirty: &mut Dirty, op: u8, range: Bytes) {
     dirty.ops[usize::from(op & 15)] = 1;
-    match (op, range) {
-        (op::WRITE | op::FALLOCATE, Some((start, end))) => add_extent(dirty, start, end),
-        (op::WRITE | op::FALLOCATE | op::TRUNCATE, _) => dirty.range_unknown = 1,
+    match op {
+        op::WRITE | op::FALLOCATE if range.known => add_extent(dirty, range.start, range.end),
+        op::WRITE | op::FALLOCATE | op::TRUNCATE => dirty.range_unknown = 1,
         _ => {}
     }
 }
@@ -188,11 +224,13 @@ pub fn keep_unsent(frame: *mut Frame) {
     let header = unsafe { &(*frame).record.header };
     let key = key_of(header);
     if key.ino != 0 && merges(header.op) {
-        if DIRTY.get_ptr_mut(&key).is_none() {
-            // Taken already, perhaps before this was noted.
-            begin(frame);
-        }
-        if DIRTY.get_ptr_mut(&key).is_some() {
+        let before = takes();
+        // Once more: it may have been taken before this was noted.
+        begin(frame);
+        if let Some(entry) = DIRTY.get_ptr_mut(&key) {
+            if !is_in(entry, before) {
+                count(|c| unsafe { &raw mut (*c).unsure });
+            }
             count(|c| unsafe { &raw mut (*c).dropped });
             return;
         }

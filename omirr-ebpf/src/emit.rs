@@ -52,8 +52,9 @@ pub struct Change {
     pub inode: Addr,
     /// Rename, exchange, link: the other name.
     pub to: Addr,
-    /// The hook lies above the filesystem's own write, which is hooked.
-    pub above_funnel: bool,
+    /// The hook lies above a function of the filesystem's own and stays silent where
+    /// that is hooked, as this bit of the device says.
+    pub above: u32,
 }
 
 /// Where a change on a watched device is.
@@ -63,6 +64,35 @@ pub struct Target {
     pub bits: u32,
     /// The inode is 0 if it does not exist yet.
     pub key: DirtyKey,
+}
+
+/// Bytes of a file, where they are known. No `Option` of two numbers: those of a `None`
+/// are not initialised, and the compiler may move them about all the same, which the
+/// verifier refuses (5.10: `R0 !read_ok`).
+#[derive(Clone, Copy)]
+pub struct Bytes {
+    pub known: bool,
+    /// From this on.
+    pub start: u64,
+    /// Up to this.
+    pub end: u64,
+}
+
+impl Bytes {
+    pub const UNKNOWN: Self = Self {
+        known: false,
+        start: 0,
+        end: 0,
+    };
+
+    #[inline(always)]
+    pub fn new(start: u64, end: u64) -> Self {
+        Self {
+            known: true,
+            start,
+            end,
+        }
+    }
 }
 
 static EMPTY: MaybeUninit<Frame> = MaybeUninit::zeroed();
@@ -95,7 +125,7 @@ pub fn target<S: Site>(site: &S, change: &Change) -> Option<Target> {
     let sb = kernel::inode_sb(site, judged);
     let dev = kernel::sb_dev(site, sb);
     let bits = scope::device_bits(dev);
-    if bits == 0 || (change.above_funnel && bits & device::FUNNEL != 0) {
+    if bits == 0 || bits & change.above != 0 {
         return None;
     }
     let (ino, generation) = if known {
@@ -115,17 +145,24 @@ pub fn target<S: Site>(site: &S, change: &Change) -> Option<Target> {
 
 /// Tells of a change that has happened.
 #[inline(always)]
-pub fn report<S: Site>(site: &S, change: &Change, target: &Target, range: Option<(u64, u64)>) {
+pub fn report<S: Site>(site: &S, change: &Change, target: &Target, range: Bytes) {
     if change.op == op::RMDIR {
         scope::forget_places();
     }
     let mapped = is_mapped(site, change);
+    // A write by a name that is gone, of a file that has another: whoever looks at
+    // the other reads all of it.
+    let loose = change.inode != 0
+        && kernel::inode_nlink(site, change.inode) > 0
+        && kernel::dentry_hashed(site, change.dentry) == 0;
+    let range = if loose { Bytes::UNKNOWN } else { range };
     let dir = remembered_by(site, change, target);
     let inside = scope::remembered(dir);
     if inside == Some(false) {
         return;
     }
     if change.inode != 0
+        && !loose
         && dirty::merges(change.op)
         && dirty::widened(site, change, &target.key, range, mapped)
     {
@@ -134,12 +171,11 @@ pub fn report<S: Site>(site: &S, change: &Change, target: &Target, range: Option
     }
     let known = Known { dir, inside };
     if let Some(frame) = open(site, change, target, Life::Program, known) {
-        if let Some((start, end)) = range {
-            set_range(frame, start, end);
-        }
-        if mapped {
-            // SAFETY: a live map value that only this thread uses.
-            unsafe { (*frame).record.header.flags |= flag::MAPPED };
+        set_range(frame, range);
+        match mapped {
+            Some(true) => add_flags(frame, flag::ASKED | flag::MAPPED),
+            Some(false) => add_flags(frame, flag::ASKED),
+            None => {}
         }
         send(site, frame);
         close(change.hook, Life::Program);
@@ -147,12 +183,12 @@ pub fn report<S: Site>(site: &S, change: &Change, target: &Target, range: Option
 }
 
 /// Whether someone has a file mapped to write, where it matters: at a page fault,
-/// at write-back, and at a close that may not be the last. At a page fault the
-/// mapping is there, so this is one question for all three.
+/// where the mapping is there, at write-back, at a close that may not be the last,
+/// and at each write, since a store beside it need not be told.
 #[inline(always)]
-fn is_mapped<S: Site>(site: &S, change: &Change) -> bool {
-    let asked = matches!(change.hook, hooks::PAGE_DIRTY | hooks::WRITE_BACK | hooks::FPUT);
-    asked && kernel::mapping_writable(site, kernel::inode_mapping(site, change.inode)) > 0
+pub fn is_mapped<S: Site>(site: &S, change: &Change) -> Option<bool> {
+    matches!(change.op, op::WRITE | op::FALLOCATE | op::CLOSE)
+        .then(|| kernel::mapping_writable(site, kernel::inode_mapping(site, change.inode)) > 0)
 }
 
 /// What is known of a change's place.
@@ -194,13 +230,14 @@ fn remembered_by<S: Site>(site: &S, change: &Change, target: &Target) -> DirAt {
     }
 }
 
-/// Whether the hook tells that an asynchronous write has ended. That may be an interrupt
-/// upon any process, the daemon among them, which writes nothing so itself.
+/// Whether the hook tells what others have done, whoever runs: that an asynchronous
+/// write has ended, perhaps in an interrupt upon the daemon, which writes nothing so
+/// itself; or that a file that is mapped was written back, perhaps by the daemon's sync.
 #[inline(always)]
-fn completes(hook: u8) -> bool {
+fn is_of_others(hook: u8) -> bool {
     matches!(
         hook,
-        hooks::AIO_COMPLETE | hooks::IO_COMPLETE | hooks::DIRECT_COMPLETE
+        hooks::AIO_COMPLETE | hooks::IO_COMPLETE | hooks::DIRECT_COMPLETE | hooks::WRITE_BACK
     )
 }
 
@@ -215,7 +252,7 @@ pub fn open<S: Site>(
     judged: Known,
 ) -> Option<*mut Frame> {
     let known = change.inode != 0;
-    let own = !completes(change.hook) && scope::is_own();
+    let own = !is_of_others(change.hook) && scope::is_own();
     if own && change.op != op::ATTR {
         return None;
     }
@@ -371,12 +408,20 @@ pub fn close(hook: u8, life: Life) {
 }
 
 #[inline(always)]
-pub fn set_range(frame: *mut Frame, start: u64, end: u64) {
+pub fn set_range(frame: *mut Frame, range: Bytes) {
     // SAFETY: a live map value that only this thread uses.
     let header = unsafe { &mut (*frame).record.header };
-    header.start = start;
-    header.end = end;
-    header.flags |= flag::RANGE;
+    if range.known {
+        header.start = range.start;
+        header.end = range.end;
+        header.flags |= flag::RANGE;
+    }
+}
+
+#[inline(always)]
+pub fn add_flags(frame: *mut Frame, flags: u8) {
+    // SAFETY: a live map value that only this thread uses.
+    unsafe { (*frame).record.header.flags |= flags };
 }
 
 #[inline(always)]

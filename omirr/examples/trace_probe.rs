@@ -570,7 +570,7 @@ fn burst(folder: &Path, attach: &str, transport: &str, files: usize, ring_bytes:
                 }
             }
             Signal::Lost { count, .. } => lost += count,
-            Signal::Compare | Signal::Recovered(_) => {}
+            Signal::Compare | Signal::Recovered(_) | Signal::Doubt => {}
         }
     }
     let stats = source.stats();

@@ -11,6 +11,7 @@
 //! - [`skip`]: saying aloud that a test cannot run here.
 //! - [`treewalk`]: an independent walk of a tree, and what differs between two.
 //! - [`users`]: random users of a tree.
+//! - [`ways`]: ways to change a file that the standard library lacks.
 //! - [`wires`]: a network of several nodes, as bad as wanted.
 
 pub mod coverage;
@@ -22,6 +23,7 @@ pub mod net;
 pub mod nodes;
 pub mod treewalk;
 pub mod users;
+pub mod ways;
 pub mod wires;
 
 use std::env;

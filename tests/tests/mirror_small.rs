@@ -3,10 +3,12 @@
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use omirr_tests::nodes::{Pair, may_mirror};
+use omirr_tests::ways::Mapped;
 
 const SOON: Duration = Duration::from_secs(60);
 
@@ -308,4 +310,49 @@ fn wait_returns_though_a_user_never_pauses() {
         );
         assert!(there.is_ok_and(|text| text == "the call"));
     });
+}
+
+/// Fanotify tells of a store through a mapping when that is closed, and not before.
+#[test]
+fn what_no_event_tells_of_is_found_once_the_file_is_quiet() {
+    if omirr_tests::binary().iter().any(|folder| folder == "release") {
+        return omirr_tests::skip(module_path!(), "a release build waits ten minutes");
+    }
+    let Some(mut pair) = Pair::running(module_path!(), |pair| {
+        pair.one.tracer = "source = \"fanotify\"".to_owned();
+        pair.one.launcher = Some(Box::new(|binary| {
+            let mut daemon = Command::new(binary);
+            daemon.env("OMIRR_QUIET_MS", "1000");
+            daemon
+        }));
+    }) else {
+        return;
+    };
+    for (name, size) in [("little", 10_000), ("large", 6 << 20)] {
+        let path = pair.one.share.join(name);
+        let there = pair.two.share.join(name);
+        let file = fs::File::options()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(&path)
+            .unwrap();
+        file.write_all_at(&vec![7; size], 0).unwrap();
+        let mapped = Mapped::at(&file, 0);
+        // What was looked at so late that `stat` can be believed is not looked at again.
+        let found = (1..=5).any(|attempt| {
+            mapped.store(0, attempt);
+            file.write_all_at(&[attempt], 5000).unwrap();
+            pair.settle(SOON);
+            mapped.store(1, attempt);
+            let deadline = Instant::now() + Duration::from_secs(8);
+            let arrived = || fs::read(&there).unwrap()[1] == attempt;
+            while !arrived() && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            arrived()
+        });
+        assert!(found, "{name}: {}", pair.one.log_tail());
+        pair.settle_equal(SOON);
+    }
 }

@@ -4,7 +4,7 @@ use omirr_common::{event::op, hooks, settings::Slots};
 
 use super::{Hook, entry_programs, exit_programs};
 use crate::{
-    emit::Change,
+    emit::{Bytes, Change},
     kernel::{self, Site},
 };
 
@@ -26,15 +26,24 @@ impl Hook for Notify {
             dentry,
             inode: kernel::dentry_inode(site, dentry),
             to: 0,
-            above_funnel: false,
+            above: 0,
         })
+    }
+    /// A truncation may have cut, or emptied the rest of a block, before it failed.
+    #[inline(always)]
+    fn half_done<S: Site>(site: &S, slots: Slots, _ret: u64) -> bool {
+        kernel::iattr_valid(site, site.arg(slots.b)) & ATTR_SIZE != 0
     }
     /// A truncation's range is empty and stands at the new size.
     #[inline(always)]
-    fn range<S: Site>(site: &S, slots: Slots, _ret: u64) -> Option<(u64, u64)> {
+    fn range<S: Site>(site: &S, slots: Slots, _ret: u64) -> Bytes {
         let attr = site.arg(slots.b);
         let size = kernel::iattr_size(site, attr);
-        (kernel::iattr_valid(site, attr) & ATTR_SIZE != 0).then_some((size, size))
+        if kernel::iattr_valid(site, attr) & ATTR_SIZE != 0 {
+            Bytes::new(size, size)
+        } else {
+            Bytes::UNKNOWN
+        }
     }
 }
 exit_programs!(
@@ -58,7 +67,7 @@ macro_rules! of_dentry {
                     dentry,
                     inode: kernel::dentry_inode(site, dentry),
                     to: 0,
-                    above_funnel: false,
+                    above: 0,
                 })
             }
         }
@@ -121,7 +130,7 @@ impl Hook for DropWrite {
             dentry: kernel::file_dentry(site, file),
             inode: kernel::file_inode(site, file),
             to: 0,
-            above_funnel: false,
+            above: 0,
         })
     }
 }

@@ -11,19 +11,26 @@
 use omirr_common::{
     event::{Header, op},
     hooks,
+    identity::device,
     settings::Slots,
 };
 
 use super::{Hook, around_programs, entry_programs, exit_programs, probe_programs};
 use crate::{
-    emit::Change,
+    emit::{Bytes, Change},
     kernel::{self, Addr, Site, Untyped},
 };
 
 /// `file.f_mode`: open for writing.
 const FMODE_WRITE: u32 = 1 << 1;
+/// `kiocb.ki_flags`: past the page cache.
+const IOCB_DIRECT: u32 = 1 << 17;
 /// `kiocb.ki_flags`: it is a write.
 const IOCB_WRITE: u32 = 1 << 18;
+/// It would have had to wait: the kernel's own word for "again".
+const EAGAIN: i64 = -11;
+/// It was queued, and is told when it completes.
+const EIOCBQUEUED: i64 = -529;
 /// `iomap_dio.flags`: it is a write.
 const DIO_WRITE: u32 = 1 << 30;
 /// `fallocate`: bytes move, up to the end of the file.
@@ -37,14 +44,18 @@ fn of_file<S: Site>(site: &S, hook: u8, op: u8, file: Addr) -> Change {
         dentry: kernel::file_dentry(site, file),
         inode: kernel::file_inode(site, file),
         to: 0,
-        above_funnel: false,
+        above: 0,
     }
 }
 
 /// The `written` bytes that end at a position.
 #[inline(always)]
-fn range_before(end: u64, written: u64) -> Option<(u64, u64)> {
-    (end >= written).then(|| (end - written, end))
+fn range_before(end: u64, written: u64) -> Bytes {
+    if end >= written {
+        Bytes::new(end - written, end)
+    } else {
+        Bytes::UNKNOWN
+    }
 }
 
 #[inline(always)]
@@ -69,8 +80,17 @@ macro_rules! write_iter {
             fn succeeded(ret: u64, _slots: Slots) -> bool {
                 wrote(ret)
             }
+            /// What went into the page cache stays there although bringing it to the
+            /// disk failed, and a direct write may fail half way. One into the page
+            /// cache that would have to wait says so only if it has written nothing.
             #[inline(always)]
-            fn range<S: Site>(site: &S, slots: Slots, ret: u64) -> Option<(u64, u64)> {
+            fn half_done<S: Site>(site: &S, slots: Slots, ret: u64) -> bool {
+                let ret = ret as i64;
+                let flags = kernel::kiocb_flags(site, site.arg(slots.a));
+                ret < 0 && ret != EIOCBQUEUED && (ret != EAGAIN || flags & IOCB_DIRECT != 0)
+            }
+            #[inline(always)]
+            fn range<S: Site>(site: &S, slots: Slots, ret: u64) -> Bytes {
                 range_before(kernel::kiocb_pos(site, site.arg(slots.a)), ret)
             }
         }
@@ -123,7 +143,7 @@ macro_rules! write_above {
             fn change<S: Site>(site: &S, slots: Slots, _ret: u64) -> Option<Change> {
                 let change = of_file(site, Self::ID, op::WRITE, site.arg(slots.a));
                 Some(Change {
-                    above_funnel: true,
+                    above: device::FUNNEL,
                     ..change
                 })
             }
@@ -132,10 +152,10 @@ macro_rules! write_above {
                 wrote(ret)
             }
             #[inline(always)]
-            fn range<S: Site>(site: &S, slots: Slots, ret: u64) -> Option<(u64, u64)> {
+            fn range<S: Site>(site: &S, slots: Slots, ret: u64) -> Bytes {
                 let position = site.arg(slots.b);
                 if position == 0 {
-                    return None;
+                    return Bytes::UNKNOWN;
                 }
                 range_before(kernel::probe(position), ret)
             }
@@ -188,7 +208,7 @@ impl Hook for IoWrite {
     fn change<S: Site>(site: &S, slots: Slots, _ret: u64) -> Option<Change> {
         let file = kernel::io_kiocb_file(site, site.arg(slots.a));
         Some(Change {
-            above_funnel: true,
+            above: device::FUNNEL,
             ..of_file(site, Self::ID, op::WRITE, file)
         })
     }
@@ -209,18 +229,20 @@ macro_rules! completion {
             #[inline(always)]
             fn change<S: Site>(site: &S, slots: Slots, _ret: u64) -> Option<Change> {
                 let iocb = site.arg(slots.a);
-                if !wrote(site.arg(slots.b)) || kernel::kiocb_flags(site, iocb) & IOCB_WRITE == 0 {
+                // An error may come after a part.
+                if site.arg(slots.b) == 0 || kernel::kiocb_flags(site, iocb) & IOCB_WRITE == 0 {
                     return None;
                 }
                 let file = kernel::kiocb_file(site, iocb);
                 Some(of_file(site, Self::ID, op::WRITE, file))
             }
             #[inline(always)]
-            fn range<S: Site>(site: &S, slots: Slots, _ret: u64) -> Option<(u64, u64)> {
-                range_before(
-                    kernel::kiocb_pos(site, site.arg(slots.a)),
-                    site.arg(slots.b),
-                )
+            fn range<S: Site>(site: &S, slots: Slots, _ret: u64) -> Bytes {
+                let written = site.arg(slots.b);
+                if !wrote(written) {
+                    return Bytes::UNKNOWN;
+                }
+                range_before(kernel::kiocb_pos(site, site.arg(slots.a)), written)
             }
         }
         entry_programs!($hook, $fentry, $kprobe);
@@ -259,11 +281,16 @@ impl Hook for DirectComplete {
     fn succeeded(ret: u64, _slots: Slots) -> bool {
         wrote(ret)
     }
-    /// How much it was is known at the end.
+    /// Part of it may be there.
     #[inline(always)]
-    fn range<S: Site>(site: &S, slots: Slots, _ret: u64) -> Option<(u64, u64)> {
+    fn ended_half_done(ret: u64) -> bool {
+        (ret as i64) < 0
+    }
+    /// How much it was is known at the end, should that be seen.
+    #[inline(always)]
+    fn range<S: Site>(site: &S, slots: Slots, _ret: u64) -> Bytes {
         let position = kernel::kiocb_pos(site, kernel::dio_iocb(site, site.arg(slots.a)));
-        Some((position, position))
+        Bytes::new(position, u64::MAX)
     }
     #[inline(always)]
     fn finish(header: &mut Header, ret: u64) {
@@ -294,9 +321,13 @@ macro_rules! copy {
                 wrote(ret)
             }
             #[inline(always)]
-            fn range<S: Site>(site: &S, slots: Slots, ret: u64) -> Option<(u64, u64)> {
+            fn half_done<S: Site>(_site: &S, _slots: Slots, ret: u64) -> bool {
+                (ret as i64) < 0
+            }
+            #[inline(always)]
+            fn range<S: Site>(site: &S, slots: Slots, ret: u64) -> Bytes {
                 let start = site.arg(slots.b);
-                Some((start, start + ret))
+                Bytes::new(start, start + ret)
             }
         }
         exit_programs!($hook, $fexit, $kprobe, $kretprobe);
@@ -317,30 +348,78 @@ copy!(
     kretprobe_vfs_clone_file_range
 );
 
-struct Fallocate;
-impl Hook for Fallocate {
-    const ID: u8 = hooks::VFS_FALLOCATE;
-    #[inline(always)]
-    fn change<S: Site>(site: &S, slots: Slots, _ret: u64) -> Option<Change> {
-        Some(of_file(site, Self::ID, op::FALLOCATE, site.arg(slots.a)))
-    }
-    #[inline(always)]
-    fn range<S: Site>(site: &S, slots: Slots, _ret: u64) -> Option<(u64, u64)> {
-        let start = site.arg(slots.b);
-        let moves = site.arg(slots.d) & COLLAPSE_OR_INSERT != 0;
-        let end = if moves {
-            u64::MAX
-        } else {
-            start + site.arg(slots.c)
-        };
-        Some((start, end))
-    }
+/// `fallocate`, the kernel's and the filesystems' own.
+macro_rules! fallocate {
+    ($hook:ident, $id:ident, $above:expr, $fexit:ident, $kprobe:ident, $kretprobe:ident) => {
+        struct $hook;
+        impl Hook for $hook {
+            const ID: u8 = hooks::$id;
+            #[inline(always)]
+            fn change<S: Site>(site: &S, slots: Slots, _ret: u64) -> Option<Change> {
+                Some(Change {
+                    above: $above,
+                    ..of_file(site, Self::ID, op::FALLOCATE, site.arg(slots.a))
+                })
+            }
+            /// It may have failed after some blocks.
+            #[inline(always)]
+            fn half_done<S: Site>(_site: &S, _slots: Slots, ret: u64) -> bool {
+                (ret as i32) < 0
+            }
+            #[inline(always)]
+            fn range<S: Site>(site: &S, slots: Slots, _ret: u64) -> Bytes {
+                let start = site.arg(slots.b);
+                let moves = site.arg(slots.d) & COLLAPSE_OR_INSERT != 0;
+                let end = if moves {
+                    u64::MAX
+                } else {
+                    start + site.arg(slots.c)
+                };
+                Bytes::new(start, end)
+            }
+        }
+        exit_programs!($hook, $fexit, $kprobe, $kretprobe);
+    };
 }
-exit_programs!(
+fallocate!(
     Fallocate,
+    VFS_FALLOCATE,
+    device::FALLOCATE,
     fexit_vfs_fallocate,
     kprobe_vfs_fallocate,
     kretprobe_vfs_fallocate
+);
+fallocate!(
+    Ext4Fallocate,
+    EXT4_FALLOCATE,
+    0,
+    fexit_ext4_fallocate,
+    kprobe_ext4_fallocate,
+    kretprobe_ext4_fallocate
+);
+fallocate!(
+    ShmemFallocate,
+    SHMEM_FALLOCATE,
+    0,
+    fexit_shmem_fallocate,
+    kprobe_shmem_fallocate,
+    kretprobe_shmem_fallocate
+);
+fallocate!(
+    XfsFallocate,
+    XFS_FALLOCATE,
+    0,
+    fexit_xfs_file_fallocate,
+    kprobe_xfs_file_fallocate,
+    kretprobe_xfs_file_fallocate
+);
+fallocate!(
+    BtrfsFallocate,
+    BTRFS_FALLOCATE,
+    0,
+    fexit_btrfs_fallocate,
+    kprobe_btrfs_fallocate,
+    kretprobe_btrfs_fallocate
 );
 
 /// A page of a shared mapping becomes writable.
@@ -408,7 +487,7 @@ impl Hook for WriteBack {
             dentry,
             inode,
             to: 0,
-            above_funnel: false,
+            above: 0,
         })
     }
     /// Also if some page could not be written.

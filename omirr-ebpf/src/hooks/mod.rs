@@ -20,7 +20,7 @@ use omirr_common::{
 use crate::{
     count::{self, count},
     dirty,
-    emit::{self, Change, Known, Life},
+    emit::{self, Bytes, Change, Known, Life},
     kernel::{self, SavedSite, Site},
     maps::{CALLS, FRAMES},
     scope,
@@ -39,10 +39,22 @@ pub trait Hook {
         ret as i32 == 0
     }
 
+    /// Whether it may have happened in part, though what was returned is an error.
+    #[inline(always)]
+    fn half_done<S: Site>(_site: &S, _slots: Slots, _ret: u64) -> bool {
+        false
+    }
+
     /// The bytes written, from and up to.
     #[inline(always)]
-    fn range<S: Site>(_site: &S, _slots: Slots, _ret: u64) -> Option<(u64, u64)> {
-        None
+    fn range<S: Site>(_site: &S, _slots: Slots, _ret: u64) -> Bytes {
+        Bytes::UNKNOWN
+    }
+
+    /// The same of a function whose arguments are gone by then.
+    #[inline(always)]
+    fn ended_half_done(_ret: u64) -> bool {
+        false
     }
 
     /// Adds what only the end of a function tells whose entry was told of.
@@ -61,8 +73,21 @@ fn at_entry<H: Hook, S: Site>(site: &S) {
 #[inline(always)]
 fn at_exit<H: Hook, S: Site>(site: &S, ret: u64) {
     let slots = kernel::slots(H::ID);
-    if H::succeeded(ret, slots) {
-        tell::<H, S>(site, slots, ret);
+    let whole = H::succeeded(ret, slots);
+    if !whole && !H::half_done(site, slots, ret) {
+        return;
+    }
+    let Some(change) = H::change(site, slots, ret) else {
+        return;
+    };
+    if let Some(target) = emit::target(site, &change) {
+        // Where an error left off, nobody says.
+        let range = if whole {
+            H::range(site, slots, ret)
+        } else {
+            Bytes::UNKNOWN
+        };
+        emit::report(site, &change, &target, range);
     }
 }
 
@@ -147,8 +172,12 @@ fn enter<H: Hook, S: Site>(site: &S) {
     };
     if let Some(target) = emit::target(site, &change) {
         let frame = emit::open(site, &change, &target, Life::Operation, Known::NOTHING);
-        if let (Some(frame), Some((start, end))) = (frame, H::range(site, slots, 0)) {
-            emit::set_range(frame, start, end);
+        if let Some(frame) = frame {
+            emit::set_range(frame, H::range(site, slots, 0));
+            // Whoever is told at the end was not asked then: no proof of the contrary.
+            if emit::is_mapped(site, &change) == Some(true) {
+                emit::add_flags(frame, flag::MAPPED);
+            }
         }
     }
 }
@@ -159,10 +188,15 @@ fn leave<H: Hook, S: Site>(site: &S, ret: u64) {
     let Some(frame) = FRAMES.get_ptr_mut(emit::key(H::ID, Life::Operation)) else {
         return;
     };
-    if H::succeeded(ret, kernel::slots(H::ID)) {
+    let whole = H::succeeded(ret, kernel::slots(H::ID));
+    if whole || H::ended_half_done(ret) {
         // SAFETY: a live map value that only this thread uses.
         let header = unsafe { &mut (*frame).record.header };
-        H::finish(header, ret);
+        if whole {
+            H::finish(header, ret);
+        } else {
+            header.flags &= !flag::RANGE;
+        }
         if header.flags & flag::DIR != 0 || header.op == op::EXCHANGE {
             scope::forget_places();
         }

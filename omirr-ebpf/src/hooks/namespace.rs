@@ -28,7 +28,7 @@ fn named(hook: u8, op: u8, dentry: Addr, inode: Addr) -> Change {
         dentry,
         inode,
         to: 0,
-        above_funnel: false,
+        above: 0,
     }
 }
 

@@ -323,7 +323,7 @@ fn sink(inbox: &Shared) -> Sink {
                     inbox.events.push((event, fresh));
                 }
                 Signal::Lost { count, .. } => inbox.lost += count.max(1),
-                Signal::Compare | Signal::Recovered(_) => {}
+                Signal::Compare | Signal::Recovered(_) | Signal::Doubt => {}
             }
         }
     })

@@ -256,7 +256,7 @@ impl View {
                 Signal::Event(_) => {}
                 Signal::Compare | Signal::Recovered(_) => self.lost()?,
                 Signal::Lost { dev, .. } if dev.is_none_or(|dev| dev == self.dev) => self.lost()?,
-                Signal::Lost { .. } => {}
+                Signal::Lost { .. } | Signal::Doubt => {}
             }
         }
         Ok(())

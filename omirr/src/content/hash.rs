@@ -6,11 +6,12 @@
 use std::cell::RefCell;
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use rayon::prelude::*;
 
-use super::leaves::Leaves;
+use super::leaves::{LEAVES_MAX, Leaves};
 use super::send::{Source, data_range};
 use super::whole::{HashedLeaf, Hasher, LEAF_BYTES};
 use crate::model::{Hash, Sketch};
@@ -127,6 +128,49 @@ fn hash_with(
     })
 }
 
+/// The leaves of a file of `size` bytes whose content had the leaves `known` and may
+/// have changed in `ranges`, and where it is longer: of the file these are read, and no
+/// more. None if that is most of it, if it is too long for a list of leaves, or if the
+/// file is not as large as was said.
+pub(crate) fn hash_again(
+    file: BorrowedFd<'_>,
+    known: &Leaves,
+    size: u64,
+    ranges: impl Iterator<Item = Range<u64>>,
+) -> io::Result<Option<Leaves>> {
+    if size.div_ceil(LEAF_BYTES) > LEAVES_MAX as u64 {
+        return Ok(None);
+    }
+    let grown = (size > known.size()).then_some(known.size()..size);
+    let leaves_of = |range: Range<u64>| range.start / LEAF_BYTES..range.end.min(size).div_ceil(LEAF_BYTES);
+    let mut again: Vec<u64> = ranges.chain(grown).flat_map(leaves_of).collect();
+    again.sort_unstable();
+    again.dedup();
+    if again.len() as u64 > size.div_ceil(LEAF_BYTES) / 2 {
+        return Ok(None);
+    }
+    let hashed = again.into_par_iter().with_min_len(STRIDE_LEAVES as usize);
+    let hashed = hashed.map(|leaf| {
+        let place = Leaves::place(leaf, size);
+        let mut file = file;
+        let mut buffer = vec![0; BUFFER_BYTES];
+        let mut hasher = blake3::Hasher::new();
+        let mut at = place.start;
+        while at < place.end {
+            let len = (place.end - at).min(BUFFER_BYTES as u64) as usize;
+            file.read_exact_at(&mut buffer[..len], at)?;
+            hasher.update(&buffer[..len]);
+            at += len as u64;
+        }
+        Ok((leaf, hasher.finalize().into()))
+    });
+    match hashed.collect::<io::Result<Vec<_>>>() {
+        Ok(hashed) => Ok(known.replaced(size, &hashed)),
+        Err(why) if why.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
+        Err(why) => Err(why),
+    }
+}
+
 /// [`STRIDE_LEAVES`] leaves from `at` on, several at a time; none if the file
 /// ends in them.
 fn hash_stride(file: BorrowedFd<'_>, at: u64) -> io::Result<Option<Vec<HashedLeaf>>> {
@@ -190,5 +234,19 @@ impl Source for BorrowedFd<'_> {
             }
             Err(why) => Err(why.into()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_content_too_long_for_a_list_no_leaf_is_even_counted() {
+        let file = tempfile::tempfile().unwrap();
+        let known = Leaves::new(4 << 20, vec![[0; 32]; 4]).unwrap();
+        let everything = std::iter::once(0..u64::MAX);
+        let again = hash_again(file.as_fd(), &known, u64::MAX, everything).unwrap();
+        assert_eq!(again, None);
     }
 }

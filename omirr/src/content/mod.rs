@@ -24,7 +24,7 @@ pub mod sketch;
 pub mod whole;
 
 pub use chunks::{Chunk, ChunkId, ChunkSize, chunk_list};
-pub(crate) use hash::{Hashed, hash_while};
+pub(crate) use hash::{Hashed, hash_again, hash_while};
 pub use hash::{hash_bytes, hash_file};
 pub use leaves::{LEAVES_MAX, Leaves};
 pub use receive::{AssembleError, Assembler, OwnChunks, Sink};

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use super::who::Who;
 use crate::model::RelPath;
+use crate::source::Written;
 
 /// How long a change waits for its companions: a file that was just made, for
 /// its writes and its close.
@@ -40,6 +41,12 @@ pub struct Dirt {
     /// Its content is to be read whatever `stat` says: it was mapped to write, or
     /// the daemon ended, or lost sight of it, while it changed.
     pub read: bool,
+    /// Where the content was written to since the path was last looked at, if all
+    /// that happened under its name is told so.
+    pub written: Written,
+    /// Nobody had it mapped to write at some time since it was last looked at: when, as
+    /// [`Trust`](super::trust::Trust) counts.
+    pub unmapped: Option<u64>,
     /// What lies beneath must be looked at as well, though the directory is
     /// known.
     pub subtree: bool,
@@ -64,6 +71,11 @@ pub struct Hint {
     pub content: bool,
     /// Whatever `stat` says, its content is to be read.
     pub read: bool,
+    /// Where the content was written to: anywhere, also if the name came or went.
+    pub written: Written,
+    /// A source that would have told of a mapping since says that nobody had it
+    /// mapped to write: when, as [`Trust`](super::trust::Trust) counts.
+    pub unmapped: Option<u64>,
     pub subtree: bool,
     /// The last writer has closed the file: no reason to wait any longer.
     pub at_rest: bool,
@@ -78,6 +90,8 @@ impl Dirt {
         Dirt {
             content: self.content | other.content,
             read: self.read | other.read,
+            written: self.written.and(other.written),
+            unmapped: self.unmapped.max(other.unmapped),
             subtree: self.subtree | other.subtree,
             who: self.who.or(other.who),
             since: self.since.min(other.since),
@@ -170,6 +184,8 @@ impl DirtySet {
         let dirt = self.paths.entry(path).or_insert(Dirt {
             content: false,
             read: false,
+            written: Written::Nowhere,
+            unmapped: None,
             subtree: false,
             since: now,
             named: now,
@@ -180,6 +196,8 @@ impl DirtySet {
         });
         dirt.content |= hint.content;
         dirt.read |= hint.read;
+        dirt.written = dirt.written.and(hint.written);
+        dirt.unmapped = dirt.unmapped.max(hint.unmapped);
         dirt.subtree |= hint.subtree;
         dirt.who = hint.who.or(dirt.who);
         if hint.at_rest {
@@ -200,6 +218,8 @@ impl DirtySet {
         });
         kept.content |= dirt.content;
         kept.read |= dirt.read;
+        kept.written = kept.written.and(dirt.written);
+        kept.unmapped = kept.unmapped.max(dirt.unmapped);
         kept.subtree |= dirt.subtree;
         // What has come meanwhile is newer.
         kept.who = kept.who.or(dirt.who);
@@ -242,6 +262,11 @@ impl DirtySet {
             true
         });
         taken
+    }
+
+    /// Why a path is in, if it is.
+    pub fn get(&self, path: &RelPath) -> Option<&Dirt> {
+        self.paths.get(path)
     }
 
     /// Takes one path out, if it is in.

@@ -8,6 +8,7 @@ use std::hash::{Hash, Hasher};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use rustc_hash::FxHasher;
 
@@ -22,7 +23,7 @@ use crate::resolve::fallback::{Located, Locator};
 use crate::resolve::{Change, Resolver, Unknown};
 use crate::source::choice::SourceConfig;
 use crate::source::ebpf::pins;
-use crate::source::{Event, Listener, Signal, Source, Watch, auto};
+use crate::source::{Event, Listener, Op, Signal, Source, Watch, auto};
 
 /// Attaches the source for all shares that take part, or takes over one that has
 /// gone on since the daemon ended.
@@ -92,6 +93,7 @@ pub(super) fn open(
 /// Goes on where the daemon ended, if the source has gone on and the index is
 /// the one that had kept up with it; else the tree will be compared.
 fn take_over(share: &Share, source: &Arc<dyn Source>, watch: usize, noted: Recovering) {
+    let _ = share.source.set(Arc::downgrade(source));
     if !source.keeps() {
         *share.journal.lock() = None;
         return;
@@ -104,7 +106,6 @@ fn take_over(share: &Share, source: &Arc<dyn Source>, watch: usize, noted: Recov
         .kept_up(watch)
         .filter(|kept_up| kept_up.replica == identity && kept_up.head <= meta.head);
     let keeping = Keeping {
-        source: Arc::downgrade(source),
         watch,
         identity,
         told: parking_lot::Mutex::new(kept_up.map(|kept_up| kept_up.head)),
@@ -116,6 +117,7 @@ fn take_over(share: &Share, source: &Arc<dyn Source>, watch: usize, noted: Recov
         let (inodes, directories) = (noted.inodes.len(), noted.dirs.len());
         tracing::info!(share = %share.name, inodes, directories,
             "the event source has gone on: only what changed meanwhile is compared");
+        share.belt.go_through_index();
         // First: what is neither noted nor found must not count as compared.
         share.ask_recovery(|recovering| {
             recovering.inodes.extend(noted.inodes);
@@ -285,9 +287,11 @@ impl Ear {
                         Figures::add(&share.figures.lost, (*count).max(1));
                         share.figures.lost_at_ms.store(super::now_ms(), Ordering::Relaxed);
                         tracing::warn!(share = %share.name, "events were lost: the tree is compared with the index");
+                        share.trust.lock().doubt_all();
                         share.ask_rescan();
                     }
                     Signal::Recovered(recovered) if recovered.dev == dev => {
+                        share.trust.lock().recovered(&recovered.inodes);
                         share.ask_recovery(|recovering| recovering.add_recovered(recovered));
                     }
                     Signal::Compare => share.routine.notify_one(),
@@ -296,19 +300,28 @@ impl Ear {
                         ino = event.ino, at = ?event.at, to = ?event.to, pid = event.pid);
                         displaced.extend(of_displaced(event));
                         let (first, first_unknown) = (touched.len(), unknown.len());
+                        let mut stays = true;
                         for change in resolver.apply(event) {
                             resolved += 1;
+                            stays &= matches!(change, Change::Moved { .. } | Change::Exchanged { .. });
                             note(change, event, &mut touched, &mut unknown);
                         }
-                        let mapped = is_mapped(share, event);
-                        for (_, hint) in &mut touched[first..] {
-                            hint.who = Who::of(event);
-                            hint.read = mapped;
+                        let heard = share.trust.lock().hear(event);
+                        if event.is_dir && !stays && matches!(event.op, Op::Rename | Op::Exchange) {
+                            // What lies in it may be mapped out there, which nobody tells.
+                            share.trust.lock().doubt_all();
                         }
-                        for (_, hint) in &mut unknown[first_unknown..] {
+                        let touched = touched[first..].iter_mut().map(|(_, hint)| hint);
+                        let unknown = unknown[first_unknown..].iter_mut().map(|(_, hint)| hint);
+                        for hint in touched.chain(unknown) {
                             hint.who = Who::of(event);
-                            hint.read = mapped;
+                            hint.read = heard.must_be_read;
+                            hint.unmapped = heard.unmapped;
                         }
+                    }
+                    Signal::Doubt => {
+                        share.trust.lock().doubt_all();
+                        share.belt.hurry(Instant::now());
                     }
                     _ => {}
                 }
@@ -342,18 +355,6 @@ fn of_displaced(event: &Event) -> Option<u64> {
     (event.ino != 0 && is_temp_name(&at.name)).then_some(event.ino)
 }
 
-/// Whether the file may have changed although `stat` says the same: someone has
-/// it mapped to write, or had until this close. A store through a mapping sets
-/// the times at a page's first store only.
-fn is_mapped(share: &Share, event: &Event) -> bool {
-    let mut mapped = share.mapped.lock();
-    if event.mapped {
-        mapped.insert(event.ino);
-        return true;
-    }
-    event.is_at_rest() && mapped.remove(&event.ino)
-}
-
 fn note(
     change: Change,
     event: &Event,
@@ -371,9 +372,8 @@ fn note(
                 Hint {
                     content,
                     at_rest,
-                    read: false,
-                    subtree: false,
-                    who: None,
+                    written: event.written,
+                    ..Hint::default()
                 },
             ));
         }

@@ -214,6 +214,7 @@ mod tests {
                 ino,
                 parent: 2,
                 named: true,
+                mapped: false,
             }],
             dirs: vec![3],
         })]

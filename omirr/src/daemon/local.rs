@@ -13,7 +13,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::dirty::{Dirt, Hint};
 use super::keeper::{Keeper, RETRY_AFTER, Synced};
-use super::look::{Look, Looking, look_at, other_names};
+use super::look::{Look, Looking, look_at, make_sure_of_parts, other_names};
 use super::share::Figures;
 use crate::apply::{self, ApplyError, Dirs};
 use crate::crash::{self, Point};
@@ -21,6 +21,7 @@ use crate::engine::{self, Name, Rows, Seen};
 use crate::index::{Durable, IndexError, Reader};
 use crate::model::{Entry, Here, LinkGroup, Record, RelPath, StatSig};
 use crate::observe;
+use crate::source::Written;
 
 /// So many paths are looked at before their rows are written.
 const PORTION: usize = 2048;
@@ -132,7 +133,8 @@ impl Keeper {
                     failed_before.push(path.clone());
                 }
             }
-            let looks = look_at(&self.share, reader, paths)?;
+            let mut looks = look_at(&self.share, reader, paths)?;
+            make_sure_of_parts(&self.share, &mut looks);
             let cost = started.elapsed();
             for (path, look) in looks {
                 let look = match look {
@@ -153,6 +155,8 @@ impl Keeper {
                 let along = Dirt {
                     content: false,
                     read: false,
+                    written: Written::Anywhere,
+                    unmapped: None,
                     subtree: false,
                     ..look.dirt
                 };
@@ -304,6 +308,8 @@ impl Keeper {
             let along = Dirt {
                 content: false,
                 read: false,
+                written: Written::Anywhere,
+                unmapped: None,
                 subtree: false,
                 ..dirt
             };
@@ -414,6 +420,20 @@ impl Keeper {
             }
             Ok(((), if made > 0 { Durable::Yes } else { Durable::Later }))
         })?;
+        // Only now: what is not in the index must be read again.
+        let mut trust = share.trust.lock();
+        for look in looks.values() {
+            if let (Some(sig), Some(since)) = (look.sig, look.in_full_since) {
+                trust.read_in_full(sig.ino, since);
+            }
+        }
+        drop(trust);
+        let racy = looks
+            .iter()
+            .filter(|(_, look)| look.sig.is_some_and(|sig| sig.racy));
+        share
+            .belt
+            .note(racy.map(|(path, look)| (path, look.part_of())), Instant::now());
         if made > 0 {
             crash::here(Point::RowsDurable);
             Figures::add(&share.figures.rows_made, made);

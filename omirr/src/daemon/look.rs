@@ -9,11 +9,13 @@ use super::dirty::Dirt;
 use super::share::Share;
 use crate::apply::Dirs;
 use crate::content::Leaves;
+use crate::content::leaves::LEAVES_MIN_BYTES;
 use crate::engine::Seen;
 use crate::index::{IndexError, Reader};
 use crate::model::{Entry, Here, LinkGroup, Record, RelPath, Sketch, StatSig};
-use crate::observe::{self, Observed, Reading, Sight};
+use crate::observe::{self, Observed, Reading, Sight, Told};
 use crate::parallel;
+use crate::source::Written;
 
 /// A path that was looked at, with its record as of before.
 pub(super) struct Look {
@@ -27,6 +29,11 @@ pub(super) struct Look {
     pub(super) here: Option<Box<Here>>,
     /// What was read of it, if that is little.
     pub(super) content: Option<Bytes>,
+    /// Of the content only what was told was read, if anything.
+    pub(super) in_part: bool,
+    /// All of a large content was read, since nobody had it mapped to write: when, as
+    /// [`Trust`](super::trust::Trust) counts.
+    pub(super) in_full_since: Option<u64>,
     /// What the content is like, if it was read and is large.
     pub(super) sketch: Sketch,
     /// The hashes of its leaves, likewise.
@@ -56,6 +63,11 @@ impl Look {
             || known
                 .and_then(|known| known.sig)
                 .is_none_or(|known| !known.same_inode(&sig))
+    }
+
+    /// The size of a content of which only what was told was read, bytes.
+    pub(super) fn part_of(&self) -> Option<u64> {
+        self.sig.filter(|_| self.in_part).map(|sig| sig.size)
     }
 
     /// Whether its directory's times must have changed with it.
@@ -132,6 +144,43 @@ pub(super) fn look_at(
     Ok(looks.into_iter().flatten().collect())
 }
 
+/// Puts back what was read in part and is perhaps not of one moment: a write whose
+/// event was still under way is in one part and not in another that was not read, and
+/// of what was doubted meanwhile nothing is sure. So everything that was under way is
+/// waited for, once for all of them. A write that has not returned yet need not have
+/// an event; its own comes after this and is looked at then.
+pub(super) fn make_sure_of_parts(share: &Share, looks: &mut [(RelPath, Looking)]) {
+    let in_part = |looking: &Looking| matches!(looking, Looking::Done(look) if look.in_part);
+    if !looks.iter().any(|(_, looking)| in_part(looking)) {
+        return;
+    }
+    let was_read = |looking: &Looking| matches!(looking, Looking::Done(look) if look.leaves.is_some());
+    let read = looks
+        .iter()
+        .any(|(_, looking)| in_part(looking) && was_read(looking));
+    let heard_all = !read || share.hear_all();
+    let trust = share.trust.lock();
+    let dirty = share.dirty();
+    for (path, looking) in looks {
+        let Looking::Done(look) = looking else { continue };
+        if !look.in_part {
+            continue;
+        }
+        let is_whole = look.sig.is_some_and(|sig| trust.is_whole(sig.ino));
+        let since = dirty.get(path).map_or(Written::Nowhere, |dirt| dirt.written);
+        // Attributes alone are of one moment whatever was written.
+        let is_one = look.leaves.is_none() || (heard_all && look.dirt.written.covers(since));
+        if !is_whole || !is_one {
+            let written = if heard_all {
+                look.dirt.written
+            } else {
+                Written::Anywhere
+            };
+            *looking = Looking::Unstable(Dirt { written, ..look.dirt }, None);
+        }
+    }
+}
+
 /// None if the path is none of the share's business.
 fn look_at_one(
     share: &Share,
@@ -142,6 +191,8 @@ fn look_at_one(
 ) -> Result<Option<Looking>, IndexError> {
     let record = reader.get(path)?;
     let mut elsewhere = None;
+    // Of a large content of which only a part is to be read.
+    let mut before = None;
     let found = match observe::sight(dirs, path) {
         Ok(Sight::Absent) => Ok(Observed::Absent),
         Ok(Sight::Foreign) => Ok(Observed::Foreign),
@@ -159,10 +210,23 @@ fn look_at_one(
             // The disk need not show what the row says.
             let shown = known.map(|(entry, sig)| (Here::shown(entry, here_of(&record, &elsewhere)), *sig));
             let known = shown.as_ref().map(|(entry, sig)| (entry, sig));
-            let reading = match (dirt.read, dirt.content) {
-                (true, _) => Reading::Always,
-                (false, true) => Reading::IfTouched,
-                (false, false) => Reading::IfChanged,
+            let just_read = share.belt.has_read(path, &found.sig());
+            // What was told of this name says nothing of what was known by another.
+            let whole = elsewhere.is_none() && share.trust.lock().is_whole(found.sig().ino);
+            if let (true, Written::Within(_), Some((entry, _))) = (whole && !dirt.read, dirt.written, known) {
+                before = large_content(reader, entry)?;
+            }
+            let reading = match (dirt.read, dirt.written, dirt.content) {
+                (true, _, _) => Reading::Always,
+                (false, written, touched) if written != Written::Anywhere => Reading::Told(Told {
+                    written,
+                    touched,
+                    whole,
+                    leaves: before.as_ref().map(|(leaves, _)| leaves),
+                }),
+                (false, _, true) => Reading::IfTouched,
+                (false, _, false) if just_read => Reading::JustRead,
+                (false, _, false) => Reading::IfChanged,
             };
             found.read(known, reading)
         }
@@ -177,7 +241,8 @@ fn look_at_one(
         }
     };
     let here = here_of(&record, &elsewhere).cloned().map(Box::new);
-    let (mut sketch, mut leaves) = (Sketch::default(), None);
+    let (mut sketch, mut leaves, mut in_part) = (Sketch::default(), None, false);
+    let mut in_full_since = None;
     let (seen, sig, content, here) = match found {
         Observed::Foreign => return Ok(None),
         Observed::Unstable { .. } => {
@@ -199,8 +264,14 @@ fn look_at_one(
             content,
             sketch: read,
             leaves: hashed,
+            in_part: told,
         } => {
-            (sketch, leaves) = (read, hashed);
+            (sketch, leaves, in_part) = (read, hashed, told);
+            if let (Some((_, before)), true, true) = (before, in_part, leaves.is_some()) {
+                // A part does not tell what the whole is like; about what it was.
+                sketch = before;
+            }
+            in_full_since = dirt.unmapped.filter(|_| leaves.is_some() && !in_part);
             let known = record.as_ref().filter(|record| !record.row.deleted);
             let known = known.or(elsewhere.as_ref().map(|other| &other.record));
             let kin = match known {
@@ -235,10 +306,26 @@ fn look_at_one(
         sig,
         here,
         content,
+        in_part,
+        in_full_since,
         sketch,
         leaves,
         elsewhere,
     }))))
+}
+
+/// What the index has of a large content: its leaves and its sketch.
+fn large_content(reader: &Reader, entry: &Entry) -> Result<Option<(Leaves, Sketch)>, IndexError> {
+    let Some((size, hash)) = entry.content() else {
+        return Ok(None);
+    };
+    if size < LEAVES_MIN_BYTES {
+        return Ok(None);
+    }
+    let leaves = reader.leaves_of(&hash)?;
+    leaves
+        .map(|leaves| Ok((leaves, reader.sketch_of(&hash)?)))
+        .transpose()
 }
 
 /// What the disk is known to have otherwise than the row says that is looked at.

@@ -9,6 +9,7 @@
 
 mod again;
 mod bases;
+mod belt;
 mod budget;
 mod claim;
 mod conflicts;
@@ -41,6 +42,7 @@ mod share;
 mod state_dir;
 mod steps;
 mod sweep;
+mod trust;
 mod unchanged;
 mod unread;
 mod unsynced;
@@ -214,6 +216,7 @@ async fn run_once(
     let mut tasks = tokio::task::JoinSet::new();
     for share in shares.iter() {
         tasks.spawn(scanner::run(Arc::clone(share), stopped.clone()));
+        tasks.spawn(belt::run(Arc::clone(share), stopped.clone()));
         for link in share.links.iter().filter(|link| link.mode.sends()) {
             tasks.spawn(sender::run(
                 Arc::clone(share),

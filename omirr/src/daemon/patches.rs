@@ -114,7 +114,7 @@ fn base_of(share: &Share, path: &RelPath, wanted: &Hash) -> anyhow::Result<Optio
     };
     let sig = sig_of(&statx_fd(file.as_fd())?);
     // Stores through a mapping leave no trace for a while.
-    if !known.same_content(&sig) || share.mapped.lock().contains(&sig.ino) {
+    if !known.same_content(&sig) || share.trust.lock().is_mapped(sig.ino) {
         return Ok(None);
     }
     let listed = match known.racy {

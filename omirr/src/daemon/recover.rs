@@ -253,6 +253,7 @@ fn look(
             content: None,
             sketch: Sketch::default(),
             leaves: None,
+            in_part: false,
         },
         found => found,
     }))
@@ -284,6 +285,7 @@ fn note(share: &Share, journal: &Path, intents: &[(RelPath, Row)]) -> anyhow::Re
             ino: ino(path),
             parent,
             named: true,
+            mapped: false,
         });
     }
     let (mut journal, _) = Journal::open(journal)?;

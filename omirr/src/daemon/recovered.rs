@@ -16,7 +16,7 @@ use crate::model::RelPath;
 use crate::observe;
 use crate::resolve::Unknown;
 use crate::resolve::fallback::{Located, Locator};
-use crate::source::{Dirent, Recovered};
+use crate::source::{Dirent, Recovered, Written};
 
 /// What is still to be found.
 #[derive(Debug, Default)]
@@ -55,6 +55,8 @@ impl Recovering {
 const CHANGED: Hint = Hint {
     content: true,
     read: true,
+    written: Written::Anywhere,
+    unmapped: None,
     subtree: false,
     at_rest: false,
     who: None,

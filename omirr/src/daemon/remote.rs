@@ -508,6 +508,15 @@ impl Keeper {
             Ok(((), Durable::Later))
         })?;
         crash::here(Point::RowsCommitted);
+        {
+            // What is told of their bytes from here on says nothing of this.
+            let mut trust = share.trust.lock();
+            outcome
+                .sigs
+                .values()
+                .flatten()
+                .for_each(|sig| trust.forget(sig.ino));
+        }
         self.say_lacks(&outcome);
         Figures::add(&share.figures.rows_applied, applied);
         self.tidy_up(&dirs, &decided, &mut outcome)?;

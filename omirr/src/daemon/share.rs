@@ -6,19 +6,20 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use rustc_hash::FxHashSet;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
+use super::belt::Belt;
 use super::budget::{Budget, Held};
 use super::claim::Claims;
 use super::dirty::{DirtySet, Hint};
 use super::journal::Journal;
 use super::recent::Recent;
 use super::recovered::Recovering;
+use super::trust::Trust;
 use super::unchanged::Unchanged;
 use crate::apply::{ApplyError, Ready, Redos, ShareRoot};
 use crate::config::Excludes;
@@ -252,20 +253,20 @@ pub struct Share {
     /// What was handed over and is not yet in the index, where the source goes
     /// on without the daemon.
     pub journal: Mutex<Option<Journal>>,
+    /// Where changes come from; it outlives the share's tasks.
+    pub source: OnceLock<Weak<dyn Source>>,
     pub keeping: OnceLock<Keeping>,
     pub locator: OnceLock<Arc<Locator>>,
-    /// Inodes that someone had mapped to write when an event last told.
-    pub mapped: Mutex<FxHashSet<u64>>,
+    pub trust: Mutex<Trust>,
+    pub belt: Belt,
     /// A scan is due where only scans find changes; the scanner clears it.
     pub routine: Notify,
     pub figures: Figures,
 }
 
-/// A source that remembers how far this share's index has kept up, and what
-/// changed since, should the daemon end.
+/// The source remembers how far this share's index has kept up, and what changed
+/// since, should the daemon end.
 pub struct Keeping {
-    /// The source outlives the daemon's use of it, not the other way round.
-    pub source: Weak<dyn Source>,
     /// The share's place among its watches.
     pub watch: usize,
     /// Names the index and what of the tree it shall have.
@@ -276,12 +277,9 @@ pub struct Keeping {
 
 impl Keeping {
     /// Tells the source, if it is news.
-    fn tell(&self, head: Option<u64>) {
+    fn tell(&self, source: Option<Arc<dyn Source>>, head: Option<u64>) {
         let mut told = self.told.lock();
-        if *told == head {
-            return;
-        }
-        let Some(source) = self.source.upgrade() else {
+        let Some(source) = source.filter(|_| *told != head) else {
             return;
         };
         let kept_up = head.map(|head| KeptUp {
@@ -375,9 +373,11 @@ impl Share {
             recovered: Mutex::default(),
             recovery: Notify::new(),
             journal: Mutex::default(),
+            source: OnceLock::new(),
             keeping: OnceLock::new(),
             locator: OnceLock::new(),
-            mapped: Mutex::default(),
+            trust: Mutex::default(),
+            belt: Belt::new(),
             routine: Notify::new(),
             figures: Figures::default(),
         };
@@ -392,11 +392,28 @@ impl Share {
         }
     }
 
+    fn source(&self) -> Option<Arc<dyn Source>> {
+        self.source.get().and_then(Weak::upgrade)
+    }
+
+    /// Waits until everything that the kernel has told by now is in the dirty set;
+    /// false if that takes too long. Not for whoever holds a lock.
+    pub fn hear_all(&self) -> bool {
+        /// Longer than any pass of a reader that keeps up.
+        const WITHIN: Duration = Duration::from_secs(1);
+        let heard = self.source().map(|source| source.barrier(WITHIN));
+        heard.is_some_and(|heard| {
+            heard
+                .inspect_err(|error| tracing::debug!(share = %self.name, "{error:#}"))
+                .is_ok()
+        })
+    }
+
     /// Asks for a comparison of the tree with the index; until it has ended, the
     /// index has not kept up.
     pub fn ask_rescan(&self) {
         if let Some(keeping) = self.keeping.get() {
-            keeping.tell(None);
+            keeping.tell(self.source(), None);
         }
         {
             let mut progress = self.progress.lock();
@@ -434,7 +451,7 @@ impl Share {
         }
         let mut dirty = self.dirty.lock();
         if dirty.is_empty() || keeping.told.lock().is_some() {
-            keeping.tell(Some(head));
+            keeping.tell(self.source(), Some(head));
         }
         let done = journal.has_kept_up(&mut dirty);
         if let Err(error) = done {

@@ -27,9 +27,11 @@ pub struct Who {
 }
 
 impl Who {
-    /// None if the event says nothing of it.
+    /// None if the event says nothing of it, or that it was the daemon, upon which an
+    /// interrupt came, or which wrote back what others had stored.
     pub(super) fn of(event: &Event) -> Option<Who> {
-        let told = event.pid != 0 || event.comm[0] != 0 || event.cgroup != 0;
+        let others = event.pid != std::process::id();
+        let told = others && (event.pid != 0 || event.comm[0] != 0 || event.cgroup != 0);
         told.then_some(Who {
             pid: event.pid,
             uid: event.uid,

@@ -53,8 +53,9 @@ pub struct StatSig {
     pub uid: u32,
     pub gid: u32,
     pub nlink: u32,
-    /// The content was read within a clock tick of its last change: a later
-    /// change may have left the same times, so an event means reading again.
+    /// The content was read within a clock tick of its last change, and a later
+    /// change may have left the same times; or only where an event told of one. So
+    /// an event or a comparison means reading again, and at last quiet does.
     pub racy: bool,
 }
 

@@ -13,6 +13,7 @@ use rustix::io::{self, Errno};
 use super::stat::{sig_of, statx_fd};
 use crate::content::{self, Hashed, Leaves};
 use crate::model::{Hash, Sketch, StatSig};
+use crate::source::Ranges;
 
 /// Contents up to this size are handed over with the entry, so that a sender
 /// need not open the file again.
@@ -38,6 +39,25 @@ pub(super) fn read(fd: BorrowedFd<'_>, before: &StatSig) -> io::Result<Option<Re
     } else {
         read_large(fd, before)
     }
+}
+
+/// Reads what may be other than in the content that had these leaves, which was not
+/// larger; none if it is better read in full.
+pub(super) fn read_again(
+    fd: BorrowedFd<'_>,
+    before: &StatSig,
+    leaves: &Leaves,
+    ranges: &Ranges,
+) -> io::Result<Option<Read>> {
+    let leaves = content::hash_again(fd, leaves, before.size, ranges.bytes())
+        .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+    Ok(leaves.map(|leaves| Read {
+        size: leaves.size(),
+        hash: leaves.hash(),
+        content: None,
+        sketch: Sketch::default(),
+        leaves: Some(leaves),
+    }))
 }
 
 /// One `read` in the ordinary case: it is offered one byte more than the file

@@ -12,6 +12,7 @@
 //! is known only to whoever has the whole index. So are the owners' names, which
 //! the disk does not have.
 
+mod belief;
 mod content;
 mod scan;
 mod stat;
@@ -20,13 +21,15 @@ mod xattrs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use bytes::Bytes;
-use rustix::fs::{FileType, Mode, OFlags, Statx, openat, readlinkat};
+use rustix::fs::{FileType, Mode, OFlags, Statx, StatxAttributes, openat, readlinkat};
 use rustix::io::{self, Errno};
 
+use self::belief::{Believed, Case, believed};
 use crate::apply::{ApplyError, DirFd, Dirs, flags_of};
 use crate::content::Leaves;
 use crate::model::{Entry, Flags, Kind, RelPath, Sketch, StatSig};
 
+pub use belief::Told;
 pub use content::INLINE_MAX;
 pub use scan::{Child, Listed, ScanSummary, ScannedDir, Unseen, list, scan, scan_judged};
 pub use stat::{Looked, look, place, stat};
@@ -54,6 +57,8 @@ pub enum Observed {
         sketch: Sketch,
         /// The hashes of its leaves, if it was read and is large.
         leaves: Option<Box<Leaves>>,
+        /// Only what was told of its bytes was read, if anything.
+        in_part: bool,
     },
     /// It changed while it was read: look again later.
     Unstable { sig: StatSig },
@@ -63,13 +68,21 @@ pub enum Observed {
 
 /// Whether to believe `stat` that nothing has changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Reading {
+pub enum Reading<'a> {
     /// Read only what `stat` says has changed, or what is racy. A file of the
     /// same size and time of modification is taken to have the same content.
     IfChanged,
     /// The kernel told of a write, after which that time may have been put back:
     /// the content is as it was only if the time of change is, too.
     IfTouched,
+    /// The kernel told of the content's changes since the path was last looked at with
+    /// their bytes: the rest is as it was, if nothing speaks against it; else as
+    /// [`Reading::IfTouched`], or [`Reading::IfChanged`] where it was not about the
+    /// content. What such a look has not read stays or becomes racy.
+    Told(Told<'a>),
+    /// All of the content was read a moment ago, long after its last change, and was
+    /// what is known.
+    JustRead,
     /// Read in any case.
     Always,
 }
@@ -82,7 +95,7 @@ pub fn observe(
     dirs: &Dirs<'_>,
     path: &RelPath,
     known: Option<(&Entry, &StatSig)>,
-    reading: Reading,
+    reading: Reading<'_>,
 ) -> Result<Observed, ApplyError> {
     match sight(dirs, path)? {
         Sight::Absent => Ok(Observed::Absent),
@@ -122,7 +135,11 @@ impl Found<'_> {
     }
 
     /// The second half of [`observe`].
-    pub fn read(&self, known: Option<(&Entry, &StatSig)>, reading: Reading) -> Result<Observed, ApplyError> {
+    pub fn read(
+        &self,
+        known: Option<(&Entry, &StatSig)>,
+        reading: Reading<'_>,
+    ) -> Result<Observed, ApplyError> {
         let sig = self.sig();
         let same =
             known.filter(|(_, known)| reading != Reading::Always && !known.racy && known.same_as(&sig));
@@ -165,17 +182,35 @@ impl Place<'_> {
         stat: &Statx,
         before: StatSig,
         known: Option<(&Entry, &StatSig)>,
-        reading: Reading,
+        reading: Reading<'_>,
     ) -> io::Result<Observed> {
         let rdev = || rustix::fs::makedev(stat.stx_rdev_major, stat.stx_rdev_minor);
         let named = XattrOf::Named(self.dir, self.name);
         let (mut content, mut sketch, mut leaves) = (None, Sketch::default(), None);
+        let told = told(known, &before, stat, reading);
+        // Whether something of a content rests on what the kernel told.
+        let mut in_part = false;
         let (kind, xattrs, flags, after) = match file_type(stat) {
-            FileType::RegularFile => match known_content(known, &before, reading) {
-                Some(kind) => (kind, read_xattrs(named)?, self.flags(known)?, self.stat_again()?),
+            FileType::RegularFile => match known_content(known, &before, reading, &told) {
+                Some(kind) => {
+                    // As it was known to be, also as to whether that is sure.
+                    in_part = matches!(reading, Reading::Told(_)) && known.is_some_and(|(_, sig)| sig.racy);
+                    (kind, read_xattrs(named)?, self.flags(known)?, self.stat_again()?)
+                }
                 None => {
                     let fd = self.open()?;
-                    let Some(read) = content::read(fd.as_fd(), &before)? else {
+                    let again = match told {
+                        Some(Believed::Part(leaves, ranges)) => {
+                            content::read_again(fd.as_fd(), &before, leaves, &ranges)?
+                        }
+                        _ => None,
+                    };
+                    in_part = again.is_some();
+                    let read = match again {
+                        Some(read) => Some(read),
+                        None => content::read(fd.as_fd(), &before)?,
+                    };
+                    let Some(read) = read else {
                         return Ok(Observed::Unstable { sig: before });
                     };
                     (content, sketch, leaves) = (read.content, read.sketch, read.leaves.map(Box::new));
@@ -236,13 +271,14 @@ impl Place<'_> {
             flags,
             link: None,
         };
-        let racy = is_racy(&[after.mtime, after.ctime]);
+        let racy = in_part || is_racy(&[after.mtime, after.ctime]);
         Ok(Observed::Present {
             entry,
             sig: StatSig { racy, ..after },
             content,
             sketch,
             leaves,
+            in_part,
         })
     }
 
@@ -277,26 +313,61 @@ impl Place<'_> {
 }
 
 /// The content as it is known, if `stat` shows that only attributes or the
-/// name have changed since.
-fn known_content(known: Option<(&Entry, &StatSig)>, now: &StatSig, reading: Reading) -> Option<Kind> {
+/// name have changed since, or the kernel says so.
+fn known_content(
+    known: Option<(&Entry, &StatSig)>,
+    now: &StatSig,
+    reading: Reading<'_>,
+    told: &Option<Believed<'_>>,
+) -> Option<Kind> {
+    if let Some(Believed::Same(kind)) = told {
+        return Some(kind.clone());
+    }
     let (entry, sig) = known?;
     let (size, _) = entry.content()?;
+    let same_content = sig.same_content(now);
     let same = match reading {
-        Reading::IfChanged => sig.same_content(now),
-        Reading::IfTouched => sig.same_content(now) && sig.ctime == now.ctime,
+        Reading::IfChanged => !sig.racy && same_content,
+        Reading::IfTouched => !sig.racy && same_content && sig.ctime == now.ctime,
+        // A part is to be read.
+        Reading::Told(_) if told.is_some() => false,
+        Reading::Told(told) => !sig.racy && same_content && (!told.touched || sig.ctime == now.ctime),
+        Reading::JustRead => same_content && sig.ctime == now.ctime,
         Reading::Always => false,
     };
-    (same && !sig.racy && size == now.size).then(|| entry.kind.clone())
+    (same && size == now.size).then(|| entry.kind.clone())
+}
+
+/// What is believed of what was told of the file's bytes, if it was.
+fn told<'a>(
+    known: Option<(&'a Entry, &'a StatSig)>,
+    now: &'a StatSig,
+    stat: &Statx,
+    reading: Reading<'a>,
+) -> Option<Believed<'a>> {
+    let Reading::Told(told) = reading else {
+        return None;
+    };
+    let case = Case {
+        told,
+        known,
+        now,
+        dax: stat.stx_attributes.contains(StatxAttributes::DAX),
+    };
+    believed(&case)
+        .inspect_err(|doubt| tracing::trace!(ino = now.ino, ?doubt, "not read by its bytes"))
+        .ok()
 }
 
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
     use std::path::Path;
 
     use super::*;
     use crate::apply::ShareRoot;
+    use crate::source::Written;
 
     /// Does `meanwhile` between the first `stat` and the reading.
     fn observe_while(folder: &Path, meanwhile: impl FnOnce(&Path)) -> Observed {
@@ -358,6 +429,163 @@ mod tests {
             let hash = crate::content::hash_bytes(&content);
             assert_eq!(entry.content(), Some((size, hash)));
             assert_eq!(read.as_deref(), (size <= INLINE_MAX).then_some(&content[..]));
+        }
+    }
+
+    /// A file of 8 MiB, and what is known of it after a look.
+    struct Large {
+        folder: tempfile::TempDir,
+        entry: Entry,
+        sig: StatSig,
+        leaves: Leaves,
+    }
+
+    impl Large {
+        fn new() -> Large {
+            let folder = tempfile::tempdir().unwrap();
+            let noise: Vec<u8> = (0..8 << 20).map(|at: u32| (at ^ at >> 9) as u8).collect();
+            fs::write(folder.path().join("f"), noise).unwrap();
+            let Observed::Present {
+                entry, sig, leaves, ..
+            } = observed(&folder, None, Reading::Always)
+            else {
+                panic!("it is there")
+            };
+            Large {
+                folder,
+                entry,
+                sig: StatSig { racy: true, ..sig },
+                leaves: *leaves.expect("it is large"),
+            }
+        }
+
+        fn file(&self) -> fs::File {
+            let path = self.folder.path().join("f");
+            fs::File::options().write(true).open(path).unwrap()
+        }
+
+        fn content(&self) -> Vec<u8> {
+            fs::read(self.folder.path().join("f")).unwrap()
+        }
+
+        /// What a look finds after it was told that, and whether it read a part.
+        fn told(&self, written: Written) -> (Entry, StatSig, bool) {
+            let reading = Reading::Told(Told {
+                written,
+                touched: written != Written::Nowhere,
+                whole: true,
+                leaves: Some(&self.leaves),
+            });
+            match observed(&self.folder, Some((&self.entry, &self.sig)), reading) {
+                Observed::Present {
+                    entry,
+                    sig,
+                    leaves,
+                    in_part,
+                    ..
+                } => {
+                    if let Some(leaves) = leaves {
+                        assert_eq!(Some((leaves.size(), leaves.hash())), entry.content());
+                    }
+                    (entry, sig, in_part)
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    fn observed(
+        folder: &tempfile::TempDir,
+        known: Option<(&Entry, &StatSig)>,
+        reading: Reading<'_>,
+    ) -> Observed {
+        let root = ShareRoot::open(folder.path()).unwrap();
+        observe(&root.batch(), &RelPath::new(b"f").unwrap(), known, reading).unwrap()
+    }
+
+    const MIB: u64 = 1 << 20;
+
+    fn content_of(bytes: &[u8]) -> Option<(u64, crate::model::Hash)> {
+        Some((bytes.len() as u64, crate::content::hash_bytes(bytes)))
+    }
+
+    #[test]
+    fn of_a_large_file_only_what_was_told_is_read() {
+        let large = Large::new();
+        large.file().write_all_at(b"told", 5 * MIB).unwrap();
+        let told = content_of(&large.content());
+        // Nobody tells of this one: whoever finds it has read too much.
+        large.file().write_all_at(b"not told", 2 * MIB).unwrap();
+        let (entry, sig, in_part) = large.told(Written::within(5 * MIB, 5 * MIB + 4));
+        assert_eq!(entry.content(), told);
+        assert!(
+            in_part && sig.racy,
+            "what was not read is to be read in a comparison"
+        );
+        let both = Written::within(5 * MIB, 5 * MIB + 4).and(Written::within(2 * MIB, 2 * MIB + 8));
+        assert_eq!(large.told(both).0.content(), content_of(&large.content()));
+        assert_eq!(
+            large.told(Written::Anywhere).0.content(),
+            content_of(&large.content())
+        );
+    }
+
+    #[test]
+    fn what_a_large_file_has_grown_by_is_read_and_if_it_shrank_all_is() {
+        for size in [8 * MIB + 3, 10 * MIB, 8 * MIB - 1, 4 * MIB + 7, 100] {
+            let large = Large::new();
+            large.file().write_all_at(b"x", 0).unwrap();
+            large.file().set_len(size).unwrap();
+            let (entry, _, in_part) = large.told(Written::within(0, 1));
+            assert_eq!(entry.content(), content_of(&large.content()), "{size}");
+            assert!(!in_part, "nobody has told of the new size {size}");
+        }
+        for (from, len) in [(8 * MIB, 3), (8 * MIB + 5, 2 << 20), (8 * MIB - 1, 2)] {
+            let large = Large::new();
+            large.file().write_all_at(&vec![1; len], from).unwrap();
+            let (entry, _, in_part) = large.told(Written::within(from, from + len as u64));
+            assert_eq!(entry.content(), content_of(&large.content()), "{from} +{len}");
+            assert!(in_part, "{from} +{len}");
+        }
+        let large = Large::new();
+        large.file().write_all_at(&[1; 6 << 20], MIB).unwrap();
+        let (entry, _, in_part) = large.told(Written::within(MIB, 7 * MIB));
+        assert_eq!(entry.content(), content_of(&large.content()));
+        assert!(!in_part, "most of it is all of it");
+    }
+
+    #[test]
+    fn a_file_that_was_not_written_to_is_not_read_unless_its_times_say_otherwise() {
+        let large = Large::new();
+        let known = large.entry.content();
+        large
+            .file()
+            .set_permissions(fs::Permissions::from_mode(0o600))
+            .unwrap();
+        let (entry, sig, _) = large.told(Written::Nowhere);
+        assert_eq!((entry.mode, entry.content(), sig.racy), (0o600, known, true));
+        large.file().write_all_at(b"not told", 2 * MIB).unwrap();
+        let later = std::time::SystemTime::now() + std::time::Duration::from_secs(5);
+        large.file().set_modified(later).unwrap();
+        let (entry, ..) = large.told(Written::Nowhere);
+        assert_eq!(entry.content(), content_of(&large.content()));
+    }
+
+    #[test]
+    fn a_file_with_two_names_or_in_the_place_of_another_is_read_in_full() {
+        let replaced: [fn(&Path); 2] = [
+            |f| fs::hard_link(f, f.with_extension("other")).unwrap(),
+            |f| {
+                fs::copy(f, f.with_extension("new")).unwrap();
+                fs::rename(f.with_extension("new"), f).unwrap();
+            },
+        ];
+        for replace in replaced {
+            let large = Large::new();
+            replace(&large.folder.path().join("f"));
+            large.file().write_all_at(b"not told", 2 * MIB).unwrap();
+            let (entry, ..) = large.told(Written::within(0, 1));
+            assert_eq!(entry.content(), content_of(&large.content()));
         }
     }
 

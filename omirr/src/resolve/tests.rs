@@ -33,6 +33,8 @@ fn event(op: Op, ino: u64, is_dir: bool, at: Option<Dirent>, to: Option<Dirent>)
         at,
         to,
         range: None,
+        written: Default::default(),
+        unmapped: false,
         pid: 0,
         uid: 0,
         also: Default::default(),

@@ -12,8 +12,11 @@ pub mod choice;
 pub mod ebpf;
 pub mod fanotify;
 pub mod scan;
+mod written;
 
 use std::time::Duration;
+
+pub use written::{Ranges, Written};
 
 /// What happened. The set is the tracer's; a source that knows less detail
 /// reports the nearest one.
@@ -115,6 +118,11 @@ impl OpSet {
     pub fn is_empty(self) -> bool {
         self.0 == 0
     }
+
+    /// Whether there are none but these.
+    pub fn is_of(self, others: &[Op]) -> bool {
+        others.iter().fold(self.0, |left, &op| left & !(1 << op as u16)) == 0
+    }
 }
 
 /// A name in a directory that is known by its inode.
@@ -151,6 +159,13 @@ pub struct Event {
     pub to: Option<Dirent>,
     /// The bytes written, from and up to, where the source knows.
     pub range: Option<(u64, u64)>,
+    /// Where it may have changed the content since the source last told of this
+    /// inode under this name; `Anywhere` where the source cannot be relied upon to
+    /// tell of each change with its bytes.
+    pub written: Written,
+    /// At some time since then nobody had the file mapped to write, as far as a source
+    /// tells that would have told of a mapping since.
+    pub unmapped: bool,
     /// Someone has the file mapped to write, and may change it without any sign.
     pub mapped: bool,
     /// Who did it: process, command, user. 0 and empty where unknown.
@@ -179,6 +194,8 @@ impl Event {
             at: None,
             to: None,
             range: None,
+            written: Written::Anywhere,
+            unmapped: false,
             mapped: false,
             pid,
             uid,
@@ -226,6 +243,8 @@ pub struct Recoverable {
     pub parent: u64,
     /// It came, went, or was made: the directory has to be compared, too.
     pub named: bool,
+    /// Someone had it mapped to write.
+    pub mapped: bool,
 }
 
 /// What a source hands to whoever listens.
@@ -239,6 +258,8 @@ pub enum Signal {
         dev: Option<u64>,
         count: u64,
     },
+    /// [`Event::written`] may have left out something, of whatever file.
+    Doubt,
     /// Nothing is known of any device, as ever: all must be compared with the
     /// index. Only a source without events says so.
     Compare,

@@ -9,7 +9,7 @@
 use std::{
     io,
     os::fd::{AsFd, AsRawFd, BorrowedFd},
-    sync::atomic::{AtomicU64, Ordering},
+    sync::atomic::{AtomicU64, Ordering, fence},
 };
 
 use omirr_common::{counters::Counters, hooks::HOOK_COUNT};
@@ -66,6 +66,18 @@ impl Words {
     }
 }
 
+impl Words {
+    /// Only for what was mapped to be written. Seen by everyone before anything that
+    /// comes after it.
+    fn add_one(&self, index: usize) {
+        if index < self.count {
+            // SAFETY: as above, and writable.
+            unsafe { &*self.start.add(index) }.fetch_add(1, Ordering::SeqCst);
+            fence(Ordering::SeqCst);
+        }
+    }
+}
+
 impl Drop for Words {
     fn drop(&mut self) {
         // SAFETY: mapped by `map` with this length, and unmapped once.
@@ -103,7 +115,7 @@ impl Counts {
                 unframed: word(4),
                 stale: word(5),
                 high_water: word(6),
-                reserved: 0,
+                unsure: word(7),
                 hits: std::array::from_fn(|hook| word(8 + hook)),
             }
         };
@@ -146,9 +158,36 @@ impl Control {
         self.0.set(1, own.tgid);
     }
 
+    /// Entries are being taken out of the map until the result is dropped: what the
+    /// programs add meanwhile they tell by itself as well.
+    pub fn taking(&self) -> Taking<'_> {
+        self.0.add_one(TAKES);
+        Taking(self)
+    }
+
+    /// An earlier process may have been killed while it took one.
+    pub fn nobody_takes(&self) {
+        if self.0.get(TAKES) & 1 != 0 {
+            self.0.add_one(TAKES);
+        }
+    }
+
     /// Until then (`CLOCK_MONOTONIC`, ns) the reader comes by itself.
     pub fn quiet_until(&self, time_ns: u64) {
         self.0.set(0, time_ns);
+    }
+}
+
+/// The word of [`omirr_common::counters::Control::takes`].
+const TAKES: usize = 5;
+const _: () = assert!(std::mem::offset_of!(omirr_common::counters::Control, takes) == 8 * TAKES);
+
+/// See [`Control::taking`].
+pub struct Taking<'a>(&'a Control);
+
+impl Drop for Taking<'_> {
+    fn drop(&mut self) {
+        self.0.0.add_one(TAKES);
     }
 }
 

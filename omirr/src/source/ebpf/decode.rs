@@ -5,7 +5,7 @@
 
 use omirr_common::event::{HEADER_BYTES, NAME_MAX, TO_OFFSET, flag, op};
 
-use crate::source::{Dirent, Event, Op, OpSet};
+use crate::source::{Dirent, Event, Op, OpSet, Written};
 
 /// A record, read but not yet translated.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,6 +64,8 @@ pub fn decode(bytes: &[u8]) -> Option<Decoded> {
         at,
         to,
         range,
+        written: Written::Anywhere,
+        unmapped: flags & (flag::ASKED | flag::MAPPED) == flag::ASKED,
         pid: u32_at(56)?,
         uid: u32_at(60)?,
         cgroup: u64_at(48)?,

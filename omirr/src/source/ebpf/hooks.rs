@@ -23,6 +23,9 @@ pub enum Need {
     Covered(&'static str),
     /// A filesystem's own write: attached if a share lies on such a filesystem.
     Funnel,
+    /// A filesystem's own `fallocate`: attached if a share lies on such a filesystem;
+    /// `vfs_fallocate` is silent there then.
+    Fallocate,
     /// A write above the filesystem: attached if a share lies on a filesystem
     /// whose own write is not known.
     AboveFunnel,
@@ -97,7 +100,29 @@ pub const SPECS: &[Spec] = specs! {
     WRITE_BACK, Need::Covered("__fput: a store into a mapping that stays open is seen when it is let go"), [("mapping", Some("address_space"))];
     DROP_WRITE, Need::Covered("vfs_fileattr_set"), [FILE];
     DIRECT_COMPLETE, Need::Covered("__fput: a direct write that the kernel's own threads queue is seen when they let go of the file"), [("dio", Some("iomap_dio"))];
+    EXT4_FALLOCATE, Need::Fallocate, [FILE, ("offset", None), ("len", None), ("mode", None)];
+    SHMEM_FALLOCATE, Need::Fallocate, [FILE, ("offset", None), ("len", None), ("mode", None)];
+    XFS_FALLOCATE, Need::Fallocate, [FILE, ("offset", None), ("len", None), ("mode", None)];
+    BTRFS_FALLOCATE, Need::Fallocate, [FILE, ("offset", None), ("len", None), ("mode", None)];
 };
+
+/// What tells of changes of contents beside a filesystem's own write and `fallocate`.
+/// Where one of these is missing, a close is all that tells of some change, and
+/// nothing tells of its bytes.
+pub const CONTENT: [u8; 7] = [
+    id::AIO_COMPLETE,
+    id::IO_COMPLETE,
+    id::COPY_RANGE,
+    id::CLONE_RANGE,
+    id::PAGE_DIRTY,
+    id::WRITE_BACK,
+    id::DIRECT_COMPLETE,
+];
+
+/// Filesystems of which the bytes are believed: those that have a first store into a
+/// page of a mapping fault, so that it is told. Not tmpfs, where a page that a read
+/// has mapped may take a store without.
+pub const EXACT_FILESYSTEMS: [&str; 3] = ["btrfs", "ext4", "xfs"];
 
 /// A filesystem's own write, by the type that the mount table shows. Where two
 /// are named the first that the kernel has is the one.
@@ -109,6 +134,17 @@ pub fn funnels(filesystem: &str) -> &'static [u8] {
         "btrfs" => &[id::BTRFS_WRITE],
         "vfat" | "ramfs" => &[id::GENERIC_WRITE],
         _ => &[],
+    }
+}
+
+/// A filesystem's own `fallocate`, likewise.
+pub fn fallocate_of(filesystem: &str) -> Option<u8> {
+    match filesystem {
+        "ext4" | "ext3" => Some(id::EXT4_FALLOCATE),
+        "tmpfs" => Some(id::SHMEM_FALLOCATE),
+        "xfs" => Some(id::XFS_FALLOCATE),
+        "btrfs" => Some(id::BTRFS_FALLOCATE),
+        _ => None,
     }
 }
 
@@ -183,12 +219,25 @@ fn resolve_slots(types: &KernelTypes, spec: &Spec) -> Result<Slots, BtfError> {
     Ok(slots)
 }
 
-/// A `write_iter` in a module: its parameters are what `file_operations` says.
-pub fn write_iter_slots() -> Slots {
-    Slots {
-        a: 0,
-        ret: 2,
-        ..Slots::UNKNOWN
+/// A `write_iter` or `fallocate` in a module: its parameters are what
+/// `file_operations` says.
+pub fn module_slots(need: Need) -> Slots {
+    match need {
+        // file, mode, offset, length
+        Need::Fallocate => Slots {
+            a: 0,
+            b: 2,
+            c: 3,
+            d: 1,
+            ret: 4,
+            ..Slots::UNKNOWN
+        },
+        // iocb, from
+        _ => Slots {
+            a: 0,
+            ret: 2,
+            ..Slots::UNKNOWN
+        },
     }
 }
 

@@ -31,7 +31,7 @@ use super::{
     btf::KERNEL_BTF,
     counts::{Control, Counts, passed_over},
     device::Device,
-    hooks::{Layout, Need, SPECS, Spec, funnels, write_iter_slots},
+    hooks::{CONTENT, EXACT_FILESYSTEMS, Layout, Need, SPECS, Spec, fallocate_of, funnels, module_slots},
     pins::{NewSet, OldSet, fingerprint},
     probe,
     take::{Taker, Undisturbed},
@@ -160,13 +160,23 @@ impl Maps {
     /// Takes what is known of a changed inode.
     pub fn take(&self, key: &DirtyKey) -> io::Result<Option<Dirty>> {
         let mut dirty = self.dirty.lock().unwrap_or_else(PoisonError::into_inner);
+        let taking = self.control.taking();
         let mut taken: Option<Dirty> = dirty.take(key)?;
+        drop(taking);
         if let Some(taken) = &mut taken
             && !dirty.is_atomic()
         {
             taken.range_unknown = 1;
         }
         Ok(taken)
+    }
+
+    /// Whether what is taken is all that was known of it, bytes and all.
+    pub fn takes_all(&self) -> bool {
+        self.dirty
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .is_atomic()
     }
 
     /// Every changed inode that is known.
@@ -234,6 +244,20 @@ pub struct Loaded {
     pub taken_over: bool,
     _programs: Option<Ebpf>,
     _links: Vec<FdLink>,
+}
+
+impl Loaded {
+    /// Whether each change of a content on this filesystem is told with its bytes.
+    /// Not on processors on which what the programs add to an entry need not be
+    /// there for whoever takes it (`barrier` in `omirr-ebpf/src/count.rs`).
+    pub fn tells_ranges(&self, device: &Device) -> bool {
+        let attached = |id: &u8| self.hooks.iter().any(|hook| hook.id == *id && hook.attached);
+        cfg!(target_arch = "x86_64")
+            && fallocate_of(&device.filesystem).as_ref().is_some_and(attached)
+            && EXACT_FILESYSTEMS.contains(&device.filesystem.as_str())
+            && CONTENT.iter().all(attached)
+            && funnels(&device.filesystem).iter().any(attached)
+    }
 }
 
 /// Loads and attaches as planned, or takes over what an earlier process has
@@ -335,6 +359,7 @@ fn open_maps(
     let counts =
         Counts::new(counters.fd().as_fd(), possible_cpus()).map_err(refused("the programs' counters"))?;
     let control = Control::new(control.fd().as_fd()).map_err(refused("the programs' control"))?;
+    control.nobody_takes();
     Ok(Maps {
         counts,
         control,
@@ -381,7 +406,13 @@ fn load_once(plan: &Plan<'_>, types: &Btf, unusable: &HashSet<u8>) -> Result<Out
             && (plan.layout.missing[index].is_none() || modules.contains(id::HOOKS[index].0))
     };
     let funnel_of = |d: &WatchedDevice| funnels(&d.device.filesystem).iter().copied().find(|&h| usable(h));
-    let used: HashSet<u8> = plan.devices.iter().filter_map(funnel_of).collect();
+    let fallocate_of = |d: &WatchedDevice| fallocate_of(&d.device.filesystem).filter(|&h| usable(h));
+    let used: HashSet<u8> = plan
+        .devices
+        .iter()
+        .flat_map(|d| [funnel_of(d), fallocate_of(d)])
+        .flatten()
+        .collect();
     let above = plan.devices.iter().any(|d| funnel_of(d).is_none());
     let bits = |d: &WatchedDevice| {
         let mut bits = bit::WATCHED;
@@ -390,6 +421,9 @@ fn load_once(plan: &Plan<'_>, types: &Btf, unusable: &HashSet<u8>) -> Result<Out
         }
         if funnel_of(d).is_some() {
             bits |= bit::FUNNEL;
+        }
+        if fallocate_of(d).is_some() {
+            bits |= bit::FALLOCATE;
         }
         bits
     };
@@ -455,7 +489,7 @@ fn load_once(plan: &Plan<'_>, types: &Btf, unusable: &HashSet<u8>) -> Result<Out
     for spec in SPECS {
         let wanted = match spec.need {
             Need::Always | Need::Covered(_) => true,
-            Need::Funnel => used.contains(&spec.id),
+            Need::Funnel | Need::Fallocate => used.contains(&spec.id),
             Need::AboveFunnel => above,
         };
         if !wanted {
@@ -475,7 +509,7 @@ fn load_once(plan: &Plan<'_>, types: &Btf, unusable: &HashSet<u8>) -> Result<Out
                 note,
             }),
             Err(why) => match spec.need {
-                Need::Funnel => {
+                Need::Funnel | Need::Fallocate => {
                     tracing::debug!(hook = spec.function(), why, "cannot be hooked");
                     keeping.give_up();
                     return Ok(Outcome::Without(spec.id));
@@ -657,7 +691,7 @@ fn settings(
     };
     let mut slots = plan.layout.slots;
     for spec in SPECS.iter().filter(|s| modules.contains(s.function())) {
-        slots.0[usize::from(spec.id)] = write_iter_slots();
+        slots.0[usize::from(spec.id)] = module_slots(spec.need);
     }
     let ring_bytes = plan.ring_bytes.max(PAGE).next_power_of_two();
     let (buffer_bytes, ring_bytes) = match plan.transport {
@@ -821,13 +855,16 @@ pub fn trial(plan: &Plan<'_>) -> Result<(), LoadError> {
         })
 }
 
-/// Which filesystems' own writes are wanted and live in a module.
+/// Which filesystems' own functions are wanted and live in a module.
 fn module_functions(plan: &Plan<'_>) -> HashSet<&'static str> {
     let wanted: Vec<&'static str> = plan
         .devices
         .iter()
-        .flat_map(|d| funnels(&d.device.filesystem))
-        .map(|&hook| usize::from(hook))
+        .flat_map(|d| {
+            let own = funnels(&d.device.filesystem).iter().copied();
+            own.chain(fallocate_of(&d.device.filesystem))
+        })
+        .map(usize::from)
         .filter(|&hook| plan.layout.missing[hook].is_some())
         .map(|hook| id::HOOKS[hook].0)
         .collect();
@@ -845,7 +882,7 @@ fn module_functions(plan: &Plan<'_>) -> HashSet<&'static str> {
 
 fn not_wanted(spec: &Spec) -> String {
     match spec.need {
-        Need::Funnel => "no share lies on such a filesystem".to_owned(),
+        Need::Funnel | Need::Fallocate => "no share lies on such a filesystem".to_owned(),
         _ => "not needed: the filesystems' own writes are hooked".to_owned(),
     }
 }

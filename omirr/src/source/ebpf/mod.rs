@@ -29,6 +29,7 @@ pub mod probe;
 mod ring;
 mod selftest;
 mod take;
+mod told;
 
 use std::{
     os::unix::fs::MetadataExt,

@@ -32,6 +32,7 @@ use super::{
     decode::{Decoded, decode},
     load::{LoadError, Loaded, Maps, WatchedDevice, chain, perf_pages},
     take::{Undisturbed, ops},
+    told::{extents, written},
 };
 use crate::source::{Op, Recoverable, Recovered, Signal, Sink, now_ns};
 
@@ -177,6 +178,9 @@ pub(super) struct Reader {
     sink: Sink,
     /// From the kernel's device number to those that `stat` shows.
     devices: HashMap<u32, Vec<u64>>,
+    /// Those, by the kernel's number, on which each change of a content is told with
+    /// its bytes.
+    exact: HashSet<u32>,
     roots: HashSet<(u32, u64)>,
     /// Read but kept back, to be put in order.
     pending: Vec<Decoded>,
@@ -189,8 +193,13 @@ pub(super) struct Reader {
     kept: u64,
     /// The maps are to be gone through, whatever was counted.
     go_through: bool,
+    /// When they last were: of what was told before, the entry may have been taken
+    /// without it.
+    gone_through_at: u64,
     /// How long changes gather, if the last pass found some.
     gather: Option<Duration>,
+    /// Changes of which some bytes may be untold, as the programs had counted them.
+    unsure: u64,
     /// Losses and late reports that were already told.
     lost: u64,
     overdue: HashSet<(FrameKey, u64)>,
@@ -244,6 +253,11 @@ impl Reader {
             shared,
             sink,
             devices,
+            exact: watched
+                .iter()
+                .filter(|watched| loaded.tells_ranges(&watched.device))
+                .map(|watched| watched.device.kernel_dev)
+                .collect(),
             roots: watched
                 .iter()
                 .map(|d| (d.device.kernel_dev, d.root_ino))
@@ -254,7 +268,10 @@ impl Reader {
             merge,
             kept: kept_count(&loaded.maps),
             go_through: loaded.taken_over,
+            gone_through_at: 0,
             gather: None,
+            // Until something is read by its bytes there is nothing to doubt.
+            unsure: unsure_count(&loaded.maps),
             // What was lost before is judged by whoever takes over.
             lost: lost_count(&loaded.maps) + passed_over,
             overdue: HashSet::new(),
@@ -410,12 +427,38 @@ impl Reader {
         let mut batch = Vec::with_capacity(ready);
         for decoded in self.pending.drain(..ready) {
             let mut decoded = decoded;
-            if self.merge
-                && let Err(error) = take(&self.maps, &mut decoded)
-            {
+            let taken = match self.merge {
+                true => take(&self.maps, &mut decoded),
+                false => Ok(None),
+            };
+            match taken {
+                Ok(entry) => {
+                    // What is not seen at all is told with no bytes either.
+                    let told = written(&decoded.event, entry.as_ref());
+                    let alone = decoded.event.time_ns <= self.gone_through_at;
+                    if alone && decoded.event.is_at_rest() {
+                        // Somebody may have mapped it after this was sent.
+                        decoded.event.mapped = true;
+                    }
+                    if self.exact.contains(&decoded.kernel_dev)
+                        && self.maps.takes_all()
+                        && !alone
+                        && !self.shared.compare.load(Ordering::Acquire)
+                    {
+                        (decoded.event.written, decoded.event.unmapped) = told;
+                    } else {
+                        decoded.event.unmapped = false;
+                    }
+                    if let Some(entry) = &entry {
+                        decoded.event.range = range(entry);
+                    }
+                }
                 // It stays, and holds back further events of its inode.
-                tracing::error!(%error, "an entry cannot be taken out of the kernel's map");
-                self.kept = u64::MAX;
+                Err(error) => {
+                    decoded.event.unmapped = false;
+                    tracing::error!(%error, "an entry cannot be taken out of the kernel's map");
+                    self.kept = u64::MAX;
+                }
             }
             translate(decoded, &self.devices, &self.roots, &mut batch);
         }
@@ -431,7 +474,9 @@ impl Reader {
         if !self.merge || (kept == self.kept && !self.go_through) {
             return;
         }
-        let (inodes, dirs, signals) = match self.take_kept() {
+        let taken = self.take_kept();
+        self.gone_through_at = now_ns();
+        let (inodes, dirs, signals) = match taken {
             Ok(taken) => taken,
             Err(error) => {
                 tracing::error!(?error, "the kernel's maps cannot be read: the trees are compared");
@@ -510,6 +555,11 @@ impl Reader {
             self.next_missed_look = Instant::now() + IDLE;
             self.passed_over = self.maps.passed_over();
         }
+        let unsure = unsure_count(&self.maps);
+        if unsure != self.unsure {
+            self.unsure = unsure;
+            batch.push(Signal::Doubt);
+        }
         let lost = lost_count(&self.maps) + self.passed_over;
         if lost != self.lost {
             batch.push(Signal::Lost {
@@ -553,6 +603,7 @@ impl Reader {
                     ino: call.ino,
                     parent: call.parent,
                     named: false,
+                    mapped: false,
                 });
             }
         }
@@ -625,29 +676,30 @@ fn recoverable(key: &DirtyKey, dirty: &Dirty) -> Recoverable {
         ino: key.ino,
         parent: dirty.parent,
         named: ops.is_empty() || named.iter().any(|&op| ops.contains(op)),
+        mapped: dirty.mapped != 0,
     }
 }
 
-/// Adds to an event what has happened to its inode since: from here on a change
-/// makes a new entry, and its own event.
-fn take(maps: &Maps, decoded: &mut Decoded) -> io::Result<()> {
+/// Adds to an event what has happened to its inode since, which is returned as
+/// well: from here on a change makes a new entry, and its own event.
+fn take(maps: &Maps, decoded: &mut Decoded) -> io::Result<Option<Dirty>> {
     let event = &mut decoded.event;
     if decoded.own || event.ino == 0 || event.to.is_some() {
-        return Ok(());
+        return Ok(None);
     }
     let key = DirtyKey {
         ino: event.ino,
         dev: decoded.kernel_dev,
         generation: event.generation,
     };
-    if let Some(dirty) = maps.take(&key)? {
-        event.also = ops(&dirty);
-        event.range = range(&dirty);
+    let taken = maps.take(&key)?;
+    if let Some(dirty) = &taken {
+        event.also = ops(dirty);
         event.mapped |= dirty.mapped != 0;
         (event.pid, event.uid) = (dirty.pid, dirty.uid);
         (event.cgroup, event.comm) = (dirty.cgroup, dirty.comm);
     }
-    Ok(())
+    Ok(taken)
 }
 
 /// Changes that were kept in the maps because the ring was full, or because
@@ -661,15 +713,19 @@ fn lost_count(maps: &Maps) -> u64 {
     maps.counts.sum(|c| c.lost)
 }
 
+/// Changes of which an entry that was taken may not have had the bytes.
+fn unsure_count(maps: &Maps) -> u64 {
+    maps.counts.sum(|c| c.unsure)
+}
+
 /// The bytes that an entry knows to have changed, as one range; none if there
 /// are others.
 fn range(dirty: &Dirty) -> Option<(u64, u64)> {
-    let used = || dirty.extents.iter().filter(|[_, to]| *to != 0);
     let (from, to) = (
-        used().map(|[from, _]| *from).min()?,
-        used().map(|[_, to]| *to).max()?,
+        extents(dirty)?.map(|(from, _)| from).min()?,
+        extents(dirty)?.map(|(_, to)| to).max()?,
     );
-    (dirty.range_unknown == 0 && dirty.writers == 0).then_some((from, to))
+    Some((from, to))
 }
 
 /// Hands an event on under the device numbers that the daemon knows.

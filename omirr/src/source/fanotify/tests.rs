@@ -37,7 +37,7 @@ impl Running {
             .map(|signal| match signal {
                 Signal::Event(event) => event,
                 Signal::Recovered(_) => unreachable!("fanotify keeps nothing"),
-                Signal::Lost { .. } | Signal::Compare => panic!("events were lost"),
+                Signal::Lost { .. } | Signal::Doubt | Signal::Compare => panic!("events were lost"),
             })
             .collect()
     }

@@ -17,7 +17,7 @@ use super::handle::{Handle, HandleRef, Id};
 use super::record::{self, Entry, Record, RecordError};
 use super::who::{LEAN_MOMENT, Who};
 use crate::source::choice::Detail;
-use crate::source::{Dirent, Event, Op, OpSet, Signal, now_ns};
+use crate::source::{Dirent, Event, Op, OpSet, Signal, Written, now_ns};
 
 /// Renamed directories that are kept apart before they are looked up early.
 const MOVED_LIMIT: usize = 4096;
@@ -198,6 +198,8 @@ impl Translator {
             at,
             to: None,
             range: None,
+            written: Written::Anywhere,
+            unmapped: false,
             pid,
             uid: who.uid,
             also: OpSet::default(),
