@@ -230,15 +230,17 @@ fn remembered_by<S: Site>(site: &S, change: &Change, target: &Target) -> DirAt {
     }
 }
 
-/// Whether the hook tells what others have done, whoever runs: that an asynchronous
-/// write has ended, perhaps in an interrupt upon the daemon, which writes nothing so
-/// itself; or that a file that is mapped was written back, perhaps by the daemon's sync.
+/// Whether a change that the hook sees is the daemon's own. Some hooks tell what others
+/// have done, whoever runs: that an asynchronous write has ended, perhaps in an interrupt
+/// upon the daemon, which writes nothing so itself; or that a file that is mapped was
+/// written back, perhaps by the daemon's sync.
 #[inline(always)]
-fn is_of_others(hook: u8) -> bool {
-    matches!(
+pub fn is_own(hook: u8) -> bool {
+    let is_of_others = matches!(
         hook,
         hooks::AIO_COMPLETE | hooks::IO_COMPLETE | hooks::DIRECT_COMPLETE | hooks::WRITE_BACK
-    )
+    );
+    !is_of_others && scope::is_own()
 }
 
 /// Judges a change and, if it is to be reported, opens its frame and fills in
@@ -252,7 +254,7 @@ pub fn open<S: Site>(
     judged: Known,
 ) -> Option<*mut Frame> {
     let known = change.inode != 0;
-    let own = !is_of_others(change.hook) && scope::is_own();
+    let own = is_own(change.hook);
     if own && change.op != op::ATTR {
         return None;
     }

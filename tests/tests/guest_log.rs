@@ -4,6 +4,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use omirr_tests::guest::{self, Guest};
@@ -82,15 +83,48 @@ fn names_who_is_gone(attach: &str, transport: &str) {
         assert!(found == command || name.starts_with("dir"), "{name}: {found}");
         assert_eq!((cgroup, deleted), (made.clone(), false), "{name}");
     }
-    sh("/bin/rm -r \"$0/dir\"; /bin/mv \"$0/file\" \"$0/moved\"", &share);
+    // A deletion is forgotten once both know of it and have nothing else to do, which
+    // may be before a slow guest has asked.
+    let asked = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !asked.load(Ordering::Relaxed) {
+                fs::write(pair.one.share.join("busy"), "").unwrap();
+                std::thread::sleep(Duration::from_millis(200));
+            }
+        });
+        let _asked = Set(&asked);
+        knows_what_is_gone(&pair, &share);
+    });
     pair.settle_equal(LONG);
-    let root = "/".to_owned();
-    assert_eq!(of(&pair, "dir/sub/x"), ("rm".to_owned(), root.clone(), true));
-    assert_eq!(of(&pair, "dir"), ("rm".to_owned(), root.clone(), true));
-    assert_eq!(of(&pair, "moved"), ("mv".to_owned(), root.clone(), false));
-    assert_eq!(of(&pair, "file"), ("mv".to_owned(), root, true));
     pair.one.stop();
     pair.two.stop();
+}
+
+/// Sets it when it goes, after a failure, too.
+struct Set<'a>(&'a AtomicBool);
+
+impl Drop for Set<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+fn knows_what_is_gone(pair: &Pair, share: &str) {
+    sh("/bin/rm -r \"$0/dir\"; /bin/mv \"$0/file\" \"$0/moved\"", share);
+    for node in [&pair.one, &pair.two] {
+        let waited = node.wait("10m");
+        assert!(
+            waited.status.success(),
+            "{}",
+            String::from_utf8_lossy(&waited.stderr)
+        );
+    }
+    let root = "/".to_owned();
+    assert_eq!(of(pair, "dir/sub/x"), ("rm".to_owned(), root.clone(), true));
+    assert_eq!(of(pair, "dir"), ("rm".to_owned(), root.clone(), true));
+    assert_eq!(of(pair, "moved"), ("mv".to_owned(), root.clone(), false));
+    assert_eq!(of(pair, "file"), ("mv".to_owned(), root, true));
 }
 
 #[test]

@@ -22,6 +22,8 @@ const A_PART: &str = "kernel/net";
 const MIB: u64 = 1 << 20;
 /// Of the file of which little changes; `OMIRR_LARGE_MIB` for another.
 const LARGE_MIB: u64 = 24;
+/// So often a page is stored into while the daemon looks at it.
+const ROUNDS: u8 = 8;
 
 /// A guest with the kernel's modules on a disk of their own.
 fn fit(guest: Guest, kernel: &str) -> Guest {
@@ -171,6 +173,24 @@ fn figures(pair: &Pair) -> [u64; 3] {
     [pair.one.read_bytes(), pair.two.read_bytes(), sent.unwrap_or(0)]
 }
 
+/// Waits until the peer's file has this byte there.
+fn has_byte(path: &Path, at: u64, byte: u8, pair: &Pair) {
+    let deadline = Instant::now() + LONG;
+    let has = || {
+        let mut read = [0];
+        let found = File::open(path).and_then(|file| file.read_exact_at(&mut read, at));
+        found.is_ok() && read == [byte]
+    };
+    while !has() {
+        assert!(
+            Instant::now() < deadline,
+            "{byte} at {at}: {}",
+            pair.one.log_tail()
+        );
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
 /// Where the kernel tells which bytes were written, no others are read.
 fn reads_what_was_written(pair: &mut Pair) {
     let mib = std::env::var("OMIRR_LARGE_MIB").map_or(LARGE_MIB, |mib| mib.parse().expect("a number"));
@@ -270,6 +290,21 @@ fn finds_what_was_changed_in_whatever_way(pair: &mut Pair) {
     store(&mapped, 3);
     file.write_all_at(b"and once more", 2 * MIB).unwrap();
     drop(file);
+    drop(mapped);
+    pair.settle_equal(LONG);
+
+    told(pair);
+    println!("a page is stored into while the daemon writes it back, and stays mapped");
+    let mapped = Mapped::at(&open(), 8 * MIB);
+    let there = pair.two.share.join("large");
+    for round in 1..=ROUNDS {
+        for stored in 0..round * 4 {
+            mapped.store(0, stored);
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        mapped.store(0, 100 + round);
+        has_byte(&there, 8 * MIB, 100 + round, pair);
+    }
     drop(mapped);
     pair.settle_equal(LONG);
 
@@ -376,20 +411,7 @@ fn finds_later_what_nothing_tells_of(pair: &mut Pair, cable: &Arc<Cable>) {
         daemon
     }));
     pair.one.start();
-    let there = pair.two.share.join("large");
-    let arrived = || {
-        let mut read = [0];
-        File::open(&there)
-            .unwrap()
-            .read_exact_at(&mut read, 6 * MIB)
-            .unwrap();
-        read == [0x5a]
-    };
-    let deadline = Instant::now() + LONG;
-    while !arrived() {
-        assert!(Instant::now() < deadline, "{}", pair.one.log_tail());
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    has_byte(&pair.two.share.join("large"), 6 * MIB, 0x5a, pair);
     let log = pair.one.log_text();
     assert!(log[logged..].contains("the event source has gone on"), "{log}");
     assert!(

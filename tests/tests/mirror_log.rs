@@ -182,7 +182,7 @@ fn paths_without_an_answer_are_told_apart() {
             "is in no share of this node: it has tree at ",
         ),
         (node.share.join("a.tmp"), "is excluded from the share tree"),
-        (node.share.join("never"), "has never had "),
+        (node.share.join("never"), "the share tree knows of no "),
         (node.share.join("x/../../node.key"), "is in no share of this node"),
     ] {
         let text = said(node, &path, 1);

@@ -112,7 +112,7 @@ fn keep_call<H: Hook, S: Site>(site: &S) {
     let Some(target) = emit::target(site, &change) else {
         return;
     };
-    if change.op != op::ATTR && scope::is_own() {
+    if change.op != op::ATTR && emit::is_own(H::ID) {
         return;
     }
     let key = emit::key(H::ID, Life::Operation);

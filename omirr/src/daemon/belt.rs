@@ -6,8 +6,8 @@
 //! often it changes. So what no event tells of is found late and not never. What this
 //! daemon has itself written for a peer is not among them. As the index keeps what is
 //! racy, it is found again after a restart. The contents of large files are read here,
-//! so that nobody waits for it; of one that is written to meanwhile, what differs is
-//! looked at again. It is given up when changes pile up. Nothing is written, and nothing
+//! so that nobody waits for it, and slowly when changes pile up; of one that is written
+//! to meanwhile, what differs is looked at again. Nothing is written, and nothing
 //! decided.
 
 use std::os::fd::AsFd;
@@ -44,8 +44,9 @@ const WAITING_MAX: usize = 8192;
 const PORTION: usize = 2048;
 /// So many paths are looked at again at once, small ones.
 const FEW: usize = 32;
-/// What could not be read because there was something else to do is tried again after
-/// so long.
+/// While there is something else to do, the next bytes wait for so long at most.
+const WAIT_MAX: Duration = Duration::from_secs(1);
+/// Small files that are too many at once are looked at again after so long.
 const LATER: Duration = Duration::from_secs(5);
 /// Between two looks for something to do, if there was nothing, and if there was.
 const PAUSE: Duration = Duration::from_secs(5);
@@ -54,7 +55,7 @@ const PAUSE_MIN: Duration = Duration::from_millis(50);
 const BACKLOG: usize = 64;
 /// Small files of so many bytes are looked at again at once: the keeper reads them.
 const FEW_BYTES: u64 = 16 << 20;
-/// After so many bytes it is asked whether to go on.
+/// Before so many further bytes it is asked whether to go on.
 const ASK_EVERY: u64 = 8 << 20;
 
 #[derive(Clone, Copy, Debug)]
@@ -165,7 +166,7 @@ impl Belt {
         due
     }
 
-    /// It could not be read because there was something else to do.
+    /// There are too many at once, or the daemon ends.
     fn put_back(&self, path: &RelPath, now: Instant) {
         let waiting = Waiting {
             due: now + LATER.min(self.quiet),
@@ -221,7 +222,7 @@ pub async fn run(share: Arc<Share>, mut stop: watch::Receiver<bool>) {
         }
         pause = PAUSE_MIN;
         let (task_share, task_stop) = (Arc::clone(&share), stop.clone());
-        let task = move || step(&task_share, &|| is_idle(&task_share) && !*task_stop.borrow());
+        let task = move || step(&task_share, &|| goes_on(&task_share, &task_stop));
         match tokio::task::spawn_blocking(task).await {
             Ok(Ok(())) => {}
             // Whoever has more to do with the index says it as well.
@@ -238,6 +239,16 @@ pub async fn run(share: Arc<Share>, mut stop: watch::Receiver<bool>) {
 fn is_idle(share: &Share) -> bool {
     let inputs = &share.inputs;
     share.has_compared() && share.dirty().len() <= BACKLOG && inputs.capacity() == inputs.max_capacity()
+}
+
+/// Waits while there is something better to do, but for no longer than makes reading on
+/// slow; false if it is to end.
+fn goes_on(share: &Share, stop: &watch::Receiver<bool>) -> bool {
+    let since = Instant::now();
+    while !is_idle(share) && since.elapsed() < WAIT_MAX && !*stop.borrow() {
+        std::thread::sleep(PAUSE_MIN);
+    }
+    !*stop.borrow() && share.stopped().is_none()
 }
 
 /// Goes through a part of the index, if need be, and reads a few files again, for as
@@ -347,7 +358,7 @@ enum Found {
     Other,
     /// It is being written to; what its leaves were when they were read.
     InMotion(Leaves),
-    /// There was something better to do.
+    /// The daemon ends.
     NotNow,
 }
 

@@ -14,6 +14,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use super::trust::Unmapped;
 use super::who::Who;
 use crate::model::RelPath;
 use crate::source::Written;
@@ -44,9 +45,8 @@ pub struct Dirt {
     /// Where the content was written to since the path was last looked at, if all
     /// that happened under its name is told so.
     pub written: Written,
-    /// Nobody had it mapped to write at some time since it was last looked at: when, as
-    /// [`Trust`](super::trust::Trust) counts.
-    pub unmapped: Option<u64>,
+    /// Nobody had it mapped to write at some time since it was last looked at.
+    pub unmapped: Option<Unmapped>,
     /// What lies beneath must be looked at as well, though the directory is
     /// known.
     pub subtree: bool,
@@ -74,8 +74,8 @@ pub struct Hint {
     /// Where the content was written to: anywhere, also if the name came or went.
     pub written: Written,
     /// A source that would have told of a mapping since says that nobody had it
-    /// mapped to write: when, as [`Trust`](super::trust::Trust) counts.
-    pub unmapped: Option<u64>,
+    /// mapped to write.
+    pub unmapped: Option<Unmapped>,
     pub subtree: bool,
     /// The last writer has closed the file: no reason to wait any longer.
     pub at_rest: bool,

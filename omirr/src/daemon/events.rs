@@ -291,7 +291,7 @@ impl Ear {
                         share.ask_rescan();
                     }
                     Signal::Recovered(recovered) if recovered.dev == dev => {
-                        share.trust.lock().recovered(&recovered.inodes);
+                        share.trust.lock().recovered(recovered);
                         share.ask_recovery(|recovering| recovering.add_recovered(recovered));
                     }
                     Signal::Compare => share.routine.notify_one(),

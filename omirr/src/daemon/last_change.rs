@@ -88,7 +88,7 @@ pub(super) fn report(share: &Share, path: &RelPath, missing: Option<String>) -> 
             share.name
         )),
         (None, None, None) => Err(format!(
-            "the share {} has never had {shown}: is it spelled right?",
+            "the share {} knows of no {shown}: is it spelled right? A deletion is forgotten once every peer knows of it",
             share.name
         )),
     }

@@ -13,7 +13,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::dirty::{Dirt, Hint};
 use super::keeper::{Keeper, RETRY_AFTER, Synced};
-use super::look::{Look, Looking, look_at, make_sure_of_parts, other_names};
+use super::look::{Look, Looking, look_at, other_names, unsure};
 use super::share::Figures;
 use crate::apply::{self, ApplyError, Dirs};
 use crate::crash::{self, Point};
@@ -28,6 +28,9 @@ const PORTION: usize = 2048;
 
 /// A name that is gone waits for so many looks at what its inode is called now.
 const FORMER_NAME_WAITS: u32 = 4;
+
+/// After so many looks at parts that were not sure all of the file is read.
+const PART_TRIES: u32 = 4;
 
 /// Looks by path: parents before what is in them.
 type Looks = BTreeMap<RelPath, Look>;
@@ -133,8 +136,7 @@ impl Keeper {
                     failed_before.push(path.clone());
                 }
             }
-            let mut looks = look_at(&self.share, reader, paths)?;
-            make_sure_of_parts(&self.share, &mut looks);
+            let looks = look_at(&self.share, reader, paths)?;
             let cost = started.elapsed();
             for (path, look) in looks {
                 let look = match look {
@@ -226,6 +228,16 @@ impl Keeper {
                 // Not before that one is due.
                 let dirt = Dirt { unstable, ..dirt };
                 self.share.dirty().put_back(path, dirt, cost, now);
+            }
+        }
+        for path in unsure(&self.share, done.iter()) {
+            if let Some(Look { dirt, .. }) = done.remove(&path) {
+                let written = match dirt.unstable < PART_TRIES {
+                    true => dirt.written,
+                    false => Written::Anywhere,
+                };
+                let dirt = Dirt { written, ..dirt };
+                self.share.dirty().put_back(path, dirt, Duration::ZERO, now);
             }
         }
         for (path, dirt) in queue.again {
@@ -423,8 +435,8 @@ impl Keeper {
         // Only now: what is not in the index must be read again.
         let mut trust = share.trust.lock();
         for look in looks.values() {
-            if let (Some(sig), Some(since)) = (look.sig, look.in_full_since) {
-                trust.read_in_full(sig.ino, since);
+            if let Some(unmapped) = look.in_full_since {
+                trust.read_in_full(unmapped);
             }
         }
         drop(trust);

@@ -7,6 +7,7 @@ use bytes::Bytes;
 
 use super::dirty::Dirt;
 use super::share::Share;
+use super::trust::Unmapped;
 use crate::apply::Dirs;
 use crate::content::Leaves;
 use crate::content::leaves::LEAVES_MIN_BYTES;
@@ -31,9 +32,8 @@ pub(super) struct Look {
     pub(super) content: Option<Bytes>,
     /// Of the content only what was told was read, if anything.
     pub(super) in_part: bool,
-    /// All of a large content was read, since nobody had it mapped to write: when, as
-    /// [`Trust`](super::trust::Trust) counts.
-    pub(super) in_full_since: Option<u64>,
+    /// All of a large content was read, since nobody had it mapped to write.
+    pub(super) in_full_since: Option<Unmapped>,
     /// What the content is like, if it was read and is large.
     pub(super) sketch: Sketch,
     /// The hashes of its leaves, likewise.
@@ -144,41 +144,32 @@ pub(super) fn look_at(
     Ok(looks.into_iter().flatten().collect())
 }
 
-/// Puts back what was read in part and is perhaps not of one moment: a write whose
-/// event was still under way is in one part and not in another that was not read, and
-/// of what was doubted meanwhile nothing is sure. So everything that was under way is
-/// waited for, once for all of them. A write that has not returned yet need not have
-/// an event; its own comes after this and is looked at then.
-pub(super) fn make_sure_of_parts(share: &Share, looks: &mut [(RelPath, Looking)]) {
-    let in_part = |looking: &Looking| matches!(looking, Looking::Done(look) if look.in_part);
-    if !looks.iter().any(|(_, looking)| in_part(looking)) {
-        return;
+/// Which looks at a part are perhaps not of one moment: a write whose event was still
+/// under way is in one part and not in another that was not read; and of what was
+/// doubted meanwhile nothing is sure. So everything that was under way is waited for,
+/// once for all of them. A write that has not returned yet need not have an event; its
+/// own comes after this and is looked at then. Within what was read a look is as good as
+/// one at the whole file: `stat` said the same before and after.
+pub(super) fn unsure<'a>(
+    share: &Share,
+    looks: impl Iterator<Item = (&'a RelPath, &'a Look)> + Clone,
+) -> Vec<RelPath> {
+    let looks = looks.filter(|(_, look)| look.in_part);
+    if looks.clone().next().is_none() {
+        return Vec::new();
     }
-    let was_read = |looking: &Looking| matches!(looking, Looking::Done(look) if look.leaves.is_some());
-    let read = looks
-        .iter()
-        .any(|(_, looking)| in_part(looking) && was_read(looking));
-    let heard_all = !read || share.hear_all();
+    let was_read = |look: &Look| look.leaves.is_some();
+    let has_heard = !looks.clone().any(|(_, look)| was_read(look)) || share.hear_all();
     let trust = share.trust.lock();
     let dirty = share.dirty();
-    for (path, looking) in looks {
-        let Looking::Done(look) = looking else { continue };
-        if !look.in_part {
-            continue;
-        }
-        let is_whole = look.sig.is_some_and(|sig| trust.is_whole(sig.ino));
+    let is_sure = |path: &RelPath, look: &Look| {
         let since = dirty.get(path).map_or(Written::Nowhere, |dirt| dirt.written);
         // Attributes alone are of one moment whatever was written.
-        let is_one = look.leaves.is_none() || (heard_all && look.dirt.written.covers(since));
-        if !is_whole || !is_one {
-            let written = if heard_all {
-                look.dirt.written
-            } else {
-                Written::Anywhere
-            };
-            *looking = Looking::Unstable(Dirt { written, ..look.dirt }, None);
-        }
-    }
+        let is_one = !was_read(look) || (has_heard && look.dirt.written.covers(since));
+        is_one && look.sig.is_some_and(|sig| trust.is_whole(sig.ino))
+    };
+    let unsure = looks.filter(|(path, look)| !is_sure(path, look));
+    unsure.map(|(path, _)| path.clone()).collect()
 }
 
 /// None if the path is none of the share's business.
@@ -271,7 +262,8 @@ fn look_at_one(
                 // A part does not tell what the whole is like; about what it was.
                 sketch = before;
             }
-            in_full_since = dirt.unmapped.filter(|_| leaves.is_some() && !in_part);
+            let of_this = |unmapped: &Unmapped| unmapped.is_of(sig.ino) && leaves.is_some() && !in_part;
+            in_full_since = dirt.unmapped.filter(of_this);
             let known = record.as_ref().filter(|record| !record.row.deleted);
             let known = known.or(elsewhere.as_ref().map(|other| &other.record));
             let kin = match known {

@@ -397,11 +397,11 @@ impl Share {
     }
 
     /// Waits until everything that the kernel has told by now is in the dirty set;
-    /// false if that takes too long. Not for whoever holds a lock.
+    /// false if it cannot be known in time. Not for whoever holds a lock.
     pub fn hear_all(&self) -> bool {
         /// Longer than any pass of a reader that keeps up.
         const WITHIN: Duration = Duration::from_secs(1);
-        let heard = self.source().map(|source| source.barrier(WITHIN));
+        let heard = self.source().map(|source| source.hand_over(WITHIN));
         heard.is_some_and(|heard| {
             heard
                 .inspect_err(|error| tracing::debug!(share = %self.name, "{error:#}"))

@@ -10,7 +10,7 @@
 
 use rustc_hash::FxHashSet;
 
-use crate::source::{Event, Recoverable, Written};
+use crate::source::{Event, Recovered, Written};
 
 /// So many files are remembered. Who has more that are large and change reads some
 /// in full once more.
@@ -34,8 +34,20 @@ pub struct Heard {
     /// write, or had until this close. A store through a mapping sets the times at a
     /// page's first store only.
     pub must_be_read: bool,
-    /// Nobody has it mapped to write: when that was, for [`Trust::read_in_full`].
-    pub unmapped: Option<u64>,
+    pub unmapped: Option<Unmapped>,
+}
+
+/// That nobody had an inode mapped to write, and when. The greater one is the later one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Unmapped {
+    doubts: u64,
+    ino: u64,
+}
+
+impl Unmapped {
+    pub fn is_of(self, ino: u64) -> bool {
+        self.ino == ino
+    }
 }
 
 impl Trust {
@@ -43,6 +55,8 @@ impl Trust {
         let must_be_read = if event.mapped {
             self.mapped.insert(event.ino);
             true
+        } else if event.stale {
+            event.is_at_rest() && self.is_mapped(event.ino)
         } else {
             event.is_at_rest() && self.mapped.remove(&event.ino)
         };
@@ -51,14 +65,21 @@ impl Trust {
         }
         Heard {
             must_be_read,
-            unmapped: event.unmapped.then_some(self.doubts),
+            unmapped: event.unmapped.then_some(Unmapped {
+                doubts: self.doubts,
+                ino: event.ino,
+            }),
         }
     }
 
     /// These changed untold. Events of them that are still to come know nothing of it.
-    pub fn recovered(&mut self, inodes: &[Recoverable]) {
+    pub fn recovered(&mut self, recovered: &Recovered) {
         self.doubts += 1;
-        for inode in inodes {
+        if !recovered.dirs.is_empty() {
+            // A directory may have left the share, and come back with what is mapped.
+            self.whole.clear();
+        }
+        for inode in &recovered.inodes {
             self.whole.remove(&inode.ino);
             if inode.mapped {
                 self.mapped.insert(inode.ino);
@@ -78,13 +99,16 @@ impl Trust {
     }
 
     /// All of it was read, and is in the index, after an event had said that nobody had
-    /// it mapped: when that was.
-    pub fn read_in_full(&mut self, ino: u64, unmapped: u64) {
-        if unmapped != self.doubts || self.mapped.contains(&ino) {
+    /// it mapped.
+    pub fn read_in_full(&mut self, unmapped: Unmapped) {
+        let Unmapped { doubts, ino } = unmapped;
+        if doubts != self.doubts || self.mapped.contains(&ino) {
             return;
         }
-        if self.whole.len() >= WHOLE_MAX {
-            self.whole.clear();
+        if self.whole.len() >= WHOLE_MAX
+            && let Some(any) = self.whole.iter().next().copied()
+        {
+            self.whole.remove(&any);
         }
         self.whole.insert(ino);
     }
@@ -102,7 +126,7 @@ impl Trust {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::source::Op;
+    use crate::source::{Op, Recoverable};
 
     /// One that tells its bytes and was asked for a mapping.
     fn event(op: Op, mapped: bool) -> Event {
@@ -122,7 +146,7 @@ mod tests {
     fn hear_and_read(trust: &mut Trust, event: &Event) -> Heard {
         let heard = trust.hear(event);
         if let Some(unmapped) = heard.unmapped {
-            trust.read_in_full(event.ino, unmapped);
+            trust.read_in_full(unmapped);
         }
         heard
     }
@@ -135,13 +159,13 @@ mod tests {
         let heard = trust.hear(&write);
         assert!(!heard.must_be_read && !trust.is_whole(ino));
         let since = heard.unmapped.unwrap();
-        trust.read_in_full(ino, since);
+        trust.read_in_full(since);
         assert!(trust.is_whole(ino));
         let heard = trust.hear(&event(Op::Write, true));
         assert_eq!((heard.must_be_read, heard.unmapped), (true, None));
         assert!(!trust.is_whole(ino) && trust.is_mapped(ino));
         // A look that began before the mapping was told of.
-        trust.read_in_full(ino, since);
+        trust.read_in_full(since);
         assert!(!trust.is_whole(ino));
         assert!(!trust.hear(&event(Op::Attr, false)).must_be_read);
         assert!(trust.is_mapped(ino), "only a close tells that it ended");
@@ -171,14 +195,23 @@ mod tests {
     fn what_was_told_before_something_was_not_counts_no_more() {
         let write = event(Op::Write, false);
         let ino = write.ino;
-        let inode = |mapped| Recoverable {
-            ino,
-            parent: 2,
-            named: false,
-            mapped,
+        let inode = |mapped| Recovered {
+            inodes: vec![Recoverable {
+                ino,
+                parent: 2,
+                named: false,
+                mapped,
+            }],
+            ..Recovered::default()
         };
-        let doubts: [(&str, &dyn Fn(&mut Trust)); 2] = [
-            ("recovered", &|trust| trust.recovered(&[inode(false)])),
+        let dir = Recovered {
+            dirs: vec![2],
+            ..Recovered::default()
+        };
+        type Doubting<'a> = &'a dyn Fn(&mut Trust);
+        let doubts: [(&str, Doubting<'_>); 3] = [
+            ("recovered", &|trust| trust.recovered(&inode(false))),
+            ("a directory was", &|trust| trust.recovered(&dir)),
             ("lost", &Trust::doubt_all),
         ];
         for (name, doubt) in doubts {
@@ -187,26 +220,35 @@ mod tests {
             let before = trust.hear(&write).unmapped.unwrap();
             doubt(&mut trust);
             assert!(!trust.is_whole(ino), "{name}");
-            trust.read_in_full(ino, before);
+            trust.read_in_full(before);
             assert!(!trust.is_whole(ino), "{name}");
             hear_and_read(&mut trust, &write);
             assert!(trust.is_whole(ino), "{name}");
         }
         // That it is mapped was in what was recovered, and in no event.
         let mut trust = Trust::default();
-        trust.recovered(&[inode(true)]);
+        trust.recovered(&inode(true));
         hear_and_read(&mut trust, &write);
         assert!(!trust.is_whole(ino) && trust.is_mapped(ino));
-        assert!(trust.hear(&event(Op::Close, false)).must_be_read);
+        // Sent before it was mapped.
+        let stale = Event {
+            stale: true,
+            unmapped: false,
+            written: Written::Anywhere,
+            ..event(Op::Close, false)
+        };
+        assert!(trust.hear(&stale).must_be_read && trust.is_mapped(ino));
+        assert!(trust.hear(&event(Op::Close, false)).must_be_read && !trust.is_mapped(ino));
+        assert!(!trust.hear(&stale).must_be_read && !trust.is_mapped(ino));
     }
 
     #[test]
     fn what_is_remembered_has_a_limit() {
         let mut trust = Trust::default();
         for ino in 0..WHOLE_MAX as u64 + 5 {
-            trust.read_in_full(ino, 0);
+            trust.read_in_full(Unmapped { doubts: 0, ino });
         }
-        assert!(trust.is_whole(WHOLE_MAX as u64 + 4) && trust.whole.len() <= WHOLE_MAX);
+        assert!(trust.is_whole(WHOLE_MAX as u64 + 4) && trust.whole.len() == WHOLE_MAX);
         trust.forget(WHOLE_MAX as u64 + 4);
         assert!(!trust.is_whole(WHOLE_MAX as u64 + 4));
         trust.doubt_all();

@@ -39,6 +39,7 @@ fn event(op: Op, ino: u64, is_dir: bool, at: Option<Dirent>, to: Option<Dirent>)
         uid: 0,
         also: Default::default(),
         mapped: false,
+        stale: false,
         cgroup: 0,
         comm: [0; 16],
     }

@@ -168,6 +168,9 @@ pub struct Event {
     pub unmapped: bool,
     /// Someone has the file mapped to write, and may change it without any sign.
     pub mapped: bool,
+    /// What else happened to the inode since this was sent may have been told already,
+    /// as [`Recovered`]: that nobody has it mapped was before that.
+    pub stale: bool,
     /// Who did it: process, command, user. 0 and empty where unknown.
     pub pid: u32,
     pub uid: u32,
@@ -197,6 +200,7 @@ impl Event {
             written: Written::Anywhere,
             unmapped: false,
             mapped: false,
+            stale: false,
             pid,
             uid,
             cgroup: 0,
@@ -401,4 +405,9 @@ pub trait Source: Send + Sync {
     /// Returns once every change made before the call has been given to the
     /// sink; an error says that it took longer than `timeout`.
     fn barrier(&self, timeout: Duration) -> anyhow::Result<()>;
+    /// The same, but for operations that have not ended yet, of which a barrier tells as
+    /// if they had: returns once what was told by now has been given to the sink.
+    fn hand_over(&self, timeout: Duration) -> anyhow::Result<()> {
+        self.barrier(timeout)
+    }
 }

@@ -61,6 +61,7 @@ pub fn decode(bytes: &[u8]) -> Option<Decoded> {
         generation: u32_at(68)?,
         is_dir: flags & flag::DIR != 0,
         mapped: flags & flag::MAPPED != 0,
+        stale: false,
         at,
         to,
         range,

@@ -409,14 +409,24 @@ impl Source for EbpfSource {
         Ok(loaded.maps.set_mark(&key_of(device), mark)?)
     }
 
+    fn barrier(&self, timeout: Duration) -> anyhow::Result<()> {
+        self.wait(timeout, true)
+    }
+
+    fn hand_over(&self, timeout: Duration) -> anyhow::Result<()> {
+        self.wait(timeout, false)
+    }
+}
+
+impl EbpfSource {
     /// One marker on any root is enough, because all devices share the ring:
     /// whatever was sent before the marker lies before it.
-    fn barrier(&self, timeout: Duration) -> anyhow::Result<()> {
+    fn wait(&self, timeout: Duration, all: bool) -> anyhow::Result<()> {
         let deadline = Instant::now() + timeout;
         if self.roots.is_empty() {
             return Ok(());
         }
-        let since = self.shared.begin_wait();
+        let since = self.shared.begin_wait(all);
         let outcome = loop {
             let marked = self.roots.iter().map(|root| Self::mark(root)).find_or_last_ok();
             if let Err(error) = marked {
@@ -434,7 +444,7 @@ impl Source for EbpfSource {
                 ));
             }
         };
-        self.shared.end_wait();
+        self.shared.end_wait(all);
         outcome
     }
 }

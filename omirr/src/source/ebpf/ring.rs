@@ -24,7 +24,7 @@ use aya::maps::{
     perf::{PerfEvent, PerfEventArrayBuffer},
 };
 use omirr_common::dirty::{Dirty, DirtyKey};
-use omirr_common::event::{FrameKey, HEADER_BYTES, TO_OFFSET, flag};
+use omirr_common::event::{FrameKey, HEADER_BYTES, TO_OFFSET, flag, op};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
 
 use super::{
@@ -58,6 +58,8 @@ const GATHER_MAX: Duration = Duration::from_millis(8);
 pub(super) struct Shared {
     stop: AtomicBool,
     waiting: AtomicU32,
+    /// Of these, those who wait for operations under way as well.
+    waiting_for_all: AtomicU32,
     /// Everything that was sent before this time has been handed over.
     handed_over: Mutex<u64>,
     moved: Condvar,
@@ -85,6 +87,7 @@ impl Shared {
         Ok(Self {
             stop: AtomicBool::new(false),
             waiting: AtomicU32::new(0),
+            waiting_for_all: AtomicU32::new(0),
             handed_over: Mutex::new(0),
             moved: Condvar::new(),
             wake: rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
@@ -122,14 +125,17 @@ impl Shared {
         self.kick();
     }
 
-    /// The time that a barrier must see handed over.
-    pub(super) fn begin_wait(&self) -> u64 {
+    /// The time that a barrier must see handed over; with `all`, what is under way then
+    /// is told as well.
+    pub(super) fn begin_wait(&self, all: bool) -> u64 {
+        self.waiting_for_all.fetch_add(u32::from(all), Ordering::AcqRel);
         self.waiting.fetch_add(1, Ordering::AcqRel);
         now_ns()
     }
 
-    pub(super) fn end_wait(&self) {
+    pub(super) fn end_wait(&self, all: bool) {
         self.waiting.fetch_sub(1, Ordering::AcqRel);
+        self.waiting_for_all.fetch_sub(u32::from(all), Ordering::AcqRel);
     }
 
     /// Whether everything sent before `time_ns` was handed over by `deadline`.
@@ -298,6 +304,7 @@ impl Reader {
     /// Reads what is there and hands it over; whether there may be more.
     fn pass(&mut self) -> bool {
         let waiting = self.shared.waiting.load(Ordering::Acquire) > 0;
+        let for_all = self.shared.waiting_for_all.load(Ordering::Acquire) > 0;
         let started = now_ns();
         self.newest_before = self.newest;
         let more = self.drain();
@@ -332,8 +339,8 @@ impl Reader {
                     .then_some(Signal::Compare),
             );
         }
-        if waiting || Instant::now() >= self.next_overdue_look {
-            let before = if waiting {
+        if for_all || Instant::now() >= self.next_overdue_look {
+            let before = if for_all {
                 complete
             } else {
                 started.saturating_sub(OVERDUE.as_nanos() as u64)
@@ -435,14 +442,10 @@ impl Reader {
                 Ok(entry) => {
                     // What is not seen at all is told with no bytes either.
                     let told = written(&decoded.event, entry.as_ref());
-                    let alone = decoded.event.time_ns <= self.gone_through_at;
-                    if alone && decoded.event.is_at_rest() {
-                        // Somebody may have mapped it after this was sent.
-                        decoded.event.mapped = true;
-                    }
+                    decoded.event.stale = decoded.event.time_ns <= self.gone_through_at;
                     if self.exact.contains(&decoded.kernel_dev)
                         && self.maps.takes_all()
-                        && !alone
+                        && !decoded.event.stale
                         && !self.shared.compare.load(Ordering::Acquire)
                     {
                         (decoded.event.written, decoded.event.unmapped) = told;
@@ -571,40 +574,52 @@ impl Reader {
     }
 
     /// Operations that began before `before` and have not ended: told once, as
-    /// if they had happened. If they do end they are told again.
+    /// if they had happened, or may have. If they do end they are told again.
     fn tell_overdue(&mut self, before: u64, batch: &mut Vec<Signal>) {
         self.next_overdue_look = Instant::now() + OVERDUE;
         let _undisturbed = self.maps.careful.then(Undisturbed::begin);
         let mut seen = HashSet::new();
-        for (key, frame) in self.maps.frames() {
-            // The frame of a running program, not of an operation.
-            if key.hook > 0xff || frame.record.header.time_ns >= before {
-                continue;
-            }
-            let mark = (key, frame.record.header.time_ns);
-            seen.insert(mark);
-            if !self.overdue.contains(&mark)
-                && let Some(decoded) = decode(&frame_bytes(&frame))
-            {
-                translate(decoded, &self.devices, &self.roots, batch);
-            }
-        }
         let mut by_device: HashMap<u32, Recovered> = HashMap::new();
-        for (key, call) in self.maps.calls() {
-            let mark = (key, call.time_ns);
-            if call.time_ns >= before || !seen.insert(mark) || self.overdue.contains(&mark) {
-                continue;
-            }
-            let of_device = by_device.entry(call.dev).or_default();
-            let dirs = [call.parent, call.to_parent].into_iter().filter(|&dir| dir != 0);
-            of_device.dirs.extend(dirs);
-            if call.ino != 0 {
+        let mut look_at = |dev: u32, ino: u64, parents: [u64; 2]| {
+            let of_device = by_device.entry(dev).or_default();
+            of_device.dirs.extend(parents.into_iter().filter(|&dir| dir != 0));
+            if ino != 0 {
                 of_device.inodes.push(Recoverable {
-                    ino: call.ino,
-                    parent: call.parent,
+                    ino,
+                    parent: parents[0],
                     named: false,
                     mapped: false,
                 });
+            }
+        };
+        for (key, frame) in self.maps.frames() {
+            let header = &frame.record.header;
+            // The frame of a running program, not of an operation.
+            if key.hook > 0xff || header.time_ns >= before {
+                continue;
+            }
+            let mark = (key, header.time_ns);
+            seen.insert(mark);
+            if self.overdue.contains(&mark) {
+                continue;
+            }
+            match header.op {
+                // A directory that is believed to have moved, and has not, would be
+                // looked for in the wrong place.
+                op::RENAME | op::EXCHANGE => {
+                    look_at(header.dev, header.ino, [header.parent, header.to_parent]);
+                }
+                _ => {
+                    if let Some(decoded) = decode(&frame_bytes(&frame)) {
+                        translate(decoded, &self.devices, &self.roots, batch);
+                    }
+                }
+            }
+        }
+        for (key, call) in self.maps.calls() {
+            let mark = (key, call.time_ns);
+            if call.time_ns < before && seen.insert(mark) && !self.overdue.contains(&mark) {
+                look_at(call.dev, call.ino, [call.parent, call.to_parent]);
             }
         }
         self.hand_over(by_device, batch);

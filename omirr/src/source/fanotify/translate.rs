@@ -204,6 +204,7 @@ impl Translator {
             uid: who.uid,
             also: OpSet::default(),
             mapped: false,
+            stale: false,
             cgroup: who.cgroup,
             comm: who.comm,
         }
