@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering;
 
 use rustc_hash::FxHasher;
 
-use super::dirty::Hint;
+use super::dirty::{Beneath, Hint};
 use super::journal::Journal;
 use super::recovered::Recovering;
 use super::share::{Figures, Keeping, Share};
@@ -22,7 +22,7 @@ use crate::resolve::fallback::{Located, Locator};
 use crate::resolve::{Change, Resolver, Unknown};
 use crate::source::choice::SourceConfig;
 use crate::source::ebpf::pins;
-use crate::source::{Event, Listener, Signal, Source, Watch, auto};
+use crate::source::{Event, Listener, Op, Signal, Source, Watch, auto};
 
 /// Attaches the source for all shares that take part, or takes over one that has
 /// gone on since the daemon ended.
@@ -354,6 +354,17 @@ fn is_mapped(share: &Share, event: &Event) -> bool {
     event.is_at_rest() && mapped.remove(&event.ino)
 }
 
+/// Whether a directory came to where the event says by being renamed: what is in it
+/// came along, and is nobody else's to tell.
+fn came_whole(event: &Event) -> bool {
+    match event.op {
+        Op::Rename => event.is_dir,
+        // It tells of one of the two.
+        Op::Exchange => true,
+        _ => false,
+    }
+}
+
 fn note(
     change: Change,
     event: &Event,
@@ -372,7 +383,8 @@ fn note(
                     content,
                     at_rest,
                     read: false,
-                    subtree: false,
+                    subtree: came_whole(event),
+                    beneath: Beneath::Walk,
                     who: None,
                 },
             ));
@@ -397,7 +409,7 @@ fn note(
         Change::Exchanged { a, b } => {
             let hint = Hint {
                 at_rest: true,
-                subtree: event.is_dir,
+                subtree: came_whole(event),
                 ..Hint::default()
             };
             touched.extend([(a, hint), (b, hint)]);
@@ -412,6 +424,7 @@ fn note(
         Change::Unknown(what) => {
             let hint = Hint {
                 content: what.content,
+                subtree: came_whole(event),
                 ..Hint::default()
             };
             unknown.push((what, hint));
@@ -446,5 +459,64 @@ fn find(share: &Share, locator: &Locator, unknown: &Unknown, hint: Hint, touched
                 ..hint
             },
         )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::source::Dirent;
+
+    /// What is said of the paths of a directory's event, the share's root being 1 and
+    /// the directory 5 in it being known.
+    fn subtrees(op: Op, at: u64, to: Option<u64>) -> Vec<(String, bool)> {
+        let mut resolver = Resolver::new(1);
+        resolver.learn_dir(5, 1, b"dir");
+        let dirent = |dir, name: &[u8]| Dirent {
+            dir,
+            name: name.into(),
+        };
+        let event = Event {
+            ino: 7,
+            is_dir: true,
+            at: Some(dirent(at, b"a")),
+            to: to.map(|to| dirent(to, b"b")),
+            ..Event::told_by(op, 1, 0, b"mv")
+        };
+        let (mut touched, mut unknown) = (Vec::new(), Vec::new());
+        for change in resolver.apply(&event) {
+            note(change, &event, &mut touched, &mut unknown);
+        }
+        let touched = touched
+            .into_iter()
+            .map(|(path, hint)| (path.to_string(), hint.subtree));
+        touched
+            .chain(unknown.into_iter().map(|(_, hint)| (String::new(), hint.subtree)))
+            .collect()
+    }
+
+    #[test]
+    fn what_is_in_a_directory_that_was_renamed_is_looked_at_wherever_it_comes_from() {
+        let outside = 99;
+        assert_eq!(subtrees(Op::Mkdir, 5, None), [("dir/a".to_owned(), false)]);
+        let both = [("dir/a".to_owned(), false), ("dir/b".to_owned(), true)];
+        assert_eq!(subtrees(Op::Rename, 5, Some(5)), both);
+        let from_outside = subtrees(Op::Rename, outside, Some(5));
+        assert!(
+            from_outside.contains(&("dir/b".to_owned(), true)),
+            "{from_outside:?}"
+        );
+        let to_outside = subtrees(Op::Rename, 5, Some(outside));
+        assert!(
+            to_outside.contains(&("dir/a".to_owned(), false)),
+            "{to_outside:?}"
+        );
+        for (at, to) in [(5, 5), (outside, 5), (5, outside)] {
+            let exchanged = subtrees(Op::Exchange, at, Some(to));
+            let here = exchanged.iter().filter(|(path, _)| !path.is_empty());
+            assert!(here.into_iter().all(|(_, subtree)| *subtree), "{exchanged:?}");
+        }
+        // In directories that are not known yet.
+        assert_eq!(subtrees(Op::Rename, outside, Some(98)), [(String::new(), true)]);
     }
 }
