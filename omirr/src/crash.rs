@@ -59,6 +59,8 @@ points! {
     // What users changed here.
     RowsDecided = "rows-decided",
     RowsDurable = "rows-durable",
+    /// All that the first comparison found has its rows.
+    Compared = "compared",
 
     // Contents from a peer, without a name.
     ContentWritten = "content-written",

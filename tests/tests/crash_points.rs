@@ -50,6 +50,7 @@ fn when(point: Point) -> When {
         | Point::IndexTables
         | Point::PeersNoted
         | Point::RootNoted
+        | Point::Compared
         | Point::NamesNoted => When::New,
         Point::LockTaken | Point::IndexOpened | Point::SocketRemoved | Point::SocketBound => When::Start,
         Point::LeftoverRemoved => When::After(Point::Exchanged),

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use super::trust::Unmapped;
 use super::who::Who;
-use crate::model::RelPath;
+use crate::model::{RelPath, StatSig, Time};
 use crate::source::Written;
 
 /// How long a change waits for its companions: a file that was just made, for
@@ -32,6 +32,66 @@ const GATHER_MAX: Duration = Duration::from_millis(32);
 const GATHERED: usize = 256;
 /// How long a file that was not closed yet may wait at most.
 const HOLD_MAX: Duration = Duration::from_secs(2);
+
+/// Who sees to it that what lies beneath a path is looked at, should a directory be
+/// found there of which nothing is known. [`Dirt::subtree`] takes precedence.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Beneath {
+    /// Whoever looks at it.
+    #[default]
+    Walk,
+    /// Whoever has added it adds that as well, as long as it is still this directory.
+    Comes(DirId),
+    /// A comparison of the whole tree is going on: either it finds the directory, or a
+    /// rename tells of it.
+    Compared,
+}
+
+/// A directory, whatever it is called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DirId {
+    ino: u64,
+    btime: Time,
+}
+
+impl Beneath {
+    /// What lies beneath comes by itself, if that is a directory.
+    pub fn comes(sig: &StatSig) -> Beneath {
+        match DirId::of(sig) {
+            Some(dir) => Beneath::Comes(dir),
+            None => Beneath::Walk,
+        }
+    }
+
+    /// Whether what lies beneath the directory that was found need not be walked.
+    pub fn comes_by_itself(self, found: &StatSig) -> bool {
+        match self {
+            Beneath::Walk => false,
+            Beneath::Comes(dir) => DirId::of(found) == Some(dir),
+            Beneath::Compared => true,
+        }
+    }
+
+    /// This, or `other` where this says nothing. An event about a directory does not
+    /// take back what a comparison has said of it; one that moved it has `subtree`.
+    fn or(self, other: Beneath) -> Beneath {
+        match (self, other) {
+            (Beneath::Walk, other) => other,
+            // The stricter one.
+            (Beneath::Compared, Beneath::Comes(_)) => other,
+            (this, _) => this,
+        }
+    }
+}
+
+impl DirId {
+    fn of(sig: &StatSig) -> Option<DirId> {
+        sig.is_dir().then_some(DirId {
+            ino: sig.ino,
+            btime: sig.btime,
+        })
+    }
+}
 
 /// Why a path is in the set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +110,7 @@ pub struct Dirt {
     /// What lies beneath must be looked at as well, though the directory is
     /// known.
     pub subtree: bool,
+    pub beneath: Beneath,
     /// When it was first added.
     pub since: Instant,
     /// Since when it may be called so: directories that were renamed before that
@@ -77,6 +138,7 @@ pub struct Hint {
     /// mapped to write.
     pub unmapped: Option<Unmapped>,
     pub subtree: bool,
+    pub beneath: Beneath,
     /// The last writer has closed the file: no reason to wait any longer.
     pub at_rest: bool,
     /// Who made the change, if it is told.
@@ -93,6 +155,7 @@ impl Dirt {
             written: self.written.and(other.written),
             unmapped: self.unmapped.max(other.unmapped),
             subtree: self.subtree | other.subtree,
+            beneath: self.beneath.or(other.beneath),
             who: self.who.or(other.who),
             since: self.since.min(other.since),
             named: self.named.min(other.named),
@@ -105,6 +168,8 @@ impl Dirt {
 #[derive(Debug, Default)]
 pub struct DirtySet {
     paths: BTreeMap<RelPath, Dirt>,
+    /// How many the pass has taken that is not over.
+    in_hand: usize,
     age: u64,
     /// Changes came since the last pass began.
     more: bool,
@@ -123,6 +188,11 @@ impl DirtySet {
 
     pub fn is_empty(&self) -> bool {
         self.paths.is_empty()
+    }
+
+    /// How many have been taken and are being looked at.
+    pub fn in_hand(&self) -> usize {
+        self.in_hand
     }
 
     /// Begins a new age: what is added from now on can be told from what was
@@ -171,6 +241,7 @@ impl DirtySet {
 
     /// A pass over what was taken has ended at `now`.
     pub fn passed(&mut self, now: Instant) {
+        self.in_hand = 0;
         self.gather = match std::mem::take(&mut self.more) {
             true => (self.gather * 2).clamp(GATHER_MIN, GATHER_MAX),
             false if self.gather > GATHER_MIN => self.gather / 2,
@@ -187,6 +258,7 @@ impl DirtySet {
             written: Written::Nowhere,
             unmapped: None,
             subtree: false,
+            beneath: Beneath::Walk,
             since: now,
             named: now,
             due: now + SETTLE,
@@ -199,6 +271,7 @@ impl DirtySet {
         dirt.written = dirt.written.and(hint.written);
         dirt.unmapped = dirt.unmapped.max(hint.unmapped);
         dirt.subtree |= hint.subtree;
+        dirt.beneath = hint.beneath.or(dirt.beneath);
         dirt.who = hint.who.or(dirt.who);
         if hint.at_rest {
             dirt.due = dirt.due.min(now + SETTLE_AT_REST);
@@ -221,6 +294,7 @@ impl DirtySet {
         kept.written = kept.written.and(dirt.written);
         kept.unmapped = kept.unmapped.max(dirt.unmapped);
         kept.subtree |= dirt.subtree;
+        kept.beneath = kept.beneath.or(dirt.beneath);
         // What has come meanwhile is newer.
         kept.who = kept.who.or(dirt.who);
         kept.since = kept.since.min(dirt.since);
@@ -235,6 +309,12 @@ impl DirtySet {
         if !force && self.gathers().is_some_and(|until| now < until) {
             return Vec::new();
         }
+        let taken = self.take_ready(now, force, limit);
+        self.in_hand = taken.len();
+        taken
+    }
+
+    fn take_ready(&mut self, now: Instant, force: bool, limit: usize) -> Vec<(RelPath, Dirt)> {
         self.more = false;
         self.awaited = None;
         let ready = |dirt: &Dirt| dirt.due <= now || (force && dirt.unstable == 0);
@@ -336,6 +416,60 @@ mod tests {
         set.put_back(name, dirt, Duration::from_millis(100), now);
         assert!(set.take(now + Duration::from_millis(100), false, 10).is_empty());
         assert_eq!(set.take(now + HOLD_MAX, false, 10).len(), 1);
+    }
+
+    fn dir(ino: u64) -> StatSig {
+        let time = Time { secs: 1, nanos: 0 };
+        StatSig {
+            ino,
+            btime: time,
+            mtime: time,
+            ctime: time,
+            size: 0,
+            mode: 0o040_755,
+            uid: 0,
+            gid: 0,
+            nlink: 2,
+            racy: false,
+        }
+    }
+
+    #[test]
+    fn what_a_comparison_has_said_of_a_directory_stays_said() {
+        let now = Instant::now();
+        let beneath = |hints: &[Beneath]| {
+            let mut set = DirtySet::default();
+            for &beneath in hints {
+                let hint = Hint {
+                    beneath,
+                    ..Hint::default()
+                };
+                set.add(path("a"), hint, now);
+            }
+            set.remove(&path("a")).unwrap().beneath
+        };
+        let (old, new) = (Beneath::comes(&dir(1)), Beneath::comes(&dir(2)));
+        assert_eq!(beneath(&[Beneath::Walk]), Beneath::Walk);
+        assert_eq!(beneath(&[old, Beneath::Walk]), old);
+        assert_eq!(beneath(&[Beneath::Walk, old]), old);
+        // Of the two, what was found last, and which directory it was.
+        assert_eq!(beneath(&[old, new]), new);
+        assert_eq!(beneath(&[old, Beneath::Compared]), old);
+        assert_eq!(beneath(&[Beneath::Compared, old]), old);
+        assert_eq!(beneath(&[Beneath::Compared, Beneath::Walk]), Beneath::Compared);
+    }
+
+    #[test]
+    fn what_a_pass_has_taken_counts_until_it_is_over() {
+        let mut set = DirtySet::default();
+        let now = Instant::now();
+        for name in ["a", "b", "c"] {
+            set.add(path(name), Hint::default(), now);
+        }
+        assert_eq!(set.take(now, true, 2).len(), 2);
+        assert_eq!((set.len(), set.in_hand()), (1, 2));
+        set.passed(now);
+        assert_eq!((set.len(), set.in_hand()), (1, 0));
     }
 
     #[test]

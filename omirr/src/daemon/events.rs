@@ -307,7 +307,7 @@ impl Ear {
                             note(change, event, &mut touched, &mut unknown);
                         }
                         let heard = share.trust.lock().hear(event);
-                        if event.is_dir && !stays && matches!(event.op, Op::Rename | Op::Exchange) {
+                        if came_whole(event) && !stays {
                             // What lies in it may be mapped out there, which nobody tells.
                             share.trust.lock().doubt_all();
                         }
@@ -355,6 +355,17 @@ fn of_displaced(event: &Event) -> Option<u64> {
     (event.ino != 0 && is_temp_name(&at.name)).then_some(event.ino)
 }
 
+/// Whether a directory came to where the event says by being renamed: what is in it
+/// came along, and is nobody else's to tell.
+fn came_whole(event: &Event) -> bool {
+    match event.op {
+        Op::Rename => event.is_dir,
+        // It tells of one of the two.
+        Op::Exchange => true,
+        _ => false,
+    }
+}
+
 fn note(
     change: Change,
     event: &Event,
@@ -373,6 +384,7 @@ fn note(
                     content,
                     at_rest,
                     written: event.written,
+                    subtree: came_whole(event),
                     ..Hint::default()
                 },
             ));
@@ -397,7 +409,7 @@ fn note(
         Change::Exchanged { a, b } => {
             let hint = Hint {
                 at_rest: true,
-                subtree: event.is_dir,
+                subtree: came_whole(event),
                 ..Hint::default()
             };
             touched.extend([(a, hint), (b, hint)]);
@@ -412,6 +424,7 @@ fn note(
         Change::Unknown(what) => {
             let hint = Hint {
                 content: what.content,
+                subtree: came_whole(event),
                 ..Hint::default()
             };
             unknown.push((what, hint));
@@ -446,5 +459,64 @@ fn find(share: &Share, locator: &Locator, unknown: &Unknown, hint: Hint, touched
                 ..hint
             },
         )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::source::Dirent;
+
+    /// What is said of the paths of a directory's event, the share's root being 1 and
+    /// the directory 5 in it being known.
+    fn subtrees(op: Op, at: u64, to: Option<u64>) -> Vec<(String, bool)> {
+        let mut resolver = Resolver::new(1);
+        resolver.learn_dir(5, 1, b"dir");
+        let dirent = |dir, name: &[u8]| Dirent {
+            dir,
+            name: name.into(),
+        };
+        let event = Event {
+            ino: 7,
+            is_dir: true,
+            at: Some(dirent(at, b"a")),
+            to: to.map(|to| dirent(to, b"b")),
+            ..Event::told_by(op, 1, 0, b"mv")
+        };
+        let (mut touched, mut unknown) = (Vec::new(), Vec::new());
+        for change in resolver.apply(&event) {
+            note(change, &event, &mut touched, &mut unknown);
+        }
+        let touched = touched
+            .into_iter()
+            .map(|(path, hint)| (path.to_string(), hint.subtree));
+        touched
+            .chain(unknown.into_iter().map(|(_, hint)| (String::new(), hint.subtree)))
+            .collect()
+    }
+
+    #[test]
+    fn what_is_in_a_directory_that_was_renamed_is_looked_at_wherever_it_comes_from() {
+        let outside = 99;
+        assert_eq!(subtrees(Op::Mkdir, 5, None), [("dir/a".to_owned(), false)]);
+        let both = [("dir/a".to_owned(), false), ("dir/b".to_owned(), true)];
+        assert_eq!(subtrees(Op::Rename, 5, Some(5)), both);
+        let from_outside = subtrees(Op::Rename, outside, Some(5));
+        assert!(
+            from_outside.contains(&("dir/b".to_owned(), true)),
+            "{from_outside:?}"
+        );
+        let to_outside = subtrees(Op::Rename, 5, Some(outside));
+        assert!(
+            to_outside.contains(&("dir/a".to_owned(), false)),
+            "{to_outside:?}"
+        );
+        for (at, to) in [(5, 5), (outside, 5), (5, outside)] {
+            let exchanged = subtrees(Op::Exchange, at, Some(to));
+            let here = exchanged.iter().filter(|(path, _)| !path.is_empty());
+            assert!(here.into_iter().all(|(_, subtree)| *subtree), "{exchanged:?}");
+        }
+        // In directories that are not known yet.
+        assert_eq!(subtrees(Op::Rename, outside, Some(98)), [(String::new(), true)]);
     }
 }

@@ -217,6 +217,7 @@ mod tests {
                 mapped: false,
             }],
             dirs: vec![3],
+            moved: false,
         })]
     }
 

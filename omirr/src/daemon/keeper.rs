@@ -185,14 +185,8 @@ impl Keeper {
     fn step(&mut self) -> anyhow::Result<bool> {
         let force = !self.barriers.is_empty();
         let mut busy = self.local_pass(force)?;
-        if !self.compared && self.share.has_compared() && self.share.dirty().is_empty() {
-            self.compared = true;
-            if let Some(stamp) = self.share.index.meta().forgotten {
-                self.author.forgets(stamp);
-            }
-            let head = self.share.index.meta().head;
-            self.share.compared_at.store(head, Ordering::Release);
-            self.say_what_went_back();
+        if !self.compared && self.has_looked_at_all_found() {
+            self.now_compared()?;
         }
         self.answer_barriers()?;
         while let Some(input) = self.next_input() {
@@ -237,6 +231,34 @@ impl Keeper {
         self.wait()
     }
 
+    /// Whether all that the comparisons have found is in the index. What users have
+    /// changed since is not theirs: on a busy share there is always something.
+    fn has_looked_at_all_found(&self) -> bool {
+        let handed_over = self.share.handed_over();
+        handed_over.is_some_and(|moment| !self.share.dirty().has_from_before(moment))
+    }
+
+    /// Everything in the tree has been looked at once since the start.
+    fn now_compared(&mut self) -> anyhow::Result<()> {
+        self.compared = true;
+        let meta = self.share.index.meta();
+        if let Some(stamp) = meta.forgotten {
+            self.author.forgets(stamp);
+        }
+        if self.share.is_first_comparison() {
+            self.share.index.write(|w| {
+                w.set_comparing(false);
+                Ok(((), Durable::Later))
+            })?;
+            crash::here(Point::Compared);
+            // With what is made durable next; what peers sent may not be yet.
+            self.cursors_since.get_or_insert_with(Instant::now);
+        }
+        self.share.compared_at.store(meta.head, Ordering::Release);
+        self.say_what_went_back();
+        Ok(())
+    }
+
     /// Tells the operator of a tree that was restored beneath its index.
     fn say_what_went_back(&self) {
         if self.went_back >= WENT_BACK_MIN {
@@ -275,9 +297,12 @@ impl Keeper {
         Ok(())
     }
 
-    /// Whether everything that was dirty at `since` is in the index.
+    /// Whether everything that was dirty at `since`, or was found by a comparison that
+    /// went on then, is in the index.
     fn has_looked(&self, since: Instant) -> bool {
-        !self.share.dirty().has_from_before(since) && self.unread.is_empty() && self.share.has_compared()
+        let handed_over = self.share.handed_over();
+        self.unread.is_empty()
+            && handed_over.is_some_and(|moment| !self.share.dirty().has_from_before(moment.max(since)))
     }
 
     /// Whether it is not yet too early for another try to sync.
@@ -455,6 +480,10 @@ impl Keeper {
         })?;
         self.author = author;
         self.durable_now();
+        if share.is_first_comparison() {
+            // It takes rows with new numbers for such as were made since it began.
+            share.ask_rescan();
+        }
         Ok(())
     }
 

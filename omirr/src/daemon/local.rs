@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use rustc_hash::{FxHashMap, FxHashSet};
 
-use super::dirty::{Dirt, Hint};
+use super::dirty::{Beneath, Dirt, Hint};
 use super::keeper::{Keeper, RETRY_AFTER, Synced};
 use super::look::{Look, Looking, look_at, other_names, unsure};
 use super::share::Figures;
@@ -85,7 +85,10 @@ impl Keeper {
     /// the tree has been compared, the index cannot say what is there.
     pub(super) fn look_first(&mut self, paths: impl Iterator<Item = RelPath>) -> anyhow::Result<()> {
         let now = Instant::now();
-        let hint = Hint::default();
+        let hint = Hint {
+            beneath: self.share.sees_to_what_lies_beneath(),
+            ..Hint::default()
+        };
         let mut taken = Vec::new();
         {
             let mut dirty = self.share.dirty();
@@ -116,6 +119,8 @@ impl Keeper {
     fn look_at_all(&mut self, reader: &Reader, taken: Vec<(RelPath, Dirt)>) -> anyhow::Result<Looks> {
         let mut done = Looks::new();
         let mut queue = Queue::default();
+        // Before anything is looked at: what is found later, a comparison may have passed.
+        let beneath = self.share.sees_to_what_lies_beneath();
         for (path, dirt) in taken {
             for (moved, named) in self.renamed.now_at(&path, dirt.named) {
                 queue.add(moved, Dirt { named, ..dirt });
@@ -160,9 +165,10 @@ impl Keeper {
                     written: Written::Anywhere,
                     unmapped: None,
                     subtree: false,
+                    beneath,
                     ..look.dirt
                 };
-                if look.is_unknown_dir() {
+                if look.is_to_be_walked() {
                     for (unseen, why) in self.walk(&path, look.dirt, &mut queue) {
                         let dirt = Dirt {
                             subtree: true,
@@ -171,6 +177,8 @@ impl Keeper {
                         failed.insert(unseen.clone());
                         self.cannot_look(unseen, dirt, why);
                     }
+                }
+                if look.is_unknown_dir() {
                     // And what it has no more: it may be another directory than
                     // before, or have been elsewhere, where names in it went.
                     reader.live_beneath(&path, &mut |beneath| {
@@ -293,7 +301,8 @@ impl Keeper {
                 if child.sig.is_dir() {
                     resolver.learn_dir_seen(since, child.sig.ino, dir.ino, &child.name);
                 }
-                names.extend(dir.path.join(&child.name));
+                let comes = Beneath::comes(&child.sig);
+                names.extend(dir.path.join(&child.name).map(|name| (name, comes)));
             }
         });
         let mut unseen = Vec::new();
@@ -315,7 +324,7 @@ impl Keeper {
         }
         // What is looked at now need not be looked at for older events.
         let mut dirty = share.dirty();
-        for name in names {
+        for (name, beneath) in names {
             let known = dirty.remove(&name);
             let along = Dirt {
                 content: false,
@@ -323,10 +332,12 @@ impl Keeper {
                 written: Written::Anywhere,
                 unmapped: None,
                 subtree: false,
+                beneath,
                 ..dirt
             };
+            // What was renamed may have come when its new place had been read.
             let dirt = known.map_or(along, |known| Dirt {
-                subtree: false,
+                beneath,
                 ..known.or(along)
             });
             queue.add(name, dirt);
@@ -360,12 +371,7 @@ impl Keeper {
                     let known = look.record.as_ref().and_then(|record| record.row.live());
                     self.went_back +=
                         u64::from(!self.compared && known.is_some_and(|known| has_gone_back(known, entry)));
-                    match self.share.first_contact && !self.compared && look.record.is_none() {
-                        // A restored tree has new change times, and old contents
-                        // that must not win over what peers did since.
-                        true => sig.ctime.millis().min(sig.mtime.millis()),
-                        false => sig.ctime.millis(),
-                    }
+                    look.when_made(&sig, self.share.first_contact && !self.compared)
                 }),
                 Seen::Absent => gone_since(&dirs, path, &mut parents),
             };

@@ -70,6 +70,43 @@ impl Look {
         self.sig.filter(|_| self.in_part).map(|sig| sig.size)
     }
 
+    /// Whether what lies beneath must be looked at as well, and does not come by
+    /// itself. A directory that was moved goes as a whole.
+    pub(super) fn is_to_be_walked(&self) -> bool {
+        let comes = self
+            .sig
+            .is_some_and(|sig| self.dirt.beneath.comes_by_itself(&sig));
+        self.is_unknown_dir() && (self.dirt.subtree || !comes || self.moved_from().is_some())
+    }
+
+    /// When what was found is to count as made. Of a tree that is met for the first
+    /// time it is as old as it says: a restored one has new change times, and old
+    /// contents that must not win over what peers did since. That its inode has one
+    /// more name than was known is no change either.
+    pub(super) fn when_made(&self, sig: &StatSig, is_first: bool) -> u64 {
+        let ctime = sig.ctime.millis();
+        match is_first && self.is_first_seen() {
+            true => ctime.min(sig.mtime.millis()),
+            false => ctime,
+        }
+    }
+
+    /// Whether there is no row yet of what was found, or one that differs by nothing
+    /// but the hard-link group.
+    fn is_first_seen(&self) -> bool {
+        let (Some(record), Some(Seen::Present(entry))) = (&self.record, &self.seen) else {
+            return self.record.is_none();
+        };
+        let regrouped = |known: &Entry| {
+            *entry
+                == Entry {
+                    link: entry.link,
+                    ..known.clone()
+                }
+        };
+        record.row.live().is_some_and(regrouped)
+    }
+
     /// Whether its directory's times must have changed with it.
     pub(super) fn came_or_went(&self) -> bool {
         let was = self.record.as_ref().filter(|record| !record.row.deleted);
@@ -417,4 +454,161 @@ pub(super) fn known_elsewhere(
         record,
         sig,
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::daemon::dirty::{Beneath, DirtySet, Hint};
+    use crate::model::{Flags, Kind, ReplicaId, Row, Stamp, Time, Vector, Version};
+
+    fn time(secs: i64) -> Time {
+        Time { secs, nanos: 0 }
+    }
+
+    fn sig(ino: u64, is_dir: bool) -> StatSig {
+        StatSig {
+            ino,
+            btime: time(1),
+            mtime: time(1000),
+            ctime: time(2000),
+            size: 0,
+            mode: if is_dir { 0o040_755 } else { 0o100_644 },
+            uid: 0,
+            gid: 0,
+            nlink: 1,
+            racy: false,
+        }
+    }
+
+    fn entry(is_dir: bool, link: Option<u64>) -> Entry {
+        Entry {
+            kind: match is_dir {
+                true => Kind::Directory,
+                false => Kind::Fifo,
+            },
+            mode: 0o644,
+            uid: 0,
+            gid: 0,
+            mtime: time(1000),
+            xattrs: Vec::new(),
+            flags: Flags::NONE,
+            user: None,
+            group: None,
+            link: link.map(LinkGroup),
+        }
+    }
+
+    fn record(entry: Entry, sig: StatSig) -> Record {
+        Record {
+            row: Row {
+                entry,
+                deleted: false,
+                version: Version {
+                    vector: Vector::from_iter([(ReplicaId(1), 1)]),
+                    stamp: Stamp {
+                        wall_ms: 1,
+                        count: 0,
+                        replica: ReplicaId(1),
+                    },
+                },
+                origin: None,
+            },
+            seq: 1,
+            sig: Some(sig),
+            via: None,
+            moved_from: None,
+            here: None,
+        }
+    }
+
+    fn look(hint: Hint, entry: Entry, sig: StatSig, record: Option<Record>) -> Look {
+        let (mut set, now) = (DirtySet::default(), std::time::Instant::now());
+        set.add(RelPath::root(), hint, now);
+        Look {
+            dirt: set.remove(&RelPath::root()).unwrap(),
+            record,
+            seen: Some(Seen::Present(entry)),
+            sig: Some(sig),
+            here: None,
+            content: None,
+            in_part: false,
+            in_full_since: None,
+            sketch: Sketch::default(),
+            leaves: None,
+            elsewhere: None,
+        }
+    }
+
+    fn found(hint: Hint, sig: StatSig, record: Option<Record>) -> Look {
+        look(hint, entry(sig.is_dir(), None), sig, record)
+    }
+
+    #[test]
+    fn a_new_directory_is_walked_unless_it_is_the_one_whose_content_comes() {
+        let comes = Hint {
+            beneath: Beneath::comes(&sig(5, true)),
+            ..Hint::default()
+        };
+        assert!(found(Hint::default(), sig(5, true), None).is_to_be_walked());
+        assert!(!found(comes, sig(5, true), None).is_to_be_walked());
+        // Another one has been put in its place.
+        assert!(found(comes, sig(6, true), None).is_to_be_walked());
+        let reused = StatSig {
+            btime: time(9),
+            ..sig(5, true)
+        };
+        assert!(found(comes, reused, None).is_to_be_walked());
+        // It is known, and was replaced.
+        let other = record(entry(true, None), sig(5, true));
+        assert!(found(comes, sig(6, true), Some(other.clone())).is_to_be_walked());
+        assert!(!found(comes, sig(5, true), Some(other)).is_to_be_walked());
+        assert!(!found(comes, sig(5, false), None).is_to_be_walked());
+    }
+
+    #[test]
+    fn a_directory_that_came_by_a_rename_is_walked_in_any_case() {
+        let moved = Hint {
+            subtree: true,
+            beneath: Beneath::comes(&sig(5, true)),
+            ..Hint::default()
+        };
+        assert!(found(moved, sig(5, true), None).is_to_be_walked());
+        let known = record(entry(true, None), sig(5, true));
+        assert!(found(moved, sig(5, true), Some(known)).is_to_be_walked());
+        let mut elsewhere = found(
+            Hint {
+                subtree: false,
+                ..moved
+            },
+            sig(5, true),
+            None,
+        );
+        elsewhere.elsewhere = Some(Elsewhere {
+            path: RelPath::new(b"before").unwrap(),
+            record: record(entry(true, None), sig(5, true)),
+            sig: sig(5, true),
+        });
+        assert!(elsewhere.is_to_be_walked());
+    }
+
+    #[test]
+    fn a_tree_that_is_met_first_is_as_old_as_it_says() {
+        let sig = sig(5, false);
+        let when = |record: Option<Record>, link, is_first| {
+            look(Hint::default(), entry(false, link), sig, record).when_made(&sig, is_first)
+        };
+        let (changed, made) = (2_000_000, 1_000_000);
+        assert_eq!(when(None, None, true), made);
+        assert_eq!(when(None, None, false), changed);
+        // One more name of the inode has been found.
+        let known = record(entry(false, None), sig);
+        assert_eq!(when(Some(known.clone()), Some(7), true), made);
+        assert_eq!(when(Some(known.clone()), Some(7), false), changed);
+        // A user has changed it meanwhile.
+        let mut other = known;
+        other.row.entry.mode = 0o600;
+        assert_eq!(when(Some(other.clone()), None, true), changed);
+        assert_eq!(when(Some(other), Some(7), true), changed);
+    }
 }

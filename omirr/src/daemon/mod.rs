@@ -329,6 +329,11 @@ fn open_share(
     let mut places = Vec::new();
     let known = index.meta();
     let opening = Opening::of(known.replica, known.head, index.gaps().to_vec(), now_ms());
+    let path = index_path(state_dir, name);
+    let home = Home::of(&path, *key.as_bytes())?;
+    let copied = index.home().and_then(|known| home.differs_from(known));
+    // Or again, if it had not ended: what it had not come to is as little known.
+    let first_contact = known.head == 0 || index.is_comparing() || copied.is_some();
     index.write(|w| {
         for (peer, _) in &settings.peers {
             places.push(w.peer_place(config.peers[peer].key.as_bytes()));
@@ -338,14 +343,13 @@ fn open_share(
             known.1.clone_from(&config.node.name);
         }
         w.set_gaps(opening.gaps.clone());
+        if first_contact {
+            w.set_comparing(true);
+        }
         Ok(((), Durable::Yes))
     })?;
     crash::here(Point::PeersNoted);
-    let path = index_path(state_dir, name);
-    let home = Home::of(&path, *key.as_bytes())?;
-    let copied = index.home().and_then(|known| home.differs_from(known));
     let meta = index.meta();
-    let first_contact = meta.head == 0 || copied.is_some();
     let start = engine::start(AtStart {
         live: meta.live,
         index_is_copy: copied.is_some(),

@@ -8,7 +8,7 @@
 
 use rustc_hash::{FxHashMap, FxHashSet};
 
-use super::dirty::Hint;
+use super::dirty::{Beneath, Hint};
 use super::share::Share;
 use crate::apply;
 use crate::index::{IndexError, Reader};
@@ -58,6 +58,7 @@ const CHANGED: Hint = Hint {
     written: Written::Anywhere,
     unmapped: None,
     subtree: false,
+    beneath: Beneath::Walk,
     at_rest: false,
     who: None,
 };

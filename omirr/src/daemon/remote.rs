@@ -521,6 +521,15 @@ impl Keeper {
         Figures::add(&share.figures.rows_applied, applied);
         self.tidy_up(&dirs, &decided, &mut outcome)?;
         self.learn(&dirs, reader, &decided, &outcome)?;
+        // What a comparison has not come to yet went along, and it may have passed the
+        // new place already.
+        if !self.compared || !share.has_compared() {
+            let whole = Hint {
+                subtree: true,
+                ..Hint::default()
+            };
+            share.touch(outcome.carried.iter().map(|(_, to)| (to.clone(), whole)));
+        }
         // Only now: until the resolver has learned it, events were called by the old name.
         for (from, to) in &outcome.carried {
             self.renamed.note(from.clone(), to.clone(), Instant::now());

@@ -285,7 +285,10 @@ fn behind_of(share: &Share, link: &Link) -> u64 {
 fn share_report(share: &Share) -> ShareReport {
     let progress = share.progress.lock().clone();
     let meta = share.index.meta();
-    let dirty = share.dirty().len();
+    let dirty = {
+        let dirty = share.dirty();
+        dirty.len() + dirty.in_hand()
+    };
     let peers: Vec<PeerReport> = share
         .links
         .iter()

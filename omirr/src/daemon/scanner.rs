@@ -6,12 +6,14 @@
 //! that temporary names of an earlier run go.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
+use parking_lot::RwLock;
 use rustc_hash::FxHashSet;
 use tokio::sync::watch;
 
-use super::dirty::Hint;
+use super::dirty::{Beneath, Hint};
 use super::recovered;
 use super::share::{Figures, Share};
 use crate::apply;
@@ -21,6 +23,13 @@ use crate::observe;
 
 /// Paths are handed over in portions of this size.
 const PORTION: usize = 2048;
+/// While so many paths wait for the keeper, a first comparison finds no more.
+const WAITING_MAX: usize = 8 * PORTION;
+/// If so many wait still, though the keeper has had its hands free for so long, they
+/// have their own reasons, a disk that cannot be written say.
+const STUCK: Duration = Duration::from_secs(2);
+/// How often it is asked how many wait.
+const ASKED_EVERY: Duration = Duration::from_millis(1);
 
 /// A path's place in the set of those seen: 128 bits of its hash, so that the
 /// names of a million entries need not be held in memory.
@@ -46,9 +55,9 @@ pub async fn run(share: Arc<Share>, mut stop: watch::Receiver<bool>) {
         if share.stopped().is_some() {
             return;
         }
-        let task_share = Arc::clone(&share);
+        let (task_share, task_stop) = (Arc::clone(&share), stop.clone());
         let task = move || match occasion {
-            Some(occasion) => scan(&task_share, occasion),
+            Some(occasion) => scan(&task_share, occasion, &task_stop),
             None => recover(&task_share),
         };
         match tokio::task::spawn_blocking(task).await {
@@ -75,8 +84,9 @@ fn recover(share: &Arc<Share>) -> anyhow::Result<()> {
         if !what.is_empty() {
             let started = Instant::now();
             match share.locator.get() {
-                Some(locator) => recovered::find(share, locator, &what)?,
-                None => share.ask_rescan(),
+                // What is not in the index yet cannot be found by it.
+                Some(locator) if !share.is_first_comparison() => recovered::find(share, locator, &what)?,
+                _ => share.ask_rescan(),
             }
             let ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
             let (inodes, directories) = (what.inodes.len(), what.dirs.len());
@@ -85,63 +95,96 @@ fn recover(share: &Arc<Share>) -> anyhow::Result<()> {
         // The lock order is that of whoever adds: the set, then the word of it.
         let left = share.recovered.lock();
         if left.is_empty() {
-            share.progress.lock().recovering = false;
+            let mut progress = share.progress.lock();
+            progress.recovering = false;
+            progress.handed_over = Some(Instant::now());
             return Ok(());
         }
     }
 }
 
+/// A path, made when it is wanted.
+type Path<'a> = &'a dyn Fn() -> Option<RelPath>;
+
 /// What the index has where the walk has found something.
+#[derive(Default)]
 struct Verdict {
-    mark: u128,
-    /// A live row.
-    is_known: bool,
+    /// The place among those seen, if there was a live row when the comparison began.
+    known: Option<u128>,
     /// Nothing needs to be looked at.
     is_same: bool,
 }
 
-fn judged(reader: &Reader, path: &RelPath, sig: &StatSig) -> Result<Verdict, IndexError> {
-    let record = reader.get(path)?;
+/// Rows with greater numbers than `head` have come since.
+fn judged(reader: &Reader, head: u64, path: &RelPath, sig: &StatSig) -> Result<Verdict, IndexError> {
+    let Some(record) = reader.get(path)? else {
+        return Ok(Verdict::default());
+    };
     Ok(Verdict {
-        mark: seen_mark(path),
-        is_known: record.as_ref().is_some_and(|record| !record.row.deleted),
-        is_same: record.is_some_and(|record| record.is_as(sig)),
+        known: (!record.row.deleted && record.seq <= head).then(|| seen_mark(path)),
+        is_same: record.is_as(sig),
     })
 }
 
 /// Compares everything beneath the share's root.
-fn scan(share: &Arc<Share>, occasion: Occasion) -> anyhow::Result<()> {
+///
+/// The first time most is new: the keeper need not walk the directories that are handed
+/// to it, since what is in them follows, and what it has not looked at yet has a limit,
+/// so that memory does not grow with the tree.
+fn scan(share: &Arc<Share>, occasion: Occasion, stop: &watch::Receiver<bool>) -> anyhow::Result<()> {
     let started = Instant::now();
     share.progress.lock().scan_asked = false;
     Figures::add(&share.figures.rescans, 1);
+    let is_first = share.is_first_comparison();
     let reader = share.index.read()?;
+    let (live, head) = (reader.live()?, reader.head()?);
+    // As long as one is held, the index does not use its old pages again.
+    let reader = RwLock::new((live > 0).then_some(reader));
+    let ended = AtomicBool::new(false);
+    let ends = || ended.load(Ordering::Relaxed) || *stop.borrow();
+    let mut entries = 0u64;
     let mut seen = FxHashSet::default();
     let mut portion = Vec::new();
     let mut differing = 0u64;
     // Live rows that the walk has met.
     let mut known = 0u64;
     let mut failed: anyhow::Result<()> = Ok(());
-    let judge = |path: &RelPath, sig: &StatSig| judged(&reader, path, sig);
-    let mut take = |verdict: Result<Verdict, IndexError>, path: &dyn Fn() -> Option<RelPath>| {
-        let Verdict {
-            mark,
-            is_known,
-            is_same,
-        } = verdict?;
-        known += u64::from(seen.insert(mark) && is_known);
+    let judge = |path: &RelPath, sig: &StatSig| match reader.read().as_ref() {
+        Some(reader) => judged(reader, head, path, sig),
+        None => Ok(Verdict::default()),
+    };
+    let hint_of = |sig: &StatSig| Hint {
+        beneath: match is_first {
+            true => Beneath::comes(sig),
+            false => Beneath::Walk,
+        },
+        ..Hint::default()
+    };
+    let mut take = |verdict: Result<Verdict, IndexError>, sig: &StatSig, path: Path<'_>| {
+        let Verdict { known: mark, is_same } = verdict?;
+        entries += 1;
+        known += u64::from(mark.is_some_and(|mark| seen.insert(mark)));
         if !is_same {
             differing += 1;
-            portion.extend(path().map(|path| (path, Hint::default())));
+            portion.extend(path().map(|path| (path, hint_of(sig))));
             if portion.len() >= PORTION {
                 share.touch(portion.drain(..));
+                if is_first {
+                    let goes_on = wait_for_room(share, stop);
+                    ended.fetch_or(!goes_on, Ordering::Relaxed);
+                    let mut reader = reader.write();
+                    if reader.is_some() {
+                        *reader = Some(share.index.read()?);
+                    }
+                }
             }
         }
         anyhow::Ok(())
     };
     if let Some(sig) = observe::stat(&share.root.batch(), &RelPath::root())? {
-        take(judge(&RelPath::root(), &sig), &|| Some(RelPath::root()))?;
+        take(judge(&RelPath::root(), &sig), &sig, &|| Some(RelPath::root()))?;
     }
-    let skip = |path: &RelPath, is_dir: bool| share.is_excluded(path, is_dir);
+    let skip = |path: &RelPath, is_dir: bool| ends() || share.is_excluded(path, is_dir);
     let now = || share.resolver.lock().now();
     let root = RelPath::root();
     let summary = observe::scan_judged(&share.root, &root, &skip, &judge, now, |dir, since| {
@@ -156,13 +199,16 @@ fn scan(share: &Arc<Share>, occasion: Occasion) -> anyhow::Result<()> {
         }
         share.progress.lock().scan_seen += dir.children.len() as u64;
         for child in dir.children {
-            if let Err(error) = take(child.verdict, &|| dir.path.join(&child.name).ok()) {
+            if let Err(error) = take(child.verdict, &child.sig, &|| dir.path.join(&child.name).ok()) {
                 failed = Err(error);
                 return;
             }
         }
     })?;
     failed?;
+    if ends() {
+        return Ok(());
+    }
     apply::remove_leftovers(&share.root.batch(), &summary.leftovers);
     // The keeper finds the same and says so, and tries again until it can be read.
     let unseen = summary.unseen.iter().filter(|unseen| !unseen.foreign);
@@ -174,12 +220,14 @@ fn scan(share: &Arc<Share>, occasion: Occasion) -> anyhow::Result<()> {
         (unseen.path.clone(), hint)
     }));
     // What the index has and the walk has not met is gone, or was made since.
-    if known < reader.live()? {
+    let reader = reader.into_inner().filter(|_| known < live);
+    if let Some(reader) = reader {
         for pair in reader.beneath(&RelPath::root())? {
             let (path, record) = pair?;
             let is_dir = record.row.entry.is_dir();
             let unseen = || summary.unseen.iter().any(|unseen| path.is_within(&unseen.path));
             if !record.row.deleted
+                && record.seq <= head
                 && !seen.contains(&seen_mark(&path))
                 && !share.is_excluded(&path, is_dir)
                 && !unseen()
@@ -193,10 +241,7 @@ fn scan(share: &Arc<Share>, occasion: Occasion) -> anyhow::Result<()> {
         }
     }
     share.touch(portion.drain(..));
-    let (entries, ms) = (
-        seen.len(),
-        u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
-    );
+    let ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
     let text = "the tree is compared with the index";
     if occasion == Occasion::Routine && differing == 0 {
         tracing::debug!(share = %share.name, entries, differing, ms, "{text}");
@@ -205,5 +250,88 @@ fn scan(share: &Arc<Share>, occasion: Occasion) -> anyhow::Result<()> {
     }
     let mut progress = share.progress.lock();
     progress.scanned |= !progress.scan_asked;
+    progress.handed_over = Some(Instant::now());
     Ok(())
+}
+
+/// Waits for the keeper while it has much to do. False if there is nobody to wait for.
+fn wait_for_room(share: &Share, stop: &watch::Receiver<bool>) -> bool {
+    let mut wait = Wait::new(Instant::now());
+    loop {
+        if *stop.borrow() || share.stopped().is_some() {
+            return false;
+        }
+        let (waiting, in_hand) = {
+            let dirty = share.dirty();
+            (dirty.len(), dirty.in_hand())
+        };
+        if !wait.goes_on(waiting, in_hand, Instant::now()) {
+            return true;
+        }
+        std::thread::sleep(ASKED_EVERY);
+    }
+}
+
+/// Whether a comparison waits for the keeper, by how many paths wait and how many are
+/// in its hands.
+struct Wait {
+    /// The least that have waited so far.
+    least: usize,
+    /// For how long the keeper has had its hands free since.
+    free: Duration,
+    asked: Instant,
+}
+
+impl Wait {
+    fn new(now: Instant) -> Wait {
+        Wait {
+            least: usize::MAX,
+            free: Duration::ZERO,
+            asked: now,
+        }
+    }
+
+    fn goes_on(&mut self, waiting: usize, in_hand: usize, now: Instant) -> bool {
+        let passed = now.saturating_duration_since(self.asked);
+        self.asked = now;
+        if waiting < self.least {
+            (self.least, self.free) = (waiting, Duration::ZERO);
+        } else if in_hand == 0 {
+            self.free += passed;
+        }
+        waiting + in_hand > WAITING_MAX && self.free <= STUCK
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MANY: usize = WAITING_MAX + 1;
+
+    #[test]
+    fn a_comparison_goes_on_when_there_is_room() {
+        let now = Instant::now();
+        let mut wait = Wait::new(now);
+        assert!(wait.goes_on(MANY, 0, now));
+        assert!(wait.goes_on(MANY - PORTION, PORTION, now));
+        assert!(!wait.goes_on(MANY - PORTION, 0, now));
+    }
+
+    #[test]
+    fn a_slow_pass_is_waited_for_and_a_keeper_that_does_not_get_on_is_not() {
+        let mut now = Instant::now();
+        let mut wait = Wait::new(now);
+        for _ in 0..100 {
+            assert!(wait.goes_on(MANY, PORTION, now), "it is at work");
+            now += STUCK / 2;
+        }
+        // It puts back whatever it takes.
+        let mut asked = 0;
+        while wait.goes_on(MANY, PORTION * (asked % 2), now) {
+            now += STUCK / 4;
+            asked += 1;
+        }
+        assert!((4..=12).contains(&asked), "{asked}");
+    }
 }

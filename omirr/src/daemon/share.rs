@@ -15,7 +15,7 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use super::belt::Belt;
 use super::budget::{Budget, Held};
 use super::claim::Claims;
-use super::dirty::{DirtySet, Hint};
+use super::dirty::{Beneath, DirtySet, Hint};
 use super::journal::Journal;
 use super::recent::Recent;
 use super::recovered::Recovering;
@@ -200,6 +200,9 @@ pub struct Progress {
     pub scan_asked: bool,
     /// What was recovered is still to be turned into dirty paths.
     pub recovering: bool,
+    /// When the last comparison, or the last search for what was recovered, had added
+    /// all that it found to the dirty set.
+    pub handed_over: Option<Instant>,
     /// Entries that the running scan has seen.
     pub scan_seen: u64,
     /// Why the share no longer takes part.
@@ -434,6 +437,29 @@ impl Share {
     pub fn has_compared(&self) -> bool {
         let progress = self.progress.lock();
         progress.scanned && !progress.recovering
+    }
+
+    /// The same, with when the last of what a comparison found had become dirty: until
+    /// that is looked at, it is not in the index.
+    pub fn handed_over(&self) -> Option<Instant> {
+        let progress = self.progress.lock();
+        let is_told = progress.scanned && !progress.recovering;
+        progress.handed_over.filter(|_| is_told)
+    }
+
+    /// Whether not everything in the tree has been looked at once, by this run or one
+    /// before it.
+    pub fn is_first_comparison(&self) -> bool {
+        self.first_contact && self.compared_at.load(Ordering::Acquire) == u64::MAX
+    }
+
+    /// Who sees to what lies beneath directories of which nothing is known. While the
+    /// first comparison finds them, the keeper walks only what was renamed.
+    pub fn sees_to_what_lies_beneath(&self) -> Beneath {
+        match self.is_first_comparison() && !self.progress.lock().scanned {
+            true => Beneath::Compared,
+            false => Beneath::Walk,
+        }
     }
 
     /// The index is durable up to `head`, and has everything that was taken out

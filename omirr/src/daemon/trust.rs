@@ -8,7 +8,7 @@
 //! until someone maps it, or its name goes, or something may not have been told.
 //! Nothing of this outlives the daemon. Pure.
 
-use rustc_hash::FxHashSet;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::source::{Event, Recovered, Written};
 
@@ -25,6 +25,10 @@ pub struct Trust {
     /// How often something was not told that should have been: what was said before of
     /// a file, and what is read because of that, says nothing of now.
     doubts: u64,
+    /// The last of these times that was about any file.
+    all_doubted: u64,
+    /// Those that were about some inodes.
+    doubted: FxHashMap<u64, u64>,
 }
 
 /// What follows from an event for whoever looks at the file.
@@ -74,13 +78,14 @@ impl Trust {
 
     /// These changed untold. Events of them that are still to come know nothing of it.
     pub fn recovered(&mut self, recovered: &Recovered) {
-        self.doubts += 1;
-        if !recovered.dirs.is_empty() {
+        if recovered.moved || self.doubted.len() + recovered.inodes.len() > WHOLE_MAX {
             // A directory may have left the share, and come back with what is mapped.
-            self.whole.clear();
+            self.doubt_all();
         }
+        self.doubts += 1;
         for inode in &recovered.inodes {
             self.whole.remove(&inode.ino);
+            self.doubted.insert(inode.ino, self.doubts);
             if inode.mapped {
                 self.mapped.insert(inode.ino);
             }
@@ -90,6 +95,8 @@ impl Trust {
     /// Something may not have been told, of whatever file.
     pub fn doubt_all(&mut self) {
         self.doubts += 1;
+        self.all_doubted = self.doubts;
+        self.doubted.clear();
         self.whole.clear();
     }
 
@@ -102,7 +109,8 @@ impl Trust {
     /// it mapped.
     pub fn read_in_full(&mut self, unmapped: Unmapped) {
         let Unmapped { doubts, ino } = unmapped;
-        if doubts != self.doubts || self.mapped.contains(&ino) {
+        let doubted = self.doubted.get(&ino).copied().unwrap_or(0).max(self.all_doubted);
+        if doubts < doubted || self.mapped.contains(&ino) {
             return;
         }
         if self.whole.len() >= WHOLE_MAX
@@ -204,14 +212,14 @@ mod tests {
             }],
             ..Recovered::default()
         };
-        let dir = Recovered {
-            dirs: vec![2],
+        let moved = Recovered {
+            moved: true,
             ..Recovered::default()
         };
         type Doubting<'a> = &'a dyn Fn(&mut Trust);
         let doubts: [(&str, Doubting<'_>); 3] = [
             ("recovered", &|trust| trust.recovered(&inode(false))),
-            ("a directory was", &|trust| trust.recovered(&dir)),
+            ("a directory moved", &|trust| trust.recovered(&moved)),
             ("lost", &Trust::doubt_all),
         ];
         for (name, doubt) in doubts {
@@ -225,6 +233,19 @@ mod tests {
             hear_and_read(&mut trust, &write);
             assert!(trust.is_whole(ino), "{name}");
         }
+        // Another's are no reason.
+        let mut trust = Trust::default();
+        let before = trust.hear(&write).unmapped.unwrap();
+        trust.recovered(&Recovered {
+            inodes: vec![Recoverable {
+                ino: ino + 1,
+                ..inode(false).inodes[0]
+            }],
+            dirs: vec![2],
+            ..Recovered::default()
+        });
+        trust.read_in_full(before);
+        assert!(trust.is_whole(ino));
         // That it is mapped was in what was recovered, and in no event.
         let mut trust = Trust::default();
         trust.recovered(&inode(true));

@@ -73,6 +73,9 @@ const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
 const HOME: &str = "home";
 /// Where in `META` the [`Gap`]s are, oldest first.
 const GAPS: &str = "gaps";
+/// Where in `META` it says that the first comparison with the tree has not ended;
+/// nothing is there if it has.
+const COMPARING: &str = "comparing";
 
 /// The layout that this code reads and writes.
 const FORMAT: u32 = 4;
@@ -159,6 +162,7 @@ pub struct Index {
     /// As of the opening; none in an index that is new.
     home: Option<Home>,
     gaps: Vec<Gap>,
+    comparing: bool,
 }
 
 impl Index {
@@ -198,13 +202,13 @@ impl Index {
             .map_err(|error| fail(error.into()))?;
         crash::here(Point::IndexMade);
         let txn = db.begin_write().map_err(|error| fail(error.into()))?;
-        let (found, home, gaps) = {
+        let (found, home, gaps, comparing) = {
             let table = txn.open_table(META).map_err(|error| fail(error.into()))?;
             let get = |name: &str| {
                 let record = table.get(name).map_err(|error| fail(error.into()))?;
                 Ok::<_, IndexError>(record.map(|record| record.value().to_vec()))
             };
-            (get("")?, get(HOME)?, get(GAPS)?)
+            (get("")?, get(HOME)?, get(GAPS)?, get(COMPARING)?.is_some())
         };
         let corrupt = |what: String| IndexError::Corrupt {
             path: path.into(),
@@ -281,6 +285,7 @@ impl Index {
             meta: Mutex::new(meta),
             home,
             gaps: gaps.unwrap_or_default(),
+            comparing,
         };
         index.write(|_| Ok(((), Durable::Yes)))?;
         crash::here(Point::IndexOpened);
@@ -299,6 +304,12 @@ impl Index {
     /// The numbers that had been left out when the index was opened.
     pub fn gaps(&self) -> &[Gap] {
         &self.gaps
+    }
+
+    /// Whether the first comparison with the tree had begun when the index was opened,
+    /// and not ended.
+    pub fn is_comparing(&self) -> bool {
+        self.comparing
     }
 
     pub fn replica(&self) -> ReplicaId {
@@ -630,6 +641,32 @@ mod tests {
         assert!(index.read().unwrap().get(&path("old")).unwrap().is_none());
         drop(index);
         assert_eq!(Index::open(&at, "one").unwrap().gaps(), [gap]);
+    }
+
+    #[test]
+    fn a_first_comparison_goes_on_until_its_end_is_durable() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("index.redb");
+        let set = |comparing, durable, freeze: bool| {
+            let index = Index::open(&file, "one").unwrap();
+            index
+                .write(|w| {
+                    w.set_comparing(comparing);
+                    Ok(((), durable))
+                })
+                .unwrap();
+            if freeze {
+                index.freeze();
+            }
+        };
+        let is_comparing = || Index::open(&file, "one").unwrap().is_comparing();
+        assert!(!is_comparing());
+        set(true, Durable::Yes, true);
+        assert!(is_comparing() && is_comparing());
+        set(false, Durable::Later, true);
+        assert!(is_comparing());
+        set(false, Durable::Later, false);
+        assert!(!is_comparing());
     }
 
     #[test]

@@ -138,6 +138,15 @@ impl Reader {
 
     /// How many live rows the snapshot has, the root's included.
     pub fn live(&self) -> Result<u64, IndexError> {
+        Ok(self.meta()?.live)
+    }
+
+    /// The snapshot's highest sequence number.
+    pub fn head(&self) -> Result<u64, IndexError> {
+        Ok(self.meta()?.head)
+    }
+
+    fn meta(&self) -> Result<Meta, IndexError> {
         let corrupt = || IndexError::Corrupt {
             path: self.path.clone(),
             what: "its figures are missing".to_owned(),
@@ -147,8 +156,7 @@ impl Reader {
         let bytes = meta.get("").map_err(|error| storage(&self.path, error))?;
         let bytes = bytes.ok_or_else(corrupt)?;
         // After the number of the format.
-        let meta: Meta = decode(&self.path, bytes.value().get(4..).ok_or_else(corrupt)?)?;
-        Ok(meta.live)
+        decode(&self.path, bytes.value().get(4..).ok_or_else(corrupt)?)
     }
 
     pub fn get(&self, path: &RelPath) -> Result<Option<Record>, IndexError> {

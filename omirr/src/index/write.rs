@@ -11,8 +11,8 @@ use redb::{
 use serde::Serialize;
 
 use super::{
-    ALIKE, CONTENTS, FORMAT, FORMER, FORMER_KEPT, GAPS, GROUPS, HOME, Home, INODES, INTENTS, IndexError,
-    LARGE_BYTES, LEAVES, META, MOVES, MOVES_KEPT, Meta, NAMES, PeerState, ROWS, SEQS, SKETCHES,
+    ALIKE, COMPARING, CONTENTS, FORMAT, FORMER, FORMER_KEPT, GAPS, GROUPS, HOME, Home, INODES, INTENTS,
+    IndexError, LARGE_BYTES, LEAVES, META, MOVES, MOVES_KEPT, Meta, NAMES, PeerState, ROWS, SEQS, SKETCHES,
 };
 use super::{read, storage};
 use crate::content::Leaves;
@@ -36,6 +36,7 @@ pub struct Writer<'txn> {
     /// To be written with `meta`.
     home: Option<Home>,
     gaps: Option<Vec<Gap>>,
+    comparing: Option<bool>,
     rows: Table<'txn, &'static [u8], &'static [u8]>,
     seqs: Table<'txn, u64, &'static [u8]>,
     inodes: Table<'txn, u64, &'static [u8]>,
@@ -112,6 +113,7 @@ pub(super) fn transaction<T>(
             meta,
             home: None,
             gaps: None,
+            comparing: None,
             path: path.clone(),
         };
         let (result, durable) = work(&mut writer)?;
@@ -131,6 +133,15 @@ pub(super) fn transaction<T>(
             table
                 .insert(GAPS, &encode(gaps)[..])
                 .map_err(|error| storage(&path, error))?;
+        }
+        match writer.comparing {
+            Some(true) => drop(
+                table
+                    .insert(COMPARING, &[][..])
+                    .map_err(|error| storage(&path, error))?,
+            ),
+            Some(false) => drop(table.remove(COMPARING).map_err(|error| storage(&path, error))?),
+            None => {}
         }
         (result, durable, writer.meta)
     };
@@ -171,6 +182,12 @@ impl Writer<'_> {
     /// These numbers have been left out.
     pub fn set_gaps(&mut self, gaps: Vec<Gap>) {
         self.gaps = Some(gaps);
+    }
+
+    /// The first comparison with the tree begins, or has ended: everything that it
+    /// found is in the index.
+    pub fn set_comparing(&mut self, comparing: bool) {
+        self.comparing = Some(comparing);
     }
 
     /// The next local sequence number, from now on in use.

@@ -237,6 +237,8 @@ pub struct Recovered {
     pub inodes: Vec<Recoverable>,
     /// Inodes of directories to be compared with the index, names and children.
     pub dirs: Vec<u64>,
+    /// A directory among these names may have moved, and what is in it with it.
+    pub moved: bool,
 }
 
 /// An inode that changed.

@@ -520,7 +520,9 @@ impl Reader {
             of_device.inodes.push(recoverable(key, dirty));
         }
         for key in &dirs {
-            by_device.entry(key.dev).or_default().dirs.push(key.ino);
+            let of_device = by_device.entry(key.dev).or_default();
+            of_device.dirs.push(key.ino);
+            of_device.moved = true;
         }
         let mut signals = Vec::new();
         self.hand_over(by_device, &mut signals);
@@ -583,6 +585,7 @@ impl Reader {
         let mut look_at = |dev: u32, ino: u64, parents: [u64; 2]| {
             let of_device = by_device.entry(dev).or_default();
             of_device.dirs.extend(parents.into_iter().filter(|&dir| dir != 0));
+            of_device.moved |= parents[1] != 0;
             if ino != 0 {
                 of_device.inodes.push(Recoverable {
                     ino,
