@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::RwLock;
-use rustc_hash::FxHashSet;
+use roaring::RoaringTreemap;
 use tokio::sync::watch;
 
 use super::dirty::{Beneath, Hint};
@@ -30,13 +30,6 @@ const WAITING_MAX: usize = 8 * PORTION;
 const STUCK: Duration = Duration::from_secs(2);
 /// How often it is asked how many wait.
 const ASKED_EVERY: Duration = Duration::from_millis(1);
-
-/// A path's place in the set of those seen: 128 bits of its hash, so that the
-/// names of a million entries need not be held in memory.
-fn seen_mark(path: &RelPath) -> u128 {
-    let hash = blake3::hash(path.as_bytes());
-    u128::from_le_bytes(*hash.as_bytes().first_chunk().expect("a BLAKE3 hash has 32 bytes"))
-}
 
 /// Why the tree is compared.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -109,8 +102,8 @@ type Path<'a> = &'a dyn Fn() -> Option<RelPath>;
 /// What the index has where the walk has found something.
 #[derive(Default)]
 struct Verdict {
-    /// The place among those seen, if there was a live row when the comparison began.
-    known: Option<u128>,
+    /// The number of the row, if it was live when the comparison began.
+    known: Option<u64>,
     /// Nothing needs to be looked at.
     is_same: bool,
 }
@@ -121,7 +114,7 @@ fn judged(reader: &Reader, head: u64, path: &RelPath, sig: &StatSig) -> Result<V
         return Ok(Verdict::default());
     };
     Ok(Verdict {
-        known: (!record.row.deleted && record.seq <= head).then(|| seen_mark(path)),
+        known: (!record.row.deleted && record.seq <= head).then_some(record.seq),
         is_same: record.is_as(sig),
     })
 }
@@ -143,11 +136,10 @@ fn scan(share: &Arc<Share>, occasion: Occasion, stop: &watch::Receiver<bool>) ->
     let ended = AtomicBool::new(false);
     let ends = || ended.load(Ordering::Relaxed) || *stop.borrow();
     let mut entries = 0u64;
-    let mut seen = FxHashSet::default();
+    // Numbers of live rows that the walk has met: most lie close together.
+    let mut seen = RoaringTreemap::new();
     let mut portion = Vec::new();
     let mut differing = 0u64;
-    // Live rows that the walk has met.
-    let mut known = 0u64;
     let mut failed: anyhow::Result<()> = Ok(());
     let judge = |path: &RelPath, sig: &StatSig| match reader.read().as_ref() {
         Some(reader) => judged(reader, head, path, sig),
@@ -161,9 +153,9 @@ fn scan(share: &Arc<Share>, occasion: Occasion, stop: &watch::Receiver<bool>) ->
         ..Hint::default()
     };
     let mut take = |verdict: Result<Verdict, IndexError>, sig: &StatSig, path: Path<'_>| {
-        let Verdict { known: mark, is_same } = verdict?;
+        let Verdict { known, is_same } = verdict?;
         entries += 1;
-        known += u64::from(mark.is_some_and(|mark| seen.insert(mark)));
+        seen.extend(known);
         if !is_same {
             differing += 1;
             portion.extend(path().map(|path| (path, hint_of(sig))));
@@ -220,7 +212,7 @@ fn scan(share: &Arc<Share>, occasion: Occasion, stop: &watch::Receiver<bool>) ->
         (unseen.path.clone(), hint)
     }));
     // What the index has and the walk has not met is gone, or was made since.
-    let reader = reader.into_inner().filter(|_| known < live);
+    let reader = reader.into_inner().filter(|_| seen.len() < live);
     if let Some(reader) = reader {
         for pair in reader.beneath(&RelPath::root())? {
             let (path, record) = pair?;
@@ -228,7 +220,7 @@ fn scan(share: &Arc<Share>, occasion: Occasion, stop: &watch::Receiver<bool>) ->
             let unseen = || summary.unseen.iter().any(|unseen| path.is_within(&unseen.path));
             if !record.row.deleted
                 && record.seq <= head
-                && !seen.contains(&seen_mark(&path))
+                && !seen.contains(record.seq)
                 && !share.is_excluded(&path, is_dir)
                 && !unseen()
             {
