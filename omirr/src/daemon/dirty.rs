@@ -33,6 +33,10 @@ const GATHERED: usize = 256;
 /// How long a file that was not closed yet may wait at most.
 const HOLD_MAX: Duration = Duration::from_secs(2);
 
+/// What was found changing so often while it was read never rests, as far as anybody
+/// waits for it who need not.
+const RESTLESS: u32 = 8;
+
 /// Who sees to it that what lies beneath a path is looked at, should a directory be
 /// found there of which nothing is known. [`Dirt::subtree`] takes precedence.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -209,6 +213,12 @@ impl DirtySet {
     /// Whether something is left that was first added at `moment` or before.
     pub fn has_from_before(&self, moment: Instant) -> bool {
         self.paths.values().any(|dirt| dirt.since <= moment)
+    }
+
+    /// The same, but for what is found changing whenever it is looked at.
+    pub fn has_at_rest_from_before(&self, moment: Instant) -> bool {
+        let mut dirts = self.paths.values();
+        dirts.any(|dirt| dirt.since <= moment && dirt.unstable < RESTLESS)
     }
 
     /// Adds `path` at `now` because of something that is no newer than `cause`:
@@ -506,6 +516,19 @@ mod tests {
         set.add(path("c"), Hint::default(), later);
         set.add_for(path("c"), Hint::default(), &dirt, later);
         assert!(set.has_from_before(moment) && set.has_older());
+    }
+
+    #[test]
+    fn what_never_rests_is_not_waited_for_by_who_need_not() {
+        let mut set = DirtySet::default();
+        let start = Instant::now();
+        set.add(path("a"), Hint::default(), start);
+        for _ in 0..RESTLESS {
+            assert!(set.has_at_rest_from_before(start));
+            let dirt = set.remove(&path("a")).unwrap();
+            set.put_back(path("a"), dirt, Duration::ZERO, start);
+        }
+        assert!(!set.has_at_rest_from_before(start) && set.has_from_before(start));
     }
 
     /// One pass over one path; `meanwhile` another change comes. Returns how much

@@ -262,6 +262,7 @@ impl Ear {
         let mut unknown = Vec::new();
         let mut displaced = Vec::new();
         let mut resolved = 0;
+        let beneath = share.sees_to_what_lies_beneath();
         {
             let mut resolver = share.resolver.lock();
             for (signal, asked) in signals.iter().zip(asked) {
@@ -317,6 +318,7 @@ impl Ear {
                             hint.who = Who::of(event);
                             hint.read = heard.must_be_read;
                             hint.unmapped = heard.unmapped;
+                            hint.beneath = beneath;
                         }
                     }
                     Signal::Doubt => {

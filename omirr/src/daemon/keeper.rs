@@ -50,6 +50,15 @@ const WENT_BACK_MIN: u64 = 3;
 /// How many waiting rows `status` names.
 const WAITING_SHOWN: usize = 20;
 
+/// Someone who waits until what was dirty when he came is in the index.
+struct Barrier {
+    since: Instant,
+    /// A comparison went on then: what it finds is among it.
+    comparing: bool,
+    /// Given the durable head.
+    done: oneshot::Sender<u64>,
+}
+
 pub struct Keeper {
     pub(super) share: Arc<Share>,
     pub(super) author: Author,
@@ -75,7 +84,7 @@ pub struct Keeper {
     /// The share's filesystem could not be synced: not before this moment again.
     sync_again: Option<(Instant, ApplyError)>,
     /// Who waits, since when, for everything to be looked at that was dirty then.
-    barriers: VecDeque<(Instant, oneshot::Sender<u64>)>,
+    barriers: VecDeque<Barrier>,
     /// Everything in the tree was looked at once.
     pub(super) compared: bool,
     /// Files that the first comparison found with an older content than before.
@@ -235,7 +244,7 @@ impl Keeper {
     /// changed since is not theirs: on a busy share there is always something.
     fn has_looked_at_all_found(&self) -> bool {
         let handed_over = self.share.handed_over();
-        handed_over.is_some_and(|moment| !self.share.dirty().has_from_before(moment))
+        handed_over.is_some_and(|moment| !self.share.dirty().has_at_rest_from_before(moment))
     }
 
     /// Everything in the tree has been looked at once since the start.
@@ -275,10 +284,16 @@ impl Keeper {
     /// when they came. What users do meanwhile is not theirs to wait for: on a
     /// busy share there is always something.
     fn answer_barriers(&mut self) -> anyhow::Result<()> {
-        let Some(&(since, _)) = self.barriers.front() else {
+        if let Some(handed_over) = self.share.handed_over() {
+            for barrier in self.barriers.iter_mut().filter(|barrier| barrier.comparing) {
+                barrier.since = barrier.since.max(handed_over);
+                barrier.comparing = false;
+            }
+        }
+        let Some(front) = self.barriers.front() else {
             return Ok(());
         };
-        if !self.has_looked(since) {
+        if !self.has_looked(front) {
             return Ok(());
         }
         // Conflict copies of what was applied are rows of this node's own.
@@ -286,23 +301,24 @@ impl Keeper {
         if !self.unsynced.is_empty() {
             return Ok(());
         }
-        while let Some((since, done)) = self.barriers.pop_front() {
-            if !self.has_looked(since) {
-                self.barriers.push_front((since, done));
+        while let Some(barrier) = self.barriers.pop_front() {
+            if !self.has_looked(&barrier) {
+                self.barriers.push_front(barrier);
                 break;
             }
             // Whoever asked may have given up.
-            let _ = done.send(*self.share.head.borrow());
+            let _ = barrier.done.send(*self.share.head.borrow());
         }
         Ok(())
     }
 
-    /// Whether everything that was dirty at `since`, or was found by a comparison that
-    /// went on then, is in the index.
-    fn has_looked(&self, since: Instant) -> bool {
-        let handed_over = self.share.handed_over();
+    /// Whether everything that was dirty then, or was found by a comparison that went on
+    /// then, is in the index.
+    fn has_looked(&self, barrier: &Barrier) -> bool {
         self.unread.is_empty()
-            && handed_over.is_some_and(|moment| !self.share.dirty().has_from_before(moment.max(since)))
+            && self.share.has_compared()
+            && !barrier.comparing
+            && !self.share.dirty().has_from_before(barrier.since)
     }
 
     /// Whether it is not yet too early for another try to sync.
@@ -419,7 +435,12 @@ impl Keeper {
             }
             Input::Barrier(done) => {
                 self.unread.hurry(Instant::now());
-                self.barriers.push_back((Instant::now(), done));
+                let comparing = self.share.handed_over().is_none();
+                self.barriers.push_back(Barrier {
+                    since: Instant::now(),
+                    comparing,
+                    done,
+                });
             }
             // Several peers may ask for it at once.
             Input::Renew(_) if self.share.index.meta().replica != self.share.opening.replica => {}
@@ -661,7 +682,9 @@ impl Keeper {
                 () = self.share.wake.notified() => None,
             }
         };
+        self.share.keeper_rests.store(true, Ordering::Relaxed);
         let input = until::done_or(until, first).flatten();
+        self.share.keeper_rests.store(false, Ordering::Relaxed);
         if let Some(input) = input {
             self.idle_since = Instant::now();
             self.trimmed = false;

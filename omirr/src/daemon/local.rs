@@ -252,6 +252,7 @@ impl Keeper {
             let hint = Hint {
                 content: dirt.content,
                 read: dirt.read,
+                subtree: dirt.subtree,
                 ..Hint::default()
             };
             self.share.dirty().add_for(path, hint, &dirt, now);

@@ -25,8 +25,8 @@ use crate::observe;
 const PORTION: usize = 2048;
 /// While so many paths wait for the keeper, a first comparison finds no more.
 const WAITING_MAX: usize = 8 * PORTION;
-/// If so many wait still, though the keeper has had its hands free for so long, they
-/// have their own reasons, a disk that cannot be written say.
+/// If so many wait still, though the keeper has rested for so long, they have their own
+/// reasons, a disk that cannot be written say.
 const STUCK: Duration = Duration::from_secs(2);
 /// How often it is asked how many wait.
 const ASKED_EVERY: Duration = Duration::from_millis(1);
@@ -77,9 +77,8 @@ fn recover(share: &Arc<Share>) -> anyhow::Result<()> {
         if !what.is_empty() {
             let started = Instant::now();
             match share.locator.get() {
-                // What is not in the index yet cannot be found by it.
-                Some(locator) if !share.is_first_comparison() => recovered::find(share, locator, &what)?,
-                _ => share.ask_rescan(),
+                Some(locator) => recovered::find(share, locator, &what)?,
+                None => share.ask_rescan(),
             }
             let ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
             let (inodes, directories) = (what.inodes.len(), what.dirs.len());
@@ -228,6 +227,9 @@ fn scan(share: &Arc<Share>, occasion: Occasion, stop: &watch::Receiver<bool>) ->
                 portion.push((path, Hint::default()));
                 if portion.len() >= PORTION {
                     share.touch(portion.drain(..));
+                    if is_first && !wait_for_room(share, stop) {
+                        return Ok(());
+                    }
                 }
             }
         }
@@ -253,24 +255,25 @@ fn wait_for_room(share: &Share, stop: &watch::Receiver<bool>) -> bool {
         if *stop.borrow() || share.stopped().is_some() {
             return false;
         }
-        let (waiting, in_hand) = {
+        let waiting = {
             let dirty = share.dirty();
-            (dirty.len(), dirty.in_hand())
+            dirty.len() + dirty.in_hand()
         };
-        if !wait.goes_on(waiting, in_hand, Instant::now()) {
+        let rests = share.keeper_rests.load(Ordering::Relaxed);
+        if !wait.goes_on(waiting, rests, Instant::now()) {
             return true;
         }
         std::thread::sleep(ASKED_EVERY);
     }
 }
 
-/// Whether a comparison waits for the keeper, by how many paths wait and how many are
-/// in its hands.
+/// Whether a comparison waits for the keeper, by how many paths wait or are in its
+/// hands and whether it is at work, be that at what peers sent.
 struct Wait {
     /// The least that have waited so far.
     least: usize,
-    /// For how long the keeper has had its hands free since.
-    free: Duration,
+    /// For how long the keeper has rested since.
+    rested: Duration,
     asked: Instant,
 }
 
@@ -278,20 +281,20 @@ impl Wait {
     fn new(now: Instant) -> Wait {
         Wait {
             least: usize::MAX,
-            free: Duration::ZERO,
+            rested: Duration::ZERO,
             asked: now,
         }
     }
 
-    fn goes_on(&mut self, waiting: usize, in_hand: usize, now: Instant) -> bool {
+    fn goes_on(&mut self, waiting: usize, rests: bool, now: Instant) -> bool {
         let passed = now.saturating_duration_since(self.asked);
         self.asked = now;
         if waiting < self.least {
-            (self.least, self.free) = (waiting, Duration::ZERO);
-        } else if in_hand == 0 {
-            self.free += passed;
+            (self.least, self.rested) = (waiting, Duration::ZERO);
+        } else if rests {
+            self.rested += passed;
         }
-        waiting + in_hand > WAITING_MAX && self.free <= STUCK
+        waiting > WAITING_MAX && self.rested <= STUCK
     }
 }
 
@@ -305,9 +308,8 @@ mod tests {
     fn a_comparison_goes_on_when_there_is_room() {
         let now = Instant::now();
         let mut wait = Wait::new(now);
-        assert!(wait.goes_on(MANY, 0, now));
-        assert!(wait.goes_on(MANY - PORTION, PORTION, now));
-        assert!(!wait.goes_on(MANY - PORTION, 0, now));
+        assert!(wait.goes_on(MANY, true, now));
+        assert!(!wait.goes_on(MANY - PORTION, false, now));
     }
 
     #[test]
@@ -315,12 +317,12 @@ mod tests {
         let mut now = Instant::now();
         let mut wait = Wait::new(now);
         for _ in 0..100 {
-            assert!(wait.goes_on(MANY, PORTION, now), "it is at work");
+            assert!(wait.goes_on(MANY, false, now), "it is at work");
             now += STUCK / 2;
         }
         // It puts back whatever it takes.
         let mut asked = 0;
-        while wait.goes_on(MANY, PORTION * (asked % 2), now) {
+        while wait.goes_on(MANY, asked % 2 == 0, now) {
             now += STUCK / 4;
             asked += 1;
         }

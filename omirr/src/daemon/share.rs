@@ -260,6 +260,8 @@ pub struct Share {
     pub source: OnceLock<Weak<dyn Source>>,
     pub keeping: OnceLock<Keeping>,
     pub locator: OnceLock<Arc<Locator>>,
+    /// The keeper has nothing to do at this moment, or waits before another try.
+    pub keeper_rests: AtomicBool,
     pub trust: Mutex<Trust>,
     pub belt: Belt,
     /// A scan is due where only scans find changes; the scanner clears it.
@@ -379,6 +381,7 @@ impl Share {
             source: OnceLock::new(),
             keeping: OnceLock::new(),
             locator: OnceLock::new(),
+            keeper_rests: AtomicBool::new(false),
             trust: Mutex::default(),
             belt: Belt::new(),
             routine: Notify::new(),

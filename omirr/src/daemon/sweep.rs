@@ -13,8 +13,13 @@ use crate::model::Mode;
 const PORTION: usize = 4096;
 
 impl Keeper {
-    /// Looks at the next rows that all peers have; false if there are none.
+    /// Looks at the next rows that all peers have; false if there are none. Not before
+    /// the tree was compared: what is found until then is as old as it says, though
+    /// deletions that were later are forgotten.
     pub(super) fn sweep(&mut self) -> anyhow::Result<bool> {
+        if !self.compared {
+            return Ok(false);
+        }
         let meta = self.share.index.meta();
         let mut peers = Vec::new();
         let mut digest = blake3::Hasher::new();

@@ -32,6 +32,16 @@ pub fn run(choice: &Choice) -> Result<()> {
         fs::create_dir_all(folder).with_context(|| format!("{} cannot be made", folder.display()))?;
     }
     let filesystem = machine::filesystem(&choice.dir);
+    // Before older results of these rows go.
+    let cases = choice.rows.iter().flat_map(|row| (row.cases)(choice.scale));
+    let cases: Vec<String> = cases.map(|case| case_name(&case, &filesystem)).collect();
+    if !cases.iter().any(|case| case.contains(&choice.case)) {
+        bail!(
+            "no case has \"{}\" in its name; there are: {}",
+            choice.case,
+            cases.join("; ")
+        );
+    }
     let (tools, missing): (Vec<&dyn Tool>, Vec<&dyn Tool>) = choice
         .tools
         .iter()
@@ -111,7 +121,7 @@ struct Driver {
 impl Driver {
     fn row(&mut self, row: &Row, tools: &[&dyn Tool]) -> Result<()> {
         for case in (row.cases)(self.bench.scale) {
-            if !self.case_name(&case).contains(&self.case) {
+            if !case_name(&case, &self.bench.filesystem).contains(&self.case) {
                 continue;
             }
             let tools: Vec<&dyn Tool> = tools
@@ -171,7 +181,7 @@ impl Driver {
             self.raw.add(&Sample {
                 run: self.run.clone(),
                 row: found.row.to_owned(),
-                case: self.case_name(case),
+                case: case_name(case, &self.bench.filesystem),
                 size: case.size,
                 tool: tool.name().to_owned(),
                 round,
@@ -190,12 +200,13 @@ impl Driver {
         );
         Ok(outcome)
     }
+}
 
-    fn case_name(&self, case: &Case) -> String {
-        match case.name.strip_prefix("disk") {
-            Some(rest) => format!("disk ({}){rest}", self.bench.filesystem),
-            None => case.name.clone(),
-        }
+/// As it is shown and chosen by.
+fn case_name(case: &Case, filesystem: &str) -> String {
+    match case.name.strip_prefix("disk") {
+        Some(rest) => format!("disk ({filesystem}){rest}"),
+        None => case.name.clone(),
     }
 }
 
