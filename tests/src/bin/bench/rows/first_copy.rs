@@ -128,7 +128,11 @@ fn measure(bench: &Bench, case: &Case, tool: &dyn Tool) -> Result<Vec<Found>> {
         On::Disk
     };
     let files = case.size;
-    let original = bench.original(&format!("{files} files"), on, |root| {
+    let whose = match tool.changes_source() {
+        true => tool.name(),
+        false => "all",
+    };
+    let original = bench.original(&format!("{files} files for {whose}"), on, |root| {
         trees::make(root, files, IN_EACH, trees::SMALL, 1)
     })?;
     let ground = bench.ground(on)?;

@@ -34,6 +34,11 @@ impl Tool for Csync2 {
         Nature::Once
     }
 
+    /// Folders have the time at which it looked into them.
+    fn changes_source(&self) -> bool {
+        true
+    }
+
     fn program(&self) -> &'static str {
         "csync2"
     }

@@ -38,6 +38,10 @@ pub enum Nature {
 pub trait Tool {
     fn name(&self) -> &'static str;
     fn nature(&self) -> Nature;
+    /// Whether it leaves the source with other times, so that it needs one of its own.
+    fn changes_source(&self) -> bool {
+        false
+    }
     /// The program that must be there.
     fn program(&self) -> &'static str;
     /// What is asked for the version; the first line with one is the answer.
