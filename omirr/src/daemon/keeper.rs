@@ -265,6 +265,8 @@ impl Keeper {
         }
         self.share.compared_at.store(meta.head, Ordering::Release);
         self.say_what_went_back();
+        // What the comparison needed is given back as well, once there is nothing to do.
+        (self.idle_since, self.trimmed) = (Instant::now(), false);
         Ok(())
     }
 
