@@ -269,6 +269,13 @@ pub struct Share {
     pub figures: Figures,
 }
 
+impl Progress {
+    /// See [`Share::has_compared`].
+    fn has_compared(&self) -> bool {
+        self.scanned && !self.recovering
+    }
+}
+
 /// The source remembers how far this share's index has kept up, and what changed
 /// since, should the daemon end.
 pub struct Keeping {
@@ -438,16 +445,14 @@ impl Share {
 
     /// Whether everything that was ever told is a dirty path or in the index.
     pub fn has_compared(&self) -> bool {
-        let progress = self.progress.lock();
-        progress.scanned && !progress.recovering
+        self.progress.lock().has_compared()
     }
 
     /// The same, with when the last of what a comparison found had become dirty: until
     /// that is looked at, it is not in the index.
     pub fn handed_over(&self) -> Option<Instant> {
         let progress = self.progress.lock();
-        let is_told = progress.scanned && !progress.recovering;
-        progress.handed_over.filter(|_| is_told)
+        progress.handed_over.filter(|_| progress.has_compared())
     }
 
     /// Whether not everything in the tree has been looked at once, by this run or one
