@@ -90,9 +90,7 @@ impl Keeper {
             return Ok(Vec::new());
         }
         share.index.write(|w| {
-            for (path, record) in &locked {
-                w.intend(path, &record.row)?;
-            }
+            w.intend(locked.iter().map(|(path, record)| (path, &record.row)))?;
             Ok(((), Durable::Yes))
         })?;
         self.unsynced

@@ -166,9 +166,7 @@ pub(super) fn recover(share: &Share, journal: &Path) -> anyhow::Result<()> {
     }
     crash::here(Point::RecoverySynced);
     share.index.write(|w| {
-        for (path, _) in &intents {
-            w.settle(path)?;
-        }
+        w.settle(intents.iter().map(|(path, _)| path))?;
         Ok(((), Durable::Yes))
     })?;
     crash::here(Point::RecoveryDurable);

@@ -452,11 +452,8 @@ impl Keeper {
         let moves = engine::whole_moves(&decided, &|path| outcome.progress.is_done(path));
         share.index.write(|w| {
             w.put_moves(moves)?;
-            let mut settled = FxHashSet::default();
             let mut written = FxHashSet::default();
             for one in &decided {
-                w.settle(&one.path)?;
-                settled.insert(&one.path);
                 if !outcome.progress.is_done(&one.path) {
                     continue;
                 }
@@ -495,11 +492,8 @@ impl Keeper {
                 }
                 w.put_leaves(&one.row.entry, leaves.get(&one.path))?;
             }
-            for path in steps.iter().map(Step::path).chain(&locked) {
-                if settled.insert(path) {
-                    w.settle(path)?;
-                }
-            }
+            let decided = decided.iter().map(|one| &one.path);
+            w.settle(decided.chain(steps.iter().map(Step::path)).chain(&locked))?;
             // Directories whose times were set again, and other names of an
             // inode: only what `stat` says has changed.
             for (path, sig) in outcome.sigs.iter().filter(|(path, _)| !written.contains(path)) {
@@ -788,19 +782,20 @@ fn intend(
     cursors: &[(u32, ReplicaId, u64)],
 ) -> Result<(), IndexError> {
     share.index.write(|w| {
-        for one in decided.iter().filter(|one| one.work != Work::Nothing) {
-            w.intend(&one.path, &one.row)?;
-        }
         // Of directories in which something is done, only the times change.
         let decided_paths: FxHashSet<&RelPath> = decided.iter().map(|one| &one.path).collect();
+        let mut beside = FxHashMap::default();
         for step in steps {
             if let Step::Times { path, .. } | Step::Restore { path, .. } = step
                 && !decided_paths.contains(path)
                 && let Some(record) = w.get(path)?
             {
-                w.intend(path, &record.row)?;
+                beside.insert(path, record.row);
             }
         }
+        let to_do = decided.iter().filter(|one| one.work != Work::Nothing);
+        let rows = to_do.map(|one| (&one.path, &one.row));
+        w.intend(rows.chain(beside.iter().map(|(path, row)| (*path, row))))?;
         for (place, replica, cursor) in cursors {
             let peer = &mut w.meta().peers[*place as usize];
             peer.replica = *replica;
@@ -860,9 +855,7 @@ pub(super) fn follow_up(
     }
     lock_again(dirs, reader, locked, &[], after)?;
     share.index.write(|w| {
-        for path in locked {
-            w.settle(path)?;
-        }
+        w.settle(locked)?;
         for (path, sig) in &after.sigs {
             w.set_sig(path, *sig)?;
         }

@@ -14,6 +14,7 @@ mod backend;
 mod home;
 mod read;
 mod rows;
+mod runs;
 mod write;
 
 use std::path::{Path, PathBuf};

@@ -8,8 +8,10 @@ use redb::{
     Database, MultimapTable, ReadableMultimapTable, ReadableTable, ReadableTableMetadata, Table,
     WriteTransaction,
 };
+use rustc_hash::{FxHashMap, FxHashSet};
 use serde::Serialize;
 
+use super::runs::insert_in_order;
 use super::{
     ALIKE, COMPARING, CONTENTS, FORMAT, FORMER, FORMER_KEPT, GAPS, GROUPS, HOME, Home, INODES, INTENTS,
     IndexError, LARGE_BYTES, LEAVES, META, MOVES, MOVES_KEPT, Meta, NAMES, PeerState, ROWS, SEQS, SKETCHES,
@@ -17,9 +19,7 @@ use super::{
 use super::{read, storage};
 use crate::content::Leaves;
 use crate::engine::is_conflict_path;
-use crate::model::{
-    Entry, Flags, Gap, Hash, Here, LinkGroup, Moved, Record, RelPath, ReplicaId, Row, Sketch, StatSig,
-};
+use crate::model::{Entry, Flags, Gap, Hash, Here, Moved, Record, RelPath, ReplicaId, Row, Sketch, StatSig};
 
 /// Whether a commit must survive a crash before `write` returns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +37,8 @@ pub struct Writer<'txn> {
     home: Option<Home>,
     gaps: Option<Vec<Gap>>,
     comparing: Option<bool>,
+    /// Rows of paths that had none, which go into the tables together.
+    fresh: FxHashMap<RelPath, Record>,
     rows: Table<'txn, &'static [u8], &'static [u8]>,
     seqs: Table<'txn, u64, &'static [u8]>,
     inodes: Table<'txn, u64, &'static [u8]>,
@@ -52,6 +54,9 @@ pub struct Writer<'txn> {
     leaves: Seldom<'txn, Table<'txn, &'static [u8], &'static [u8]>>,
     former: Seldom<'txn, Table<'txn, u64, &'static [u8]>>,
 }
+
+/// So many rows go into the tables together.
+const FRESH_MAX: usize = 4096;
 
 /// A table that few transactions need: opened when it is asked for, since opening
 /// takes longer than what is done to most rows.
@@ -101,6 +106,7 @@ pub(super) fn transaction<T>(
             seqs: txn.open_table(SEQS).map_err(|error| storage(&path, error))?,
             inodes: txn.open_table(INODES).map_err(|error| storage(&path, error))?,
             intents: txn.open_table(INTENTS).map_err(|error| storage(&path, error))?,
+            fresh: FxHashMap::default(),
             left: BTreeSet::new(),
             names: Seldom::new(&txn, |txn| txn.open_multimap_table(NAMES)),
             groups: Seldom::new(&txn, |txn| txn.open_multimap_table(GROUPS)),
@@ -117,6 +123,7 @@ pub(super) fn transaction<T>(
             path: path.clone(),
         };
         let (result, durable) = work(&mut writer)?;
+        writer.write_fresh()?;
         writer.forget_sketches()?;
         let mut bytes = FORMAT.to_le_bytes().to_vec();
         bytes.extend(encode(&writer.meta));
@@ -197,31 +204,38 @@ impl Writer<'_> {
     }
 
     pub fn get(&self, path: &RelPath) -> Result<Option<Record>, IndexError> {
-        read::get(&self.path, &self.rows, path)
-    }
-
-    pub fn has_live_beneath(&self, path: &RelPath) -> Result<bool, IndexError> {
-        for pair in read::beneath(&self.path, &self.rows, path)? {
-            if !pair?.1.row.deleted {
-                return Ok(true);
-            }
+        match self.fresh.get(path) {
+            Some(record) => Ok(Some(record.clone())),
+            None => read::get(&self.path, &self.rows, path),
         }
-        Ok(false)
     }
 
-    /// Everything strictly beneath `path`, tombstones included.
-    pub fn beneath(&self, path: &RelPath) -> Result<Vec<(RelPath, Record)>, IndexError> {
-        read::beneath(&self.path, &self.rows, path)?.collect()
-    }
-
-    /// A path of the inode, as last seen.
-    pub fn path_of_ino(&self, ino: u64) -> Result<Option<RelPath>, IndexError> {
-        read::path_of_ino(&self.path, &self.inodes, ino)
-    }
-
-    /// The live paths of a hard-link group.
-    pub fn group(&self, group: LinkGroup) -> Result<Vec<RelPath>, IndexError> {
-        read::paths(&self.path, self.groups.get(&self.path)?, group.0)
+    /// Puts the rows of new paths into the tables.
+    fn write_fresh(&mut self) -> Result<(), IndexError> {
+        if self.fresh.is_empty() {
+            return Ok(());
+        }
+        let mut fresh: Vec<(RelPath, Record)> = std::mem::take(&mut self.fresh).into_iter().collect();
+        fresh.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+        let rows: Vec<_> = fresh
+            .iter()
+            .map(|(path, record)| (path.as_bytes(), encode(record)))
+            .collect();
+        let mut seqs: Vec<_> = fresh
+            .iter()
+            .map(|(path, record)| (record.seq, path.as_bytes()))
+            .collect();
+        seqs.sort_unstable();
+        let mut inodes: Vec<_> = fresh
+            .iter()
+            .filter_map(|(path, record)| Some((record.sig?.ino, path.as_bytes())))
+            .collect();
+        inodes.sort_unstable();
+        inodes.dedup_by_key(|(ino, _)| *ino);
+        insert_in_order(&mut self.rows, &rows)
+            .and_then(|()| insert_in_order(&mut self.seqs, &seqs))
+            .and_then(|()| insert_in_order(&mut self.inodes, &inodes))
+            .map_err(|error| storage(&self.path, error))
     }
 
     /// Puts `record` in the place of the path's former one, in both orders.
@@ -240,6 +254,9 @@ impl Writer<'_> {
         let index = self.path.clone();
         let fail = |error: redb::StorageError| storage(&index, error);
         let key = path.as_bytes();
+        if self.fresh.len() >= FRESH_MAX || self.fresh.contains_key(path) {
+            self.write_fresh()?;
+        }
         for (record, came) in old.map(|old| (old, false)).into_iter().chain([(record, true)]) {
             self.count(record, came);
         }
@@ -278,13 +295,6 @@ impl Writer<'_> {
                 self.meta.conflicts += u64::from(is_conflict_path(path));
             }
         }
-        if old.is_none_or(|old| old.seq != record.seq) {
-            self.seqs.insert(record.seq, key).map_err(fail)?;
-        }
-        let old_ino = old.and_then(|old| old.sig).map(|sig| sig.ino);
-        if let Some(sig) = record.sig.filter(|sig| old_ino != Some(sig.ino)) {
-            self.inodes.insert(sig.ino, key).map_err(fail)?;
-        }
         if let Some(group) = record.row.live().and_then(|entry| entry.link) {
             self.groups.get_mut(&index)?.insert(group.0, key).map_err(fail)?;
         }
@@ -311,6 +321,17 @@ impl Writer<'_> {
         }
         self.meta.head = self.meta.head.max(record.seq);
         self.meta.stamp = self.meta.stamp.max(record.row.version.stamp);
+        let Some(old) = old else {
+            self.fresh.insert(path.clone(), record.clone());
+            return Ok(());
+        };
+        if old.seq != record.seq {
+            self.seqs.insert(record.seq, key).map_err(fail)?;
+        }
+        let old_ino = old.sig.map(|sig| sig.ino);
+        if let Some(sig) = record.sig.filter(|sig| old_ino != Some(sig.ino)) {
+            self.inodes.insert(sig.ino, key).map_err(fail)?;
+        }
         self.rows.insert(key, &encode(record)[..]).map_err(fail)?;
         Ok(())
     }
@@ -481,6 +502,7 @@ impl Writer<'_> {
     }
 
     fn take_out(&mut self, path: &RelPath, old: &Record) -> Result<(), IndexError> {
+        self.write_fresh()?;
         self.meta.tombstones -= 1;
         self.seqs
             .remove(old.seq)
@@ -491,20 +513,27 @@ impl Writer<'_> {
         Ok(())
     }
 
-    /// Remembers that `row` is about to be applied at `path`.
-    pub fn intend(&mut self, path: &RelPath, row: &Row) -> Result<(), IndexError> {
-        self.intents
-            .insert(path.as_bytes(), &encode(row)[..])
-            .map_err(|error| storage(&self.path, error))?;
-        Ok(())
+    /// Remembers that these rows are about to be applied at these paths.
+    pub fn intend<'r>(
+        &mut self,
+        rows: impl IntoIterator<Item = (&'r RelPath, &'r Row)>,
+    ) -> Result<(), IndexError> {
+        let mut intents: Vec<_> = rows
+            .into_iter()
+            .map(|(path, row)| (path.as_bytes(), encode(row)))
+            .collect();
+        // Of two for one path the later one counts.
+        intents.sort_by_key(|(path, _)| *path);
+        insert_in_order(&mut self.intents, &intents).map_err(|error| storage(&self.path, error))
     }
 
-    /// Forgets what was about to be applied at `path`.
-    pub fn settle(&mut self, path: &RelPath) -> Result<(), IndexError> {
+    /// Forgets what was about to be applied at these paths.
+    pub fn settle<'p>(&mut self, paths: impl IntoIterator<Item = &'p RelPath>) -> Result<(), IndexError> {
+        let settled: FxHashSet<&[u8]> = paths.into_iter().map(RelPath::as_bytes).collect();
+        // Nearly always these are all that there are.
         self.intents
-            .remove(path.as_bytes())
-            .map_err(|error| storage(&self.path, error))?;
-        Ok(())
+            .retain(|path, _| !settled.contains(path))
+            .map_err(|error| storage(&self.path, error))
     }
 
     /// Remembers moves whose rows have just been put, by the last of their
