@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use roaring::RoaringTreemap;
 use tokio::sync::watch;
 
@@ -17,9 +17,8 @@ use super::dirty::{Beneath, Hint};
 use super::recovered;
 use super::share::{Figures, Share};
 use crate::apply;
-use crate::index::{IndexError, Reader};
-use crate::model::{RelPath, StatSig};
-use crate::observe;
+use crate::model::{Record, RelPath, StatSig};
+use crate::observe::{self, Child};
 
 /// Paths are handed over in portions of this size.
 const PORTION: usize = 2048;
@@ -107,15 +106,14 @@ struct Verdict {
     is_same: bool,
 }
 
-/// Rows with greater numbers than `head` have come since.
-fn judged(reader: &Reader, head: u64, path: &RelPath, sig: &StatSig) -> Result<Verdict, IndexError> {
-    let Some(record) = reader.get(path)? else {
-        return Ok(Verdict::default());
-    };
-    Ok(Verdict {
-        known: (!record.row.deleted && record.seq <= head).then_some(record.seq),
-        is_same: record.is_as(sig),
-    })
+impl Verdict {
+    /// Rows with greater numbers than `head` have come since.
+    fn of(record: Option<&Record>, head: u64, sig: &StatSig) -> Verdict {
+        record.map_or_else(Verdict::default, |record| Verdict {
+            known: (!record.row.deleted && record.seq <= head).then_some(record.seq),
+            is_same: record.is_as(sig),
+        })
+    }
 }
 
 /// Compares everything beneath the share's root.
@@ -140,9 +138,22 @@ fn scan(share: &Arc<Share>, occasion: Occasion, stop: &watch::Receiver<bool>) ->
     let mut portion = Vec::new();
     let mut differing = 0u64;
     let mut failed: anyhow::Result<()> = Ok(());
-    let judge = |path: &RelPath, sig: &StatSig| match reader.read().as_ref() {
-        Some(reader) => judged(reader, head, path, sig),
-        None => Ok(Verdict::default()),
+    let unreadable = Mutex::new(None);
+    let judge = |dir: &RelPath, children: &mut [Child<Verdict>]| {
+        let reader = reader.read();
+        let Some(reader) = reader.as_ref() else { return };
+        let asked = reader.each_child(
+            dir,
+            children,
+            |child| &child.name,
+            |child, record| {
+                child.verdict = Verdict::of(record.as_ref(), head, &child.sig);
+            },
+        );
+        if let Err(error) = asked {
+            ended.store(true, Ordering::Relaxed);
+            unreadable.lock().get_or_insert(error);
+        }
     };
     let hint_of = |sig: &StatSig| Hint {
         beneath: match is_first {
@@ -151,8 +162,8 @@ fn scan(share: &Arc<Share>, occasion: Occasion, stop: &watch::Receiver<bool>) ->
         },
         ..Hint::default()
     };
-    let mut take = |verdict: Result<Verdict, IndexError>, sig: &StatSig, path: Path<'_>| {
-        let Verdict { known, is_same } = verdict?;
+    let mut take = |verdict: Verdict, sig: &StatSig, path: Path<'_>| {
+        let Verdict { known, is_same } = verdict;
         entries += 1;
         seen.extend(known);
         if !is_same {
@@ -173,7 +184,12 @@ fn scan(share: &Arc<Share>, occasion: Occasion, stop: &watch::Receiver<bool>) ->
         anyhow::Ok(())
     };
     if let Some(sig) = observe::stat(&share.root.batch(), &RelPath::root())? {
-        take(judge(&RelPath::root(), &sig), &sig, &|| Some(RelPath::root()))?;
+        let record = match reader.read().as_ref() {
+            Some(reader) => reader.get(&RelPath::root())?,
+            None => None,
+        };
+        let verdict = Verdict::of(record.as_ref(), head, &sig);
+        take(verdict, &sig, &|| Some(RelPath::root()))?;
     }
     let skip = |path: &RelPath, is_dir: bool| ends() || share.is_excluded(path, is_dir);
     let now = || share.resolver.lock().now();
@@ -197,6 +213,9 @@ fn scan(share: &Arc<Share>, occasion: Occasion, stop: &watch::Receiver<bool>) ->
         }
     })?;
     failed?;
+    if let Some(error) = unreadable.into_inner() {
+        return Err(error.into());
+    }
     if ends() {
         return Ok(());
     }

@@ -756,6 +756,53 @@ mod tests {
     }
 
     #[test]
+    fn children_are_found_by_their_names_and_what_lies_beneath_them_is_passed_by() {
+        let folder = tempfile::tempdir().unwrap();
+        let index = Index::open(&folder.path().join("index.redb"), "one").unwrap();
+        let mut known = vec!["a".to_owned(), "d".to_owned(), "d-".to_owned(), "e".to_owned()];
+        for nth in 0..200 {
+            known.push(format!("d/f{nth:03}"));
+            // Much in one, little in others.
+            known.extend((0..nth % 23).map(|deep| format!("d/f{nth:03}/{deep}")));
+            known.push(format!("d/f{nth:03}-"));
+        }
+        index
+            .write(|w| {
+                for name in &known {
+                    let seq = w.next_seq();
+                    w.put(&path(name), &record(seq, 10 + seq, false, None))?;
+                }
+                Ok(((), Durable::Yes))
+            })
+            .unwrap();
+        let read = index.read().unwrap();
+        let ask = |dir: &RelPath, mut names: Vec<String>| {
+            names.sort();
+            let mut items: Vec<(String, Option<Record>)> =
+                names.into_iter().map(|name| (name, None)).collect();
+            read.each_child(
+                dir,
+                &mut items,
+                |item| item.0.as_bytes(),
+                |item, found| item.1 = found,
+            )
+            .unwrap();
+            for (name, found) in &items {
+                let at = dir.join(name.as_bytes()).unwrap();
+                assert_eq!(*found, read.get(&at).unwrap(), "{at}");
+            }
+            items.iter().filter(|item| item.1.is_some()).count()
+        };
+        let every = (0..250).flat_map(|nth| ["", "-", "x"].map(|end| format!("f{nth:03}{end}")));
+        assert_eq!(ask(&path("d"), every.collect()), 400);
+        let few = [3, 77, 78, 150].map(|nth| format!("f{nth:03}"));
+        assert_eq!(ask(&path("d"), few.to_vec()), 4);
+        let top = ["a", "b", "d", "d-", "z"].map(str::to_owned);
+        assert_eq!(ask(&RelPath::root(), top.to_vec()), 3);
+        assert_eq!(ask(&path("e"), vec!["f".to_owned()]), 0);
+    }
+
+    #[test]
     fn leaves_are_known_while_a_content_is_here_and_for_a_while_after() {
         let folder = tempfile::tempdir().unwrap();
         let index = Index::open(&folder.path().join("index.redb"), "one").unwrap();

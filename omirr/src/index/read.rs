@@ -1,6 +1,8 @@
 //! Reading the index, in a snapshot.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
+use std::ops::Bound;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
@@ -34,6 +36,10 @@ pub struct Reader {
     moves: OnceLock<ReadOnlyTable<u64, &'static [u8]>>,
     leaves: OnceLock<ReadOnlyTable<&'static [u8], &'static [u8]>>,
 }
+
+/// Rows that are passed by on the way to a name's, what lies in the directory before it
+/// say, before that is sought anew.
+const STEPS_MAX: u32 = 6;
 
 /// Decodes a record that this index wrote.
 pub(super) fn decode<T: serde::de::DeserializeOwned>(index: &Path, bytes: &[u8]) -> Result<T, IndexError> {
@@ -161,6 +167,53 @@ impl Reader {
 
     pub fn get(&self, path: &RelPath) -> Result<Option<Record>, IndexError> {
         get(&self.path, &self.rows, path)
+    }
+
+    /// Looks up the paths of all `items`, which lie in `dir` and are in the order of
+    /// their names, and tells `found` what is there. Most lie side by side in the table,
+    /// and not each needs a descent from its root.
+    pub fn each_child<T>(
+        &self,
+        dir: &RelPath,
+        items: &mut [T],
+        name: impl Fn(&T) -> &[u8],
+        mut found: impl FnMut(&mut T, Option<Record>),
+    ) -> Result<(), IndexError> {
+        let fail = |error| storage(&self.path, error);
+        let mut key = dir.as_bytes().to_vec();
+        if !dir.is_root() {
+            key.push(b'/');
+        }
+        let names_at = key.len();
+        let mut cursor = None;
+        for item in items {
+            key.truncate(names_at);
+            key.extend_from_slice(name(item));
+            let mut steps = 0;
+            let record = loop {
+                let at = match &mut cursor {
+                    Some(at) if steps < STEPS_MAX => at,
+                    _ => {
+                        steps = 0;
+                        let sought = self.rows.lower_bound(Bound::Included(&key[..]));
+                        cursor.insert(sought.map_err(fail)?)
+                    }
+                };
+                let Some((next, bytes)) = at.peek_next().map_err(fail)? else {
+                    break None;
+                };
+                match next.value().cmp(&key) {
+                    Ordering::Less => {
+                        at.next().map_err(fail)?;
+                        steps += 1;
+                    }
+                    Ordering::Equal => break Some(decode(&self.path, bytes.value())?),
+                    Ordering::Greater => break None,
+                }
+            };
+            found(item, record);
+        }
+        Ok(())
     }
 
     /// A live path with this content, if that is large.

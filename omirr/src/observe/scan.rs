@@ -25,7 +25,7 @@ const NAMES_BUFFER: usize = 64 << 10;
 pub struct Child<V = ()> {
     pub name: Box<[u8]>,
     pub sig: StatSig,
-    /// What the caller's judge said of it.
+    /// What the caller's judge says of it.
     pub verdict: V,
 }
 
@@ -35,7 +35,7 @@ pub struct ScannedDir<V = ()> {
     pub ino: u64,
     /// The directory's own signature, from before its names were read.
     pub sig: StatSig,
-    /// In no particular order.
+    /// In the order of their names.
     pub children: Vec<Child<V>>,
 }
 
@@ -72,16 +72,20 @@ pub fn scan<M: Copy>(
     moment: impl FnMut() -> M,
     out: impl FnMut(ScannedDir, M),
 ) -> Result<ScanSummary, ApplyError> {
-    scan_judged(root, start, skip, &|_, _| (), moment, out)
+    scan_judged(root, start, skip, &|_, _| {}, moment, out)
 }
+
+/// Says of the children of a directory, which come in the order of their names, what
+/// there is to say of them.
+type Judge<'a, V> = &'a (dyn Fn(&RelPath, &mut [Child<V>]) + Sync);
 
 /// The same, with what `judge` says of each child: it is asked on the threads
 /// that read.
-pub fn scan_judged<M: Copy, V: Send>(
+pub fn scan_judged<M: Copy, V: Send + Default>(
     root: &ShareRoot,
     start: &RelPath,
     skip: &(dyn Fn(&RelPath, bool) -> bool + Sync),
-    judge: &(dyn Fn(&RelPath, &StatSig) -> V + Sync),
+    judge: Judge<'_, V>,
     mut moment: impl FnMut() -> M,
     mut out: impl FnMut(ScannedDir<V>, M),
 ) -> Result<ScanSummary, ApplyError> {
@@ -133,7 +137,7 @@ pub fn list(
     path: &RelPath,
     skip: &(dyn Fn(&RelPath, bool) -> bool + Sync),
 ) -> Result<Listed, ApplyError> {
-    let read = read_dir(&root.batch(), path, skip, &|_, _| ())?;
+    let read = read_dir(&root.batch(), path, skip, &|_, _| {})?;
     Ok(Listed {
         dir: read.dir,
         unseen: read.unseen,
@@ -162,11 +166,11 @@ thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
-fn read_dir<V>(
+fn read_dir<V: Default>(
     dirs: &Dirs<'_>,
     path: &RelPath,
     skip: &(dyn Fn(&RelPath, bool) -> bool + Sync),
-    judge: &(dyn Fn(&RelPath, &StatSig) -> V + Sync),
+    judge: Judge<'_, V>,
 ) -> Result<ReadDir<V>, ApplyError> {
     // Taken out rather than borrowed: a thread that waits within rayon may be
     // given another directory to read meanwhile.
@@ -176,11 +180,11 @@ fn read_dir<V>(
     result
 }
 
-fn read_dir_with<V>(
+fn read_dir_with<V: Default>(
     dirs: &Dirs<'_>,
     path: &RelPath,
     skip: &(dyn Fn(&RelPath, bool) -> bool + Sync),
-    judge: &(dyn Fn(&RelPath, &StatSig) -> V + Sync),
+    judge: Judge<'_, V>,
     scratch: &mut Scratch,
 ) -> Result<ReadDir<V>, ApplyError> {
     let fail = |errno| ApplyError::system("read the directory", path, errno);
@@ -253,16 +257,17 @@ fn read_dir_with<V>(
             });
             continue;
         }
-        let sig = sig_of(&stat);
         children.push(Child {
             name: bytes.into(),
-            verdict: judge(&child, &sig),
-            sig,
+            verdict: V::default(),
+            sig: sig_of(&stat),
         });
         if is_dir {
             beneath.push(child);
         }
     }
+    children.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+    judge(path, &mut children);
     let dir = ScannedDir {
         path: path.clone(),
         ino: own.ino,
