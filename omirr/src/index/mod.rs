@@ -581,6 +581,34 @@ mod tests {
     }
 
     #[test]
+    fn of_two_paths_of_an_inode_the_one_put_last_is_found() {
+        let folder = tempfile::tempdir().unwrap();
+        let index = Index::open(&folder.path().join("index.redb"), "one").unwrap();
+        let put = |names: &[(&str, u64, bool)]| {
+            index
+                .write(|w| {
+                    for (name, ino, deleted) in names {
+                        let record = record(w.next_seq(), *ino, *deleted, None);
+                        w.put(&path(name), &record)?;
+                    }
+                    Ok(((), Durable::Yes))
+                })
+                .unwrap();
+        };
+        let found = |ino| index.read().unwrap().path_of_ino(ino).unwrap();
+        // Renamed between two looks of one pass, and the old name's end told later.
+        put(&[(".f.tmp", 5, false), ("f", 5, false)]);
+        assert_eq!(found(5), Some(path("f")));
+        put(&[(".f.tmp", 0, true)]);
+        assert_eq!(found(5), Some(path("f")));
+        // Onto a name that was there.
+        put(&[(".f.tmp2", 6, false), ("f", 6, false)]);
+        assert_eq!((found(5), found(6)), (None, Some(path("f"))));
+        put(&[("f", 7, false), ("g", 7, false)]);
+        assert_eq!(found(7), Some(path("g")));
+    }
+
+    #[test]
     fn an_error_undoes_the_transaction() {
         let folder = tempfile::tempdir().unwrap();
         let index = Index::open(&folder.path().join("index.redb"), "one").unwrap();

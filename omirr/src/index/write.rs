@@ -39,6 +39,8 @@ pub struct Writer<'txn> {
     comparing: Option<bool>,
     /// Rows of paths that had none, which go into the tables together.
     fresh: FxHashMap<RelPath, Record>,
+    /// And their inodes, each with the path that was put last.
+    fresh_inodes: FxHashMap<u64, RelPath>,
     rows: Table<'txn, &'static [u8], &'static [u8]>,
     seqs: Table<'txn, u64, &'static [u8]>,
     inodes: Table<'txn, u64, &'static [u8]>,
@@ -107,6 +109,7 @@ pub(super) fn transaction<T>(
             inodes: txn.open_table(INODES).map_err(|error| storage(&path, error))?,
             intents: txn.open_table(INTENTS).map_err(|error| storage(&path, error))?,
             fresh: FxHashMap::default(),
+            fresh_inodes: FxHashMap::default(),
             left: BTreeSet::new(),
             names: Seldom::new(&txn, |txn| txn.open_multimap_table(NAMES)),
             groups: Seldom::new(&txn, |txn| txn.open_multimap_table(GROUPS)),
@@ -226,12 +229,12 @@ impl Writer<'_> {
             .map(|(path, record)| (record.seq, path.as_bytes()))
             .collect();
         seqs.sort_unstable();
-        let mut inodes: Vec<_> = fresh
+        let fresh_inodes = std::mem::take(&mut self.fresh_inodes);
+        let mut inodes: Vec<_> = fresh_inodes
             .iter()
-            .filter_map(|(path, record)| Some((record.sig?.ino, path.as_bytes())))
+            .map(|(ino, path)| (*ino, path.as_bytes()))
             .collect();
         inodes.sort_unstable();
-        inodes.dedup_by_key(|(ino, _)| *ino);
         insert_in_order(&mut self.rows, &rows)
             .and_then(|()| insert_in_order(&mut self.seqs, &seqs))
             .and_then(|()| insert_in_order(&mut self.inodes, &inodes))
@@ -322,6 +325,9 @@ impl Writer<'_> {
         self.meta.head = self.meta.head.max(record.seq);
         self.meta.stamp = self.meta.stamp.max(record.row.version.stamp);
         let Some(old) = old else {
+            if let Some(sig) = record.sig {
+                self.fresh_inodes.insert(sig.ino, path.clone());
+            }
             self.fresh.insert(path.clone(), record.clone());
             return Ok(());
         };
@@ -330,6 +336,7 @@ impl Writer<'_> {
         }
         let old_ino = old.sig.map(|sig| sig.ino);
         if let Some(sig) = record.sig.filter(|sig| old_ino != Some(sig.ino)) {
+            self.fresh_inodes.remove(&sig.ino);
             self.inodes.insert(sig.ino, key).map_err(fail)?;
         }
         self.rows.insert(key, &encode(record)[..]).map_err(fail)?;
