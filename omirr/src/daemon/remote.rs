@@ -784,13 +784,13 @@ fn intend(
     share.index.write(|w| {
         // Of directories in which something is done, only the times change.
         let decided_paths: FxHashSet<&RelPath> = decided.iter().map(|one| &one.path).collect();
-        let mut beside = FxHashMap::default();
+        let mut beside = Vec::new();
         for step in steps {
             if let Step::Times { path, .. } | Step::Restore { path, .. } = step
                 && !decided_paths.contains(path)
                 && let Some(record) = w.get(path)?
             {
-                beside.insert(path, record.row);
+                beside.push((path, record.row));
             }
         }
         let to_do = decided.iter().filter(|one| one.work != Work::Nothing);

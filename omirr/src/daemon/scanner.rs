@@ -137,12 +137,15 @@ fn scan(share: &Arc<Share>, occasion: Occasion, stop: &watch::Receiver<bool>) ->
     let mut seen = RoaringTreemap::new();
     let mut portion = Vec::new();
     let mut differing = 0u64;
-    let mut failed: anyhow::Result<()> = Ok(());
-    let unreadable = Mutex::new(None);
+    let failed: Mutex<Option<anyhow::Error>> = Mutex::new(None);
+    let fail = |error| {
+        ended.store(true, Ordering::Relaxed);
+        failed.lock().get_or_insert(error);
+    };
     let judge = |dir: &RelPath, children: &mut [Child<Verdict>]| {
         let reader = reader.read();
         let Some(reader) = reader.as_ref() else { return };
-        let asked = reader.each_child(
+        let asked = reader.get_each(
             dir,
             children,
             |child| &child.name,
@@ -151,8 +154,7 @@ fn scan(share: &Arc<Share>, occasion: Occasion, stop: &watch::Receiver<bool>) ->
             },
         );
         if let Err(error) = asked {
-            ended.store(true, Ordering::Relaxed);
-            unreadable.lock().get_or_insert(error);
+            fail(error.into());
         }
     };
     let hint_of = |sig: &StatSig| Hint {
@@ -162,8 +164,7 @@ fn scan(share: &Arc<Share>, occasion: Occasion, stop: &watch::Receiver<bool>) ->
         },
         ..Hint::default()
     };
-    let mut take = |verdict: Verdict, sig: &StatSig, path: Path<'_>| {
-        let Verdict { known, is_same } = verdict;
+    let mut take = |Verdict { known, is_same }: Verdict, sig: &StatSig, path: Path<'_>| {
         entries += 1;
         seen.extend(known);
         if !is_same {
@@ -188,14 +189,15 @@ fn scan(share: &Arc<Share>, occasion: Occasion, stop: &watch::Receiver<bool>) ->
             Some(reader) => reader.get(&RelPath::root())?,
             None => None,
         };
-        let verdict = Verdict::of(record.as_ref(), head, &sig);
-        take(verdict, &sig, &|| Some(RelPath::root()))?;
+        take(Verdict::of(record.as_ref(), head, &sig), &sig, &|| {
+            Some(RelPath::root())
+        })?;
     }
     let skip = |path: &RelPath, is_dir: bool| ends() || share.is_excluded(path, is_dir);
     let now = || share.resolver.lock().now();
     let root = RelPath::root();
     let summary = observe::scan_judged(&share.root, &root, &skip, &judge, now, |dir, since| {
-        if failed.is_err() {
+        if failed.lock().is_some() {
             return;
         }
         {
@@ -207,14 +209,13 @@ fn scan(share: &Arc<Share>, occasion: Occasion, stop: &watch::Receiver<bool>) ->
         share.progress.lock().scan_seen += dir.children.len() as u64;
         for child in dir.children {
             if let Err(error) = take(child.verdict, &child.sig, &|| dir.path.join(&child.name).ok()) {
-                failed = Err(error);
+                fail(error);
                 return;
             }
         }
     })?;
-    failed?;
-    if let Some(error) = unreadable.into_inner() {
-        return Err(error.into());
+    if let Some(error) = failed.lock().take() {
+        return Err(error);
     }
     if ends() {
         return Ok(());

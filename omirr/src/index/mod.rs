@@ -808,7 +808,7 @@ mod tests {
             names.sort();
             let mut items: Vec<(String, Option<Record>)> =
                 names.into_iter().map(|name| (name, None)).collect();
-            read.each_child(
+            read.get_each(
                 dir,
                 &mut items,
                 |item| item.0.as_bytes(),

@@ -50,7 +50,7 @@ pub(super) fn decode<T: serde::de::DeserializeOwned>(index: &Path, bytes: &[u8])
 }
 
 /// A path as a table holds it.
-pub(super) fn decode_path(index: &Path, bytes: &[u8]) -> Result<RelPath, IndexError> {
+fn decode_path(index: &Path, bytes: &[u8]) -> Result<RelPath, IndexError> {
     RelPath::new(bytes).map_err(|why| IndexError::Corrupt {
         path: index.to_owned(),
         what: why.to_string(),
@@ -69,38 +69,8 @@ pub(super) fn get(
     }
 }
 
-/// What lies strictly beneath `path` in any rows table, in path order.
-pub(super) fn beneath<'t, T: ReadableTable<&'static [u8], &'static [u8]>>(
-    index: &'t Path,
-    rows: &'t T,
-    path: &RelPath,
-) -> Result<impl Iterator<Item = Result<(RelPath, Record), IndexError>> + use<'t, T>, IndexError> {
-    let (start, end) = path.beneath_range();
-    let range = match &end {
-        Some(end) => rows.range::<&[u8]>(&start[..]..&end[..]),
-        None => rows.range::<&[u8]>(&start[..]..),
-    }
-    .map_err(|error| storage(index, error))?;
-    Ok(range.map(move |pair| {
-        let (key, value) = pair.map_err(|error| storage(index, error))?;
-        Ok((decode_path(index, key.value())?, decode(index, value.value())?))
-    }))
-}
-
-/// Looks a path of the inode up in any inodes table.
-pub(super) fn path_of_ino(
-    index: &Path,
-    inodes: &impl ReadableTable<u64, &'static [u8]>,
-    ino: u64,
-) -> Result<Option<RelPath>, IndexError> {
-    match inodes.get(ino).map_err(|error| storage(index, error))? {
-        Some(bytes) => decode_path(index, bytes.value()).map(Some),
-        None => Ok(None),
-    }
-}
-
 /// Looks the paths under a number up in any table of names or groups.
-pub(super) fn paths(
+fn paths(
     index: &Path,
     table: &impl ReadableMultimapTable<u64, &'static [u8]>,
     number: u64,
@@ -172,7 +142,7 @@ impl Reader {
     /// Looks up the paths of all `items`, which lie in `dir` and are in the order of
     /// their names, and tells `found` what is there. Most lie side by side in the table,
     /// and not each needs a descent from its root.
-    pub fn each_child<T>(
+    pub fn get_each<T>(
         &self,
         dir: &RelPath,
         items: &mut [T],
@@ -274,7 +244,19 @@ impl Reader {
         &self,
         path: &RelPath,
     ) -> Result<impl Iterator<Item = Result<(RelPath, Record), IndexError>> + '_, IndexError> {
-        beneath(&self.path, &self.rows, path)
+        let (start, end) = path.beneath_range();
+        let range = match &end {
+            Some(end) => self.rows.range::<&[u8]>(&start[..]..&end[..]),
+            None => self.rows.range::<&[u8]>(&start[..]..),
+        }
+        .map_err(|error| storage(&self.path, error))?;
+        Ok(range.map(|pair| {
+            let (key, value) = pair.map_err(|error| storage(&self.path, error))?;
+            Ok((
+                decode_path(&self.path, key.value())?,
+                decode(&self.path, value.value())?,
+            ))
+        }))
     }
 
     /// The live entries directly in a directory, in path order. What is beneath
@@ -405,11 +387,11 @@ impl Reader {
 
     /// A path of the inode, as last seen.
     pub fn path_of_ino(&self, ino: u64) -> Result<Option<RelPath>, IndexError> {
-        path_of_ino(
-            &self.path,
-            self.opened(&self.inodes, |txn| txn.open_table(INODES))?,
-            ino,
-        )
+        let inodes = self.opened(&self.inodes, |txn| txn.open_table(INODES))?;
+        match inodes.get(ino).map_err(|error| storage(&self.path, error))? {
+            Some(bytes) => decode_path(&self.path, bytes.value()).map(Some),
+            None => Ok(None),
+        }
     }
 
     /// All paths of the inode, as last seen.

@@ -1,14 +1,14 @@
 //! Writing the index, in transactions.
 
 use std::cell::OnceCell;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use redb::{
     Database, MultimapTable, ReadableMultimapTable, ReadableTable, ReadableTableMetadata, Table,
     WriteTransaction,
 };
-use rustc_hash::{FxHashMap, FxHashSet};
+use rustc_hash::FxHashSet;
 use serde::Serialize;
 
 use super::runs::insert_in_order;
@@ -38,9 +38,9 @@ pub struct Writer<'txn> {
     gaps: Option<Vec<Gap>>,
     comparing: Option<bool>,
     /// Rows of paths that had none, which go into the tables together.
-    fresh: FxHashMap<RelPath, Record>,
+    fresh: BTreeMap<RelPath, Record>,
     /// And their inodes, each with the path that was put last.
-    fresh_inodes: FxHashMap<u64, RelPath>,
+    fresh_inodes: BTreeMap<u64, RelPath>,
     rows: Table<'txn, &'static [u8], &'static [u8]>,
     seqs: Table<'txn, u64, &'static [u8]>,
     inodes: Table<'txn, u64, &'static [u8]>,
@@ -108,8 +108,8 @@ pub(super) fn transaction<T>(
             seqs: txn.open_table(SEQS).map_err(|error| storage(&path, error))?,
             inodes: txn.open_table(INODES).map_err(|error| storage(&path, error))?,
             intents: txn.open_table(INTENTS).map_err(|error| storage(&path, error))?,
-            fresh: FxHashMap::default(),
-            fresh_inodes: FxHashMap::default(),
+            fresh: BTreeMap::new(),
+            fresh_inodes: BTreeMap::new(),
             left: BTreeSet::new(),
             names: Seldom::new(&txn, |txn| txn.open_multimap_table(NAMES)),
             groups: Seldom::new(&txn, |txn| txn.open_multimap_table(GROUPS)),
@@ -218,8 +218,8 @@ impl Writer<'_> {
         if self.fresh.is_empty() {
             return Ok(());
         }
-        let mut fresh: Vec<(RelPath, Record)> = std::mem::take(&mut self.fresh).into_iter().collect();
-        fresh.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+        let fresh = std::mem::take(&mut self.fresh);
+        let fresh_inodes = std::mem::take(&mut self.fresh_inodes);
         let rows: Vec<_> = fresh
             .iter()
             .map(|(path, record)| (path.as_bytes(), encode(record)))
@@ -229,12 +229,10 @@ impl Writer<'_> {
             .map(|(path, record)| (record.seq, path.as_bytes()))
             .collect();
         seqs.sort_unstable();
-        let fresh_inodes = std::mem::take(&mut self.fresh_inodes);
-        let mut inodes: Vec<_> = fresh_inodes
+        let inodes: Vec<_> = fresh_inodes
             .iter()
             .map(|(ino, path)| (*ino, path.as_bytes()))
             .collect();
-        inodes.sort_unstable();
         insert_in_order(&mut self.rows, &rows)
             .and_then(|()| insert_in_order(&mut self.seqs, &seqs))
             .and_then(|()| insert_in_order(&mut self.inodes, &inodes))
