@@ -31,16 +31,25 @@ pub fn main(options: &Options) -> Result<ExitCode> {
     say("formatting");
     run(workspace::cargo().args(["fmt", "--all", "--"]).args(check))?;
     let bpf = workspace::root().join("omirr-ebpf/Cargo.toml");
-    if bpf.exists() {
+    let fuzz = workspace::root().join("tests/fuzz/Cargo.toml");
+    for apart in [&bpf, &fuzz] {
         run(workspace::cargo()
             .args(["fmt", "--manifest-path"])
-            .arg(&bpf)
+            .arg(apart)
             .arg("--")
             .args(check))?;
     }
     say("clippy");
+    let deny = ["--", "-D", "warnings"];
     run(workspace::cargo()
         .args(["clippy", "--workspace", "--all-targets"])
-        .args(["--", "-D", "warnings"]))?;
+        .args(deny))?;
+    // `cargo xtask fuzz` compiles them otherwise, so they would go stale unseen.
+    run(workspace::cargo()
+        .args(["clippy", "--bins", "--manifest-path"])
+        .arg(&fuzz)
+        .arg("--target-dir")
+        .arg(workspace::target())
+        .args(deny))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -53,7 +53,11 @@ fn record(seq: u64) -> Record {
     let time = Time { secs: 1, nanos: 2 };
     let row = Row {
         entry: Entry {
-            kind: if seq.is_multiple_of(5) { Kind::Directory } else { Kind::Fifo },
+            kind: if seq.is_multiple_of(5) {
+                Kind::Directory
+            } else {
+                Kind::Fifo
+            },
             mode: 0o644,
             uid: 0,
             gid: 0,
@@ -96,14 +100,12 @@ fn record(seq: u64) -> Record {
     }
 }
 
-fn fill(
-    w: &mut omirr::index::Writer<'_>,
-) -> Result<((), Durable), omirr::index::IndexError> {
+fn fill(w: &mut omirr::index::Writer<'_>) -> Result<((), Durable), omirr::index::IndexError> {
     for n in 0..60 {
         let path = RelPath::new(format!("d{}/{n}", n % 4).as_bytes()).expect("a path");
         let record = record(w.next_seq());
         w.put(&path, &record)?;
-        w.intend(&path, &record.row)?;
+        w.intend([(&path, &record.row)])?;
     }
     Ok(((), Durable::Yes))
 }
@@ -111,7 +113,10 @@ fn fill(
 /// The good index as far as the first three bytes of `data` say. Pages in its
 /// midst are not damaged here: redb aborts on some, see docs/INDEX.md at its end.
 fn cut(data: &[u8], good: &[u8]) -> Vec<u8> {
-    let at = data.iter().take(3).fold(0, |at, byte| at << 8 | usize::from(*byte));
+    let at = data
+        .iter()
+        .take(3)
+        .fold(0, |at, byte| at << 8 | usize::from(*byte));
     good[..at % (good.len() + 1)].to_vec()
 }
 
