@@ -16,7 +16,7 @@ use tokio_rustls::TlsStream;
 
 use super::NetError;
 use super::error::{is_hang_up, tls_error};
-use super::link::Link;
+use super::link::{Link, Pace};
 use crate::wire::frame::{self, Progress};
 use crate::wire::{Decoder, Encoder, Message, Pack};
 
@@ -201,10 +201,13 @@ impl Writer {
     }
 
     fn encode(&mut self, message: &Message) -> Result<(), NetError> {
-        let pack = if message.is_bulky() && (message.is_of_small_files() || !self.link.is_fast()) {
-            Pack::IfSmaller
-        } else {
-            Pack::Never
+        let pack = match message.is_bulky() {
+            true => match self.link.pace() {
+                Pace::Slow => Pack::Thoroughly,
+                Pace::Fast if !message.is_of_small_files() => Pack::Never,
+                Pace::Fast | Pace::Usual => Pack::IfSmaller,
+            },
+            false => Pack::Never,
         };
         self.encoder
             .encode(message, pack, &mut self.buffer)

@@ -1,7 +1,7 @@
 //! How fast the kernel finds a connection to be.
 //!
 //! In: a connected TCP socket. Out: its delivery rate, which is what decides
-//! whether compressing is worth the time that it takes.
+//! how much work compressing is worth.
 #![expect(unsafe_code, reason = "TCP_INFO has no safe wrapper")]
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -11,27 +11,44 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 /// MB/s on one core.
 const FAST_BYTES_PER_S: u64 = 250 << 20;
 
+/// Below so many bytes a second a connection takes longer to carry bytes than one
+/// core to make them a few percent fewer. Somewhat more than 100 Mbit/s.
+const SLOW_BYTES_PER_S: u64 = 16 << 20;
+
 /// Of `struct tcp_info` in linux/tcp.h (Linux 4.9 and newer):
 /// `tcpi_delivery_rate`, a `u64` in the machine's byte order, bytes a second.
 const DELIVERY_RATE: std::ops::Range<usize> = 160..168;
+
+/// What a connection's bytes are worth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pace {
+    /// They had better go as they are.
+    Fast,
+    /// They are worth compressing.
+    Usual,
+    /// They are worth compressing with much work.
+    Slow,
+}
 
 /// A connection's socket, for asking about it.
 #[derive(Debug)]
 pub(super) struct Link(Option<OwnedFd>);
 
 impl Link {
-    /// If the descriptor cannot be copied, the link counts as slow.
+    /// If the descriptor cannot be copied, the link is of the usual pace.
     pub(super) fn of(socket: &impl AsFd) -> Link {
         Link(socket.as_fd().try_clone_to_owned().ok())
     }
 
-    /// Whether bytes had better go as they are. A connection that has not yet
-    /// carried much counts as slow.
-    pub(super) fn is_fast(&self) -> bool {
-        self.0
-            .as_ref()
-            .and_then(|socket| delivery_rate(socket.as_fd()))
-            .is_some_and(|rate| rate >= FAST_BYTES_PER_S)
+    /// What the kernel has seen of it. A connection that has not yet carried
+    /// anything is of the usual pace.
+    pub(super) fn pace(&self) -> Pace {
+        let rate = self.0.as_ref().and_then(|socket| delivery_rate(socket.as_fd()));
+        match rate {
+            Some(FAST_BYTES_PER_S..) => Pace::Fast,
+            Some(1..SLOW_BYTES_PER_S) => Pace::Slow,
+            _ => Pace::Usual,
+        }
     }
 }
 
@@ -83,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_tcp_socket_counts_as_slow() {
-        assert!(!Link::of(&std::io::stdin()).is_fast());
+    fn what_is_no_tcp_socket_is_of_the_usual_pace() {
+        assert_eq!(Link::of(&std::io::stdin()).pace(), Pace::Usual);
     }
 }

@@ -33,6 +33,11 @@ const COMPRESS_FROM_BYTES: usize = 512;
 const LEVEL: i32 = 1;
 /// Of rows without contents, which are few bytes and alike.
 const LEVEL_OF_ROWS: i32 = 6;
+/// Of contents on a slow connection, from [`THOROUGH_FROM_BYTES`] on: some 40
+/// MB/s on one core, which is more than such a connection takes.
+const LEVEL_THOROUGH: i32 = 9;
+/// Smaller bodies are few, or somebody waits for them.
+const THOROUGH_FROM_BYTES: usize = 64 << 10;
 /// Bodies above are sampled before they are compressed as a whole.
 const SAMPLE_FROM_BYTES: usize = 256 << 10;
 const SAMPLE_BYTES: usize = 32 << 10;
@@ -87,6 +92,9 @@ pub enum Pack {
     Never,
     /// If it is one of content and shrinks by it.
     IfSmaller,
+    /// The same, and many bytes by more work: for a connection that takes longer
+    /// to carry bytes than this node to make them fewer.
+    Thoroughly,
 }
 
 /// Turns messages into frames; keeps its buffers and its compressor.
@@ -120,6 +128,7 @@ impl Encoder {
         }
         let level = match message.content_bytes() {
             0 => LEVEL_OF_ROWS,
+            _ if pack == Pack::Thoroughly && self.body.len() >= THOROUGH_FROM_BYTES => LEVEL_THOROUGH,
             _ => LEVEL,
         };
         let done = if self.pack(level)? {

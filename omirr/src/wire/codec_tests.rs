@@ -618,6 +618,35 @@ fn only_what_shrinks_is_compressed() {
 }
 
 #[test]
+fn more_work_makes_fewer_bytes_of_many() {
+    let mut random = blake3::Hasher::new().finalize_xof();
+    let mut words = |bytes: usize| {
+        let mut text = Vec::new();
+        while text.len() < bytes {
+            let mut pick = [0];
+            random.fill(&mut pick);
+            text.extend([b"inode ", b"dentry", b"vector", b"fence "][usize::from(pick[0] % 4)]);
+        }
+        Message::Content {
+            id: 1,
+            parts: vec![Part::Data(Bytes::from(text))],
+            last: true,
+        }
+    };
+    let len = |message: &Message, pack: Pack| {
+        let (mut encoder, mut out) = (Encoder::default(), BytesMut::new());
+        encoder.encode(message, pack, &mut out).unwrap();
+        let len = out.len();
+        assert_eq!(&decode(&out).unwrap(), message);
+        len
+    };
+    let many = words(256 << 10);
+    assert!(len(&many, Pack::Thoroughly) < len(&many, Pack::IfSmaller));
+    let few = words(4 << 10);
+    assert_eq!(len(&few, Pack::Thoroughly), len(&few, Pack::IfSmaller));
+}
+
+#[test]
 fn a_bomb_is_refused_by_its_size() {
     let mut bomb = zstd::bulk::compress(&vec![0; LIMITS.body_bytes + 1], 19).unwrap();
     assert!(bomb.len() < 5000);
