@@ -38,9 +38,11 @@ pub struct Writer<'txn> {
     gaps: Option<Vec<Gap>>,
     comparing: Option<bool>,
     /// Rows of paths that had none, which go into the tables together.
-    fresh: BTreeMap<RelPath, Record>,
-    /// And their inodes, each with the path that was put last.
+    fresh: BTreeMap<RelPath, Fresh>,
+    /// Their inodes, each with the path that was put last.
     fresh_inodes: BTreeMap<u64, RelPath>,
+    /// What their keys and values take.
+    fresh_bytes: usize,
     rows: Table<'txn, &'static [u8], &'static [u8]>,
     seqs: Table<'txn, u64, &'static [u8]>,
     inodes: Table<'txn, u64, &'static [u8]>,
@@ -57,8 +59,17 @@ pub struct Writer<'txn> {
     former: Seldom<'txn, Table<'txn, u64, &'static [u8]>>,
 }
 
-/// So many rows go into the tables together.
+/// So many rows go into the tables together,
 const FRESH_MAX: usize = 4096;
+/// or so many bytes: the rows of some files have attributes of 64 KiB and more.
+const FRESH_BYTES_MAX: usize = 4 << 20;
+
+/// A row that is not yet in the tables.
+struct Fresh {
+    seq: u64,
+    /// The record, encoded.
+    bytes: Vec<u8>,
+}
 
 /// A table that few transactions need: opened when it is asked for, since opening
 /// takes longer than what is done to most rows.
@@ -110,6 +121,7 @@ pub(super) fn transaction<T>(
             intents: txn.open_table(INTENTS).map_err(|error| storage(&path, error))?,
             fresh: BTreeMap::new(),
             fresh_inodes: BTreeMap::new(),
+            fresh_bytes: 0,
             left: BTreeSet::new(),
             names: Seldom::new(&txn, |txn| txn.open_multimap_table(NAMES)),
             groups: Seldom::new(&txn, |txn| txn.open_multimap_table(GROUPS)),
@@ -208,7 +220,7 @@ impl Writer<'_> {
 
     pub fn get(&self, path: &RelPath) -> Result<Option<Record>, IndexError> {
         match self.fresh.get(path) {
-            Some(record) => Ok(Some(record.clone())),
+            Some(row) => read::decode(&self.path, &row.bytes).map(Some),
             None => read::get(&self.path, &self.rows, path),
         }
     }
@@ -220,13 +232,14 @@ impl Writer<'_> {
         }
         let fresh = std::mem::take(&mut self.fresh);
         let fresh_inodes = std::mem::take(&mut self.fresh_inodes);
+        self.fresh_bytes = 0;
         let rows: Vec<_> = fresh
             .iter()
-            .map(|(path, record)| (path.as_bytes(), encode(record)))
+            .map(|(path, row)| (path.as_bytes(), &row.bytes))
             .collect();
         let mut seqs: Vec<_> = fresh
             .iter()
-            .map(|(path, record)| (record.seq, path.as_bytes()))
+            .map(|(path, row)| (row.seq, path.as_bytes()))
             .collect();
         seqs.sort_unstable();
         let inodes: Vec<_> = fresh_inodes
@@ -255,7 +268,10 @@ impl Writer<'_> {
         let index = self.path.clone();
         let fail = |error: redb::StorageError| storage(&index, error);
         let key = path.as_bytes();
-        if self.fresh.len() >= FRESH_MAX || self.fresh.contains_key(path) {
+        if self.fresh.len() >= FRESH_MAX
+            || self.fresh_bytes >= FRESH_BYTES_MAX
+            || self.fresh.contains_key(path)
+        {
             self.write_fresh()?;
         }
         for (record, came) in old.map(|old| (old, false)).into_iter().chain([(record, true)]) {
@@ -326,7 +342,9 @@ impl Writer<'_> {
             if let Some(sig) = record.sig {
                 self.fresh_inodes.insert(sig.ino, path.clone());
             }
-            self.fresh.insert(path.clone(), record.clone());
+            let (seq, bytes) = (record.seq, encode(record));
+            self.fresh_bytes += key.len() + bytes.len();
+            self.fresh.insert(path.clone(), Fresh { seq, bytes });
             return Ok(());
         };
         if old.seq != record.seq {
