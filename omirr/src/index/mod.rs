@@ -402,7 +402,7 @@ mod tests {
     use crate::content::Leaves;
     use crate::model::{
         Entry, Flags, Hash, Kind, LinkGroup, Moved, Record, RelPath, Row, Sketch, StatSig, Time, TreeMove,
-        Vector, Version,
+        Vector, Version, Xattr,
     };
 
     fn record(seq: u64, ino: u64, deleted: bool, link: Option<u64>) -> Record {
@@ -453,6 +453,37 @@ mod tests {
 
     fn path(text: &str) -> RelPath {
         RelPath::new(text.as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn rows_of_many_bytes_are_there_while_they_are_written_and_afterwards() {
+        let folder = tempfile::tempdir().unwrap();
+        let index = Index::open(&folder.path().join("index.redb"), "one").unwrap();
+        let large = |seq: u64| {
+            let mut record = record(seq, 100 + seq, false, None);
+            record.row.entry.xattrs = vec![Xattr {
+                name: b"user.large"[..].into(),
+                value: vec![seq as u8; 64 << 10].into(),
+            }];
+            record
+        };
+        let names: Vec<_> = (1..=200).rev().map(|nth| path(&format!("{nth}"))).collect();
+        index
+            .write(|w| {
+                for name in &names {
+                    let seq = w.next_seq();
+                    w.put(name, &large(seq))?;
+                    assert_eq!(w.get(name)?, Some(large(seq)));
+                    assert_eq!(w.get(&names[0])?, Some(large(1)));
+                }
+                Ok(((), Durable::Yes))
+            })
+            .unwrap();
+        let reader = index.read().unwrap();
+        for (nth, name) in (1..).zip(&names) {
+            assert_eq!(reader.get(name).unwrap(), Some(large(nth)));
+            assert_eq!(reader.path_of_ino(100 + nth).unwrap().as_ref(), Some(name));
+        }
     }
 
     #[test]

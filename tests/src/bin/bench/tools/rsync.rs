@@ -59,7 +59,7 @@ impl Tool for Rsync {
         let options: String = self.options.iter().map(|option| format!(" {option}")).collect();
         format!(
             "`rsync -a --delete {EXACT_TIMES}{options} A/ rsync://{}:{PORT}/b/`; at B `rsync --daemon --no-detach`, which runs \
-             before, with `use chroot = no, munge symlinks = no, uid = 0, gid = 0, reverse lookup = no, read only = no`",
+             before, with `use chroot = yes, uid = 0, gid = 0, reverse lookup = no, read only = no`",
             Side::Two.address()
         )
     }
@@ -86,7 +86,7 @@ pub fn daemon(wire: &Wire, b: &Path, home: &Path) -> Result<Process> {
     fs::write(
         &config,
         format!(
-            "use chroot = no\nmunge symlinks = no\nuid = 0\ngid = 0\nreverse lookup = no\n[b]\npath = {}\nread only = no\n",
+            "use chroot = yes\nuid = 0\ngid = 0\nreverse lookup = no\n[b]\npath = {}\nread only = no\n",
             text(b)
         ),
     )?;
