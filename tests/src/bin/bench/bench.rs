@@ -7,6 +7,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -46,6 +47,29 @@ pub enum On {
     Image(u64),
 }
 
+/// The disk has not enough left for the largest measurement.
+#[derive(Debug)]
+pub struct NoRoom {
+    folder: String,
+    /// Bytes.
+    left: u64,
+    needed: u64,
+}
+
+impl fmt::Display for NoRoom {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            out,
+            "the disk of {} has {} GiB left, and a measurement may need {}; make room there, or choose another disk by --dir, and run the rows that are missing",
+            self.folder,
+            self.left >> 30,
+            self.needed >> 30
+        )
+    }
+}
+
+impl std::error::Error for NoRoom {}
+
 pub struct Bench {
     pub wire: Wire,
     pub scale: Scale,
@@ -81,6 +105,23 @@ impl Bench {
     /// When a wait that begins now must be over.
     pub fn end(&self) -> Instant {
         Instant::now() + self.limit
+    }
+
+    /// # Errors
+    /// [`NoRoom`]: what fails for want of it would be taken for the tool's fault.
+    pub fn ensure_room(&self) -> Result<()> {
+        let there = rustix::fs::statvfs(&self.folder)?;
+        let (left, needed) = (there.f_bavail * there.f_frsize, self.scale.pick(1, 13) << 30);
+        if left < needed {
+            let folder = self.folder.display().to_string();
+            return Err(NoRoom { folder, left, needed }.into());
+        }
+        Ok(())
+    }
+
+    /// `said` without the name of this run's folder, for whoever reads it elsewhere.
+    pub fn without_folder(&self, said: &str) -> String {
+        said.replace(&format!("{}/", self.folder.display()), "")
     }
 
     /// A fresh folder; in memory, on a filesystem of its own.

@@ -2,7 +2,7 @@
 //!
 //! In: the choice. Out: a line of JSON for each measurement, and one on stderr.
 //! A measurement that fails, panics or takes too long is noted, and the run goes
-//! on; only Ctrl-C ends it.
+//! on; only Ctrl-C ends it, and a disk that is nearly full.
 
 use std::collections::HashSet;
 use std::fs;
@@ -151,6 +151,7 @@ impl Driver {
 
     fn measure(&mut self, row: &Row, case: &Case, tool: &dyn Tool, round: usize) -> Result<Outcome> {
         stop::check()?;
+        self.bench.ensure_room()?;
         let started = Instant::now();
         let tried = catch_unwind(AssertUnwindSafe(|| (row.measure)(&self.bench, case, tool)));
         let result = tried.unwrap_or_else(|panic| {
@@ -166,7 +167,10 @@ impl Driver {
                 (vec![Found::new(row.name, None)], limit)
             }
             Err(error) => {
-                let said = format!("{error:#}").replace('\n', " ");
+                let said = self
+                    .bench
+                    .without_folder(&format!("{error:#}"))
+                    .replace('\n', " ");
                 let said: String = said.chars().take(600).collect();
                 (vec![Found::new(row.name, None)], Outcome::Failed(said))
             }

@@ -33,10 +33,14 @@ use clap::Parser;
 
 fn main() -> ExitCode {
     let result = choice::Options::parse().choose().and_then(|choice| {
-        if !choice.report_only {
-            drive::run(&choice)?;
+        if choice.report_only {
+            return report::write(&choice.into);
         }
-        report::write(&choice.into)
+        match drive::run(&choice) {
+            // What was measured until then is worth a report.
+            Err(error) if error.is::<bench::NoRoom>() => report::write(&choice.into).and(Err(error)),
+            result => result.and_then(|()| report::write(&choice.into)),
+        }
     });
     match result {
         Ok(()) => ExitCode::SUCCESS,
