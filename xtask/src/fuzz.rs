@@ -103,6 +103,11 @@ fn fuzz() -> PathBuf {
     workspace::root().join("tests/fuzz")
 }
 
+/// Of the workspace of the targets.
+pub fn manifest() -> PathBuf {
+    fuzz().join("Cargo.toml")
+}
+
 /// Logs, and inputs that broke something.
 fn built() -> PathBuf {
     workspace::target().join("fuzz")
@@ -130,7 +135,7 @@ fn make_seeds() -> Result<()> {
 fn build() -> Result<()> {
     run(workspace::cargo()
         .args(["build", "--bins", "--manifest-path"])
-        .arg(fuzz().join("Cargo.toml"))
+        .arg(manifest())
         .arg("--target-dir")
         .arg(workspace::target())
         .env("RUSTC_WRAPPER", fuzz().join("rustc-with-counters")))

@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::Args;
 
 use crate::shell::{run, say};
-use crate::workspace;
+use crate::{fuzz, workspace};
 
 /// Check formatting and clippy.
 #[derive(Args)]
@@ -31,8 +31,8 @@ pub fn main(options: &Options) -> Result<ExitCode> {
     say("formatting");
     run(workspace::cargo().args(["fmt", "--all", "--"]).args(check))?;
     let bpf = workspace::root().join("omirr-ebpf/Cargo.toml");
-    let fuzz = workspace::root().join("tests/fuzz/Cargo.toml");
-    for apart in [&bpf, &fuzz] {
+    let targets = fuzz::manifest();
+    for apart in [&bpf, &targets] {
         run(workspace::cargo()
             .args(["fmt", "--manifest-path"])
             .arg(apart)
@@ -47,7 +47,7 @@ pub fn main(options: &Options) -> Result<ExitCode> {
     // `cargo xtask fuzz` compiles them otherwise, so they would go stale unseen.
     run(workspace::cargo()
         .args(["clippy", "--bins", "--manifest-path"])
-        .arg(&fuzz)
+        .arg(&targets)
         .arg("--target-dir")
         .arg(workspace::target())
         .args(deny))?;

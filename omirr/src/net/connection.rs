@@ -201,13 +201,14 @@ impl Writer {
     }
 
     fn encode(&mut self, message: &Message) -> Result<(), NetError> {
-        let pack = match message.is_bulky() {
-            true => match self.link.pace() {
+        let pack = if message.is_bulky() {
+            match self.link.pace() {
                 Pace::Slow => Pack::Thoroughly,
                 Pace::Fast if !message.is_of_small_files() => Pack::Never,
                 Pace::Fast | Pace::Usual => Pack::IfSmaller,
-            },
-            false => Pack::Never,
+            }
+        } else {
+            Pack::Never
         };
         self.encoder
             .encode(message, pack, &mut self.buffer)

@@ -33,8 +33,8 @@ const COMPRESS_FROM_BYTES: usize = 512;
 const LEVEL: i32 = 1;
 /// Of rows without contents, which are few bytes and alike.
 const LEVEL_OF_ROWS: i32 = 6;
-/// Of contents on a slow connection, from [`THOROUGH_FROM_BYTES`] on: some 40
-/// MB/s on one core, which is more than such a connection takes.
+/// Of contents on a slow connection, from [`THOROUGH_FROM_BYTES`] on: some 60
+/// MB/s on one core (`bench/PROFILE.md`), which is more than such a connection takes.
 const LEVEL_THOROUGH: i32 = 9;
 /// Smaller bodies are few, or somebody waits for them.
 const THOROUGH_FROM_BYTES: usize = 64 << 10;
